@@ -1,0 +1,1 @@
+"""Handwriting recognition that trains, sweeps and transcribes on Ray."""

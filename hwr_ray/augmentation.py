@@ -1,0 +1,107 @@
+"""Random distortions of training lines, drawn from the seed, the epoch and the line's id alone.
+
+A line's picture therefore never depends on its neighbours, on the batch size or on the number of workers. All of it
+runs on the tensor's own device.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_SCALE = 0.15
+"""Width and height vary by up to this share."""
+MAX_SHEAR = 0.35
+"""Pixels to the side a pixel of height."""
+MAX_ROTATION = 0.03
+"""Radians."""
+MAX_SHIFT = 4.0
+"""Pixels, up or down."""
+SIDE_SHIFT = (-4.0, 14.0)
+"""Pixels to the right. Lines begin near the left edge, where a larger shift to the left would cut letters off."""
+MAX_WARP = (2.0, 3.0)
+"""Pixels, down and to the side, by which the points of the elastic grid move."""
+WARP_GRID = (3, 12)
+"""Points of the elastic grid, down and across."""
+MAX_PEN = 0.7
+"""Weight of the 3x3 dilated or eroded picture in the mix."""
+MAX_BLUR = 0.6
+"""Weight of the 3x3 mean in the mix."""
+INK_RANGE = (0.6, 1.3)
+"""Factor of the ink's darkness."""
+ERASE_SHARE, MAX_ERASED = 0.3, 8
+"""Share of lines from which a strip of full height is erased, and the strip's largest width in pixels."""
+
+NUM_SCALARS = 12
+
+
+def augment(ink: Tensor, ids: Sequence[str], *, seed: int, epoch: int) -> Tensor:
+    """Ink (N, 1, H, W), 0 paper to 1 ink, distorted: same shape, same range."""
+    num_warps = 2 * WARP_GRID[0] * WARP_GRID[1]
+    uniforms = torch.from_numpy(line_uniforms(ids, NUM_SCALARS + num_warps, seed=seed, epoch=epoch)).to(ink.device)
+    scalars, warps = uniforms[:, :NUM_SCALARS], uniforms[:, NUM_SCALARS:]
+    signed = 2 * scalars - 1
+    ink = F.grid_sample(ink, _sampling_grid(ink, signed[:, :6], 2 * warps - 1), align_corners=False)
+    ink = _change_pen(ink, signed[:, 6])
+    ink = torch.lerp(ink, F.avg_pool2d(ink, 3, 1, 1), _column(MAX_BLUR * scalars[:, 7]))
+    low, high = INK_RANGE
+    ink = (ink * _column(low + (high - low) * scalars[:, 8])).clamp(0, 1)
+    return _erase(ink, scalars[:, 9:12])
+
+
+def line_uniforms(ids: Sequence[str], count: int, *, seed: int, epoch: int) -> np.ndarray:
+    """`count` uniform numbers in 0..1 for each line: (N, count) float32, a function of (seed, epoch, id) alone.
+
+    The generator is SplitMix64 (Steele, Lea, Flood 2014), started from a hash of the three.
+    """
+    starts = [blake2b(f"{seed}/{epoch}/{line}".encode(), digest_size=8).digest() for line in ids]
+    state = np.frombuffer(b"".join(starts), np.uint64)[:, None]
+    z = state + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, count + 1, dtype=np.uint64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return ((z >> np.uint64(40)) * 2.0**-24).astype(np.float32)
+
+
+def _sampling_grid(ink: Tensor, signed: Tensor, warps: Tensor) -> Tensor:
+    """Where each pixel is read: affine map and elastic displacement, (N, H, W, 2) in grid_sample's -1..1 units."""
+    height, width = ink.shape[-2:]
+    scale_x, scale_y = (1 + MAX_SCALE * signed[:, i] for i in (0, 1))
+    slant, turn = MAX_SHEAR * signed[:, 2], MAX_ROTATION * signed[:, 3]
+    right = sum(SIDE_SHIFT) / 2 + (SIDE_SHIFT[1] - SIDE_SHIFT[0]) / 2 * signed[:, 4]
+    # Units are half the width and half the height, hence the ratios; widths scale about the left edge, which is at -1.
+    shift_x, shift_y = scale_x - 1 - right * 2 / width, MAX_SHIFT * 2 / height * signed[:, 5]
+    theta = torch.stack(
+        [
+            torch.stack([scale_x, (slant + turn) * height / width, shift_x], 1),
+            torch.stack([-turn * width / height, scale_y, shift_y], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta, list(ink.shape), align_corners=False)
+    warp = warps.view(-1, 2, *WARP_GRID)
+    warp = F.interpolate(warp, size=(height, width), mode="bilinear", align_corners=True)
+    reach = warp.new_tensor([MAX_WARP[1] * 2 / width, MAX_WARP[0] * 2 / height])
+    return grid + warp.permute(0, 2, 3, 1) * reach
+
+
+def _change_pen(ink: Tensor, signed: Tensor) -> Tensor:
+    """Thicker strokes where `signed` (N) is positive, thinner ones where it is negative."""
+    thick = F.max_pool2d(ink, 3, 1, 1)
+    thin = -F.max_pool2d(-ink, 3, 1, 1)
+    return torch.lerp(ink, torch.where(_column(signed) > 0, thick, thin), _column(MAX_PEN * signed.abs()))
+
+
+def _erase(ink: Tensor, scalars: Tensor) -> Tensor:
+    width = ink.shape[-1]
+    columns = torch.arange(width, device=ink.device)
+    start = scalars[:, 1:2] * width
+    erased = (columns >= start) & (columns < start + MAX_ERASED * scalars[:, 2:3]) & (scalars[:, :1] < ERASE_SHARE)
+    return ink.masked_fill(erased[:, None, None, :], 0)
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

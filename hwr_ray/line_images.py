@@ -1,0 +1,119 @@
+"""Line images: bytes of a file to a grey picture, a grey picture to the canvas."""
+
+import io
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hwr_ray.errors import UserError
+
+MIN_SIDE = 8
+"""Pixels. Nothing can be read in a picture lower or narrower than this."""
+MAX_PIXELS = 40_000_000
+"""A header that promises more is refused before a pixel is decoded (decompression bombs)."""
+
+PAPER = 255
+
+
+class UndecodableImageError(Exception):
+    """A file that holds no line image; its text is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Height and width, in pixels, of every picture that the model sees.
+
+    The default suits the Kaggle name crops: all but the tallest keep their size (benchmarks/results/canvas.md).
+    """
+
+    height: int = 48
+    width: int = 320
+
+    def __post_init__(self) -> None:
+        if self.height < MIN_SIDE or self.width < MIN_SIDE:
+            raise UserError(f"the canvas {self} is smaller than {MIN_SIDE}x{MIN_SIDE}")
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    def scale_for(self, height: int, width: int) -> float:
+        """By how much a picture shrinks to fit: its aspect is kept and it is never enlarged, so at most 1."""
+        return min(1.0, self.height / height, self.width / width)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The bytes of an image file (any format and depth OpenCV reads) as grey (H, W) uint8, 255 white.
+
+    Transparent pixels turn white. Raises UndecodableImageError where the bytes hold no whole, single picture of a
+    sensible size.
+    """
+    _check_header(data)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise UndecodableImageError("the picture is damaged")
+    return _to_grey(pixels)
+
+
+def _check_header(data: bytes) -> None:
+    if not data:
+        raise UndecodableImageError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            (width, height), kind, frames = picture.size, picture.format, getattr(picture, "n_frames", 1)
+    except Image.DecompressionBombError as error:
+        raise UndecodableImageError("the picture is far too large") from error
+    # Pillow's plugins raise many kinds of error on damaged headers.
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, EOFError) as error:
+        raise UndecodableImageError("the file is not an image") from error
+    if frames > 1:
+        raise UndecodableImageError(f"the file holds {frames} pictures, not one")
+    if min(height, width) < MIN_SIDE:
+        raise UndecodableImageError(f"{width}x{height} pixels are too few for a line")
+    if height * width > MAX_PIXELS:
+        raise UndecodableImageError(f"{width}x{height} pixels are more than {MAX_PIXELS // 10**6} million")
+    # Decoders fill the lost part of a cut JPEG or PNG with grey; only their end markers tell.
+    if kind == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise UndecodableImageError("the JPEG is cut off before its end")
+    if kind == "PNG" and b"IEND" not in data[-1024:]:
+        raise UndecodableImageError("the PNG is cut off before its end")
+
+
+def _to_grey(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        raise UndecodableImageError(f"pixels of type {pixels.dtype} are not supported")
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 1:
+        return pixels[:, :, 0]
+    grey = cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_BGR2GRAY)
+    if pixels.shape[2] == 4:
+        alpha = pixels[:, :, 3].astype(np.float32) / 255
+        grey = np.rint(grey * alpha + PAPER * (1 - alpha)).astype(np.uint8)
+    return grey
+
+
+def fit(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """A grey picture (h, w) uint8 on the canvas (H, W): shrunk if it must be, at the left, centred in height.
+
+    The rest is filled with the picture's median grey, its paper.
+    """
+    height, width = picture.shape
+    scale = canvas.scale_for(height, width)
+    if scale < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        height, width = picture.shape
+    fitted = np.full((canvas.height, canvas.width), np.median(picture), np.uint8)
+    top = (canvas.height - height) // 2
+    fitted[top : top + height, :width] = picture
+    return fitted
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """A grey picture (H, W) uint8 as the bytes of a PNG file."""
+    _, data = cv2.imencode(".png", picture)
+    return data.tobytes()

@@ -1,0 +1,87 @@
+"""The prepared data set: Parquet shards of line images, and what its dataset.json says of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from hwr_ray import storage
+from hwr_ray.errors import UserError
+from hwr_ray.labels import Split
+from hwr_ray.line_images import Canvas
+
+
+def schema(canvas: Canvas) -> pa.Schema:
+    """Columns of PREPARED/{train,validation,test}/*.parquet."""
+    return pa.schema(
+        {
+            "id": pa.string(),  # file name as the label CSV has it; unique in its split
+            "path": pa.string(),  # path or URI of the image file
+            "text": pa.string(),  # the label, normalized
+            "height": pa.int32(),  # of the image file, in pixels
+            "width": pa.int32(),
+            "image": pa.binary(canvas.height * canvas.width),  # (H, W) uint8 on the canvas, row by row, 255 white
+        }
+    )
+
+
+REJECTED = pa.schema(
+    {
+        "split": pa.string(),
+        "row": pa.int64(),  # number of the row in its CSV, 1 for the first below the header
+        "id": pa.string(),
+        "path": pa.string(),
+        "text": pa.string(),  # the label as the CSV has it
+        "reason": pa.string(),  # one of hwr_ray.cleaning.REASONS
+        "detail": pa.string(),  # more about the reason, or null
+    }
+)
+"""Columns of PREPARED/rejected/*.parquet."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared data set that is there and whole. Raises UserError where it is not."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        if not storage.is_file(storage.join(self.path, "dataset.json")):
+            raise UserError(f"{self.path} is no prepared data set: it has no dataset.json (jobs/prepare.py makes one)")
+        object.__setattr__(self, "facts", storage.read_json(storage.join(self.path, "dataset.json")))
+
+    facts: dict[str, Any] = None  # type: ignore[assignment]
+    """dataset.json."""
+
+    @property
+    def canvas(self) -> Canvas:
+        return Canvas(*self.facts["canvas"])
+
+    @property
+    def charset(self) -> str:
+        return self.facts["charset"]
+
+    def num_lines(self, split: Split) -> int:
+        """Prepared lines of a split. Raises UserError where the set has none."""
+        lines = self.facts["splits"].get(split, {}).get("prepared", 0)
+        if not lines:
+            raise UserError(f"{self.path} has no {split} lines")
+        return lines
+
+    def folder(self, split: Split) -> str:
+        return storage.absolute(storage.join(self.path, split))
+
+    def read(self, split: Split, *, shuffle_seed: int | None = None) -> ray.data.Dataset:
+        """The lines of a split, in blocks of a shard or more; with a seed, shard files come in its random order."""
+        filesystem, inner = storage.locate(self.folder(split))
+        shuffle = None if shuffle_seed is None else ray.data.FileShuffleConfig(seed=shuffle_seed)
+        return ray.data.read_parquet(inner, filesystem=filesystem, num_cpus=0.25, shuffle=shuffle)
+
+
+def images_of(table: pa.Table, canvas: Canvas) -> np.ndarray:
+    """The `image` column as (N, H, W) uint8; rows without an image are white."""
+    empty = b"\xff" * (canvas.height * canvas.width)
+    images = b"".join(image or empty for image in table["image"].to_pylist())
+    return np.frombuffer(images, np.uint8).reshape(-1, canvas.height, canvas.width)

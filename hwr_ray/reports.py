@@ -1,0 +1,313 @@
+"""Reports of a preparation and of an evaluation: one HTML file each, which asks for nothing outside itself."""
+
+import base64
+import io
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from hwr_ray import storage
+from hwr_ray.cleaning import REASONS
+from hwr_ray.labels import SPLITS
+from hwr_ray.line_images import Canvas, UndecodableImageError, decode, encode_png, fit
+from hwr_ray.metrics import Counts
+from hwr_ray.prepared import REJECTED, images_of
+from hwr_ray.tally import Tally
+
+LARGEST_PICTURE = Canvas(64, 640)
+"""Larger pictures are shrunk to it: 80 of them stay below 5 MB even if they hold noise."""
+MOST_LENGTH_GROUPS = 25
+MOST_CHARACTERS = 120
+MOST_CONFUSIONS = 24
+GOOD, BAD, PALE = "#2f6db3", "#c8502f", "#b9c6d6"
+
+
+def write_preparation_report(out: str, *, facts: dict[str, Any], tally: Tally) -> None:
+    """Writes `report.html` of the prepared data set in the folder `out`, whose shards are there already."""
+    canvas = Canvas(*facts["canvas"])
+    before, after = tally.lengths_before, tally.lengths_after
+    page = _render(
+        "preparation.html",
+        facts=facts,
+        canvas=canvas,
+        splits=[split for split in SPLITS if split in facts["splits"]],
+        reasons=reason_table(tally),
+        explanations=REASONS,
+        rejected=rejected_samples(out),
+        lengths=_plot_lengths(before, after) if before else None,
+        characters=character_table(tally),
+        sizes=_plot_sizes(tally.sizes, canvas) if tally.sizes else None,
+        shrinking=shrinking(tally.sizes, canvas),
+        lines=sample_lines(out, canvas),
+        settings=json.dumps(facts["settings"], indent=2, ensure_ascii=False, default=str),
+    )
+    storage.write_bytes(storage.join(out, "report.html"), page.encode())
+
+
+def reason_table(tally: Tally) -> list[dict[str, Any]]:
+    """Rows by reason and split, in the order of the rules, those that stayed at the end; their sum is all rows."""
+    reasons = [reason for reason in REASONS if any(reason == r for _, r in tally.rows)]
+    return [
+        {
+            "reason": reason,
+            "explanation": REASONS.get(reason, "the row stays"),
+            "counts": {split: tally.rows[split, reason] for split in SPLITS},
+            "total": sum(tally.rows[split, reason] for split in SPLITS),
+        }
+        for reason in [*reasons, "prepared"]
+    ]
+
+
+def rejected_samples(out: str, *, count: int = 6) -> dict[str, list[dict[str, Any]]]:
+    """The first `count` rejected rows of each reason by row number, with their `picture` or None."""
+    filesystem, _ = storage.locate(out)
+    kept = REJECTED.empty_table()
+    if shards := _shards(out, "rejected"):
+        # Batch by batch: millions of rows may be rejected.
+        for batch in ds.dataset(shards, filesystem=filesystem, schema=REJECTED).to_batches():
+            rows = pa.concat_tables([kept, pa.Table.from_batches([batch])])
+            rows = rows.sort_by([("row", "ascending"), ("split", "ascending")])
+            kept = rows.take(rows.select(["reason"]).to_pandas().groupby("reason").head(count).index.to_numpy())
+    samples: dict[str, list[dict[str, Any]]] = {reason: [] for reason in REASONS}
+    for row in kept.to_pylist():
+        samples[row["reason"]].append({**row, "picture": _picture_of_file(row["path"])})
+    return {reason: rows for reason, rows in samples.items() if rows}
+
+
+def _picture_of_file(path: str | None) -> np.ndarray | None:
+    if path is None:
+        return None
+    try:
+        return decode(storage.read_bytes(path))
+    except (OSError, UndecodableImageError):
+        return None
+
+
+def sample_lines(out: str, canvas: Canvas, *, count: int = 12, shards: int = 4) -> list[dict[str, Any]]:
+    """The first lines of a few shards of the first split that has any, with their `picture` on the canvas."""
+    filesystem, _ = storage.locate(out)
+    files = next(filter(None, (_shards(out, split) for split in SPLITS)), [])
+    files = files[:: max(1, len(files) // shards)][:shards]
+    lines: list[dict[str, Any]] = []
+    for file in files:
+        head = ds.dataset(file, filesystem=filesystem).head(-(-count // len(files)), columns=["id", "text", "image"])
+        rows = head.select(["id", "text"]).to_pylist()
+        lines += [{**row, "picture": image} for row, image in zip(rows, images_of(head, canvas), strict=True)]
+    return lines[:count]
+
+
+def _shards(out: str, folder: str) -> list[str]:
+    files = storage.list_files(storage.join(out, folder))
+    return [info.path for info in files if info.path.endswith(".parquet")]
+
+
+def shrinking(sizes: Counter[tuple[int, int]], canvas: Canvas) -> dict[str, float]:
+    """Share of the images that shrink to fit the canvas, and their scales: at the median and the smallest."""
+    pairs = sorted((canvas.scale_for(*size), number) for size, number in sizes.items())
+    scales = np.repeat([scale for scale, _ in pairs], [number for _, number in pairs])
+    shrunk = scales[scales < 1]
+    if not len(shrunk):
+        return {"share": 0.0, "median": 1.0, "smallest": 1.0}
+    return {"share": len(shrunk) / len(scales), "median": float(np.median(shrunk)), "smallest": float(shrunk[0])}
+
+
+def character_table(tally: Tally) -> list[dict[str, Any]]:
+    """Each character with its count in all labels and in the kept ones, most frequent first."""
+    after: Counter[str] = Counter()
+    for (_, character), number in tally.characters_after.items():
+        after[character] += number
+    before = tally.characters_before
+    characters = sorted(before.keys() | after.keys(), key=lambda c: (-max(before[c], after[c]), c))
+    return [{"character": c, "before": before[c], "after": after[c]} for c in characters]
+
+
+def write_evaluation_report(
+    out: str, *, metrics: dict[str, Any], predictions: pa.Table, images: Mapping[str, np.ndarray]
+) -> None:
+    """Writes `report.html` of an evaluation in the folder `out`.
+
+    `predictions` has the columns `id`, `text`, `prediction`, `confidence` (0..1) and `num_edits`; `images` holds
+    the pictures (H, W) uint8 of the lines to show, by id.
+    """
+    pairs = confusions(predictions["text"].to_pylist(), predictions["prediction"].to_pylist())
+    page = _render(
+        "evaluation.html",
+        metrics=metrics,
+        groups=by_length(predictions),
+        confusions=sorted(pairs.items(), key=lambda item: (-item[1], item[0])),
+        num_edits=pairs.total(),
+        confidence=_plot_confidence(predictions) if len(predictions) else None,
+        lines=[{**line, "picture": images[line["id"]]} for line in _worst_first(predictions) if line["id"] in images],
+    )
+    storage.write_bytes(storage.join(out, "report.html"), page.encode())
+
+
+def lines_to_show(predictions: pa.Table, count: int = 40) -> list[str]:
+    """Ids of the worst lines: most edits by length of the text, then the highest confidence. Right lines are none."""
+    return [line["id"] for line in _worst_first(predictions) if line["num_edits"]][:count]
+
+
+def _worst_first(predictions: pa.Table) -> list[dict[str, Any]]:
+    return sorted(
+        predictions.to_pylist(),
+        key=lambda line: (-line["num_edits"] / max(1, len(line["text"])), -line["confidence"], line["id"]),
+    )
+
+
+def by_length(predictions: pa.Table) -> list[dict[str, Any]]:
+    """Lines, CER and exact match by the length of the text, in groups of equal width."""
+    texts, num_edits = predictions["text"].to_pylist(), predictions["num_edits"].to_pylist()
+    step = -(-max(map(len, texts), default=1) // MOST_LENGTH_GROUPS) or 1
+    groups: dict[int, Counts] = {}
+    for text, edits in zip(texts, num_edits, strict=True):
+        group = -(-len(text) // step)  # group g holds the lengths above (g - 1) * step, up to g * step
+        line = Counts(num_lines=1, num_exact=int(not edits), num_characters=len(text), num_edits=edits)
+        groups[group] = groups.get(group, Counts()) + line
+    return [
+        {
+            "length": f"{(group - 1) * step + 1}–{group * step}" if group and step > 1 else str(group * step),
+            "num_lines": counts.num_lines,
+            "cer": counts.cer if counts.num_characters else None,
+            "exact_match": counts.exact_match,
+        }
+        for group, counts in sorted(groups.items())
+    ]
+
+
+def confusions(texts: Sequence[str], predictions: Sequence[str]) -> Counter[tuple[str, str]]:
+    """How often which character of a text was read as which; '' stands for none. They sum to the edit distances."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for text, prediction in zip(texts, predictions, strict=True):
+        if text != prediction:
+            pairs.update(edits_between(text, prediction))
+    return pairs
+
+
+def edits_between(text: str, prediction: str) -> list[tuple[str, str]]:
+    """A shortest list of edits as pairs (true, read), in reading order: ('A', 'B'), ('A', '') lost, ('', 'B') added.
+
+    Where several lists are equally short, a substitution is taken rather than a loss, a loss rather than an addition.
+    """
+    # cost[i][j] is the distance of the first i characters of the text to the first j of the prediction.
+    cost = [[i + j for j in range(len(prediction) + 1)] for i in range(len(text) + 1)]
+    for i, true in enumerate(text, start=1):
+        for j, read in enumerate(prediction, start=1):
+            cost[i][j] = min(cost[i - 1][j - 1] + (true != read), cost[i - 1][j] + 1, cost[i][j - 1] + 1)
+    edits = []
+    i, j = len(text), len(prediction)
+    while i or j:
+        if i and j and cost[i][j] == cost[i - 1][j - 1] + (text[i - 1] != prediction[j - 1]):
+            i, j = i - 1, j - 1
+            if text[i] != prediction[j]:
+                edits.append((text[i], prediction[j]))
+        elif i and cost[i][j] == cost[i - 1][j] + 1:
+            i -= 1
+            edits.append((text[i], ""))
+        else:
+            j -= 1
+            edits.append(("", prediction[j]))
+    return edits[::-1]
+
+
+def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:
+    figure, axes = _figure()
+    last = max(after or before) + 4  # one label of a thousand characters must not flatten the rest
+    for lengths, color, name in ((before, PALE, "all labels"), (after, GOOD, "prepared")):
+        capped: Counter[int] = Counter()
+        for length, number in lengths.items():
+            capped[min(length, last)] += number
+        axes.bar(list(capped), list(capped.values()), color=color, label=name)
+    axes.set_xlabel(f"characters in the label (the bar at {last} also holds the longer ones)")
+    axes.set_ylabel("labels")
+    axes.legend(frameon=False)
+    return _data_uri(figure)
+
+
+def _plot_sizes(sizes: Counter[tuple[int, int]], canvas: Canvas) -> str:
+    figure, axes = _figure()
+    heights, widths = zip(*sizes, strict=True)
+    areas = np.maximum(4, 300 * np.array(list(sizes.values())) / max(sizes.values()))
+    # Rasterized: there may be thousands of sizes.
+    axes.scatter(widths, heights, s=areas, color=GOOD, alpha=0.45, linewidths=0, rasterized=True)
+    axes.add_patch(
+        Rectangle((1, 1), canvas.width - 1, canvas.height - 1, fill=False, color=BAD, lw=2, label=f"canvas {canvas}")
+    )
+    if max(heights) > 8 * canvas.height or max(widths) > 8 * canvas.width:
+        axes.set(xscale="log", yscale="log")
+    else:
+        axes.set_xlim(0, 1.08 * max(*widths, canvas.width))
+        axes.set_ylim(0, 1.15 * max(*heights, canvas.height))
+    axes.set(xlabel="width in pixels", ylabel="height in pixels")
+    axes.legend(frameon=False, loc="upper left")
+    return _data_uri(figure)
+
+
+def _plot_confidence(predictions: pa.Table) -> str:
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    confidence = predictions["confidence"].to_numpy()
+    is_right = predictions["num_edits"].to_numpy() == 0
+    panels = figure.subplots(2, 1, sharex=True)
+    for axes, rows, color, name in zip(panels, (is_right, ~is_right), (GOOD, BAD), ("right", "wrong"), strict=True):
+        axes.hist(confidence[rows], bins=np.linspace(0, 1, 26).tolist(), color=color, edgecolor="white")
+        axes.set_ylabel(f"{name} lines")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[1].set_xlabel("confidence")
+    return _data_uri(figure)
+
+
+def _figure() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _data_uri(content: Figure | np.ndarray) -> str:
+    """A plot (as SVG) or a grey picture (as PNG), inlined."""
+    if isinstance(content, Figure):
+        buffer = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": "hwr_ray"}):  # without it the ids in the file are random
+            content.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
+        return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    if LARGEST_PICTURE.scale_for(*content.shape) < 1:
+        content = fit(content, LARGEST_PICTURE)
+    return f"data:image/png;base64,{base64.b64encode(encode_png(content)).decode()}"
+
+
+def _visible(character: str) -> str:
+    """The character, or a stand-in where it would not be seen on its own."""
+    if character == " ":
+        return "␣"
+    if unicodedata.combining(character):
+        return f"◌{character}"
+    return character if character.isprintable() else f"U+{ord(character):04X}"
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("hwr_ray"),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": "{:,}".format,
+        "percent": "{:.1%}".format,
+        "exact_percent": "{:.2%}".format,
+        "data_uri": _data_uri,
+        "visible": _visible,
+    }
+    return environment.get_template(template).render(
+        most_characters=MOST_CHARACTERS, most_confusions=MOST_CONFUSIONS, **values
+    )

@@ -1,0 +1,37 @@
+"""Following a run in Weights & Biases."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import wandb
+
+Sample = tuple[np.ndarray, str, str]
+"""A line image (H, W) uint8, its text, its prediction."""
+
+
+class Tracker:
+    """Sends a run's metrics to wandb; does nothing without a project. For rank 0 only.
+
+    The key comes from WANDB_API_KEY, the mode from WANDB_MODE (`offline` works).
+    """
+
+    def __init__(self, *, project: str | None, out: str, run_id: str, config: dict[str, Any]) -> None:
+        self.run = None
+        if project:
+            folder = out if "://" not in out else None
+            self.run = wandb.init(project=project, id=run_id, resume="allow", dir=folder, config=config)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        if self.run:
+            self.run.log(metrics, step=metrics["epoch"])
+
+    def log_samples(self, samples: Sequence[Sample], *, epoch: int) -> None:
+        """A table of lines with what they say and what was read."""
+        if self.run:
+            rows: list[Any] = [[wandb.Image(image), text, prediction] for image, text, prediction in samples]
+            self.run.log({"samples": wandb.Table(columns=["image", "text", "prediction"], data=rows)}, step=epoch)
+
+    def finish(self) -> None:
+        if self.run:
+            self.run.finish()

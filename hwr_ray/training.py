@@ -1,0 +1,147 @@
+"""A training run: Ray Train over a prepared data set, one folder that it can be resumed from."""
+
+import json
+import logging
+from hashlib import sha256
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from hwr_ray import storage
+from hwr_ray.bundle import new_model
+from hwr_ray.cluster import Needs, connect, preflight, threads_per_worker
+from hwr_ray.codec import Codec
+from hwr_ray.errors import UserError
+from hwr_ray.model import WIDTH_STRIDE
+from hwr_ray.prepared import Prepared
+from hwr_ray.train_loop import EVAL_BATCH, TrainSettings, train_loop_per_worker
+
+log = logging.getLogger(__name__)
+
+INGEST_CPUS = 0.5
+"""Logical CPUs that must be left for reading the prepared lines."""
+HANG_SECONDS = 600
+"""After which a worker that waits for another one gives up."""
+
+
+def train(settings: TrainSettings) -> None:
+    """Trains or resumes the run of the settings and prints the path of its best bundle."""
+    prepared = Prepared(settings.data)
+    check_feasible(prepared, settings)
+    connect()
+    preflight(
+        Needs(
+            cpus=settings.num_workers * settings.cpus_per_worker + INGEST_CPUS,
+            gpus=settings.num_workers if settings.use_gpu else 0,
+        ),
+        remedy="lower --num-workers or --cpus-per-worker, or add nodes",
+    )
+    out = storage.absolute(settings.out)
+    claim_run(out, {**settings.recipe(), "data": prepared.facts["content_hash"]})
+    metrics = fit(settings, prepared, out)
+    log.info(
+        "best epoch %s: CER %.2f %%, exact match %.2f %%",
+        metrics["epoch"],
+        100 * metrics["cer"],
+        100 * metrics["exact_match"],
+    )
+    print(storage.join(out, "best"))
+
+
+def check_feasible(prepared: Prepared, settings: TrainSettings) -> None:
+    """Raises UserError where training can't work: too few lines, or a label that needs more frames than there are."""
+    lines = prepared.num_lines("train")
+    prepared.num_lines("validation")
+    if lines // settings.num_workers < settings.batch_size // settings.num_workers:
+        raise UserError(f"{lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}")
+    new_model(settings.model, Codec(prepared.charset), prepared.canvas)
+    frames = prepared.canvas.width // WIDTH_STRIDE
+    needed = prepared.facts["splits"]["train"]["most_frames_needed"]
+    if needed > frames:
+        raise UserError(
+            f"a training label needs {needed} frames and the canvas {prepared.canvas} gives {frames}: "
+            f"prepare the lines with a wider --canvas or a lower --max-length"
+        )
+
+
+def claim_run(out: str, recipe: dict[str, Any]) -> None:
+    """Writes the run's recipe, or raises UserError that names the first field in which a run that is there differs."""
+    path = storage.join(out, "recipe.json")
+    if not storage.is_file(path):
+        if storage.list_files(out):
+            raise UserError(f"{out} holds something that is no run: name another --out")
+        storage.write_json(path, recipe)
+        return
+    there, here = _flat(storage.read_json(path)), _flat(recipe)
+    for name in [*there, *here]:
+        if there.get(name) != here.get(name):
+            raise UserError(f"{out} is a run with {name} = {there.get(name)}, not {here.get(name)}: name another --out")
+
+
+def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def fit(settings: TrainSettings, prepared: Prepared, out: str) -> dict[str, Any]:
+    """Runs or resumes Ray Train until the last epoch; returns the metrics of the best epoch.
+
+    Raises ray.train.TrainingFailedError where a worker fails.
+    """
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config={
+            "settings": settings,
+            "out": out,
+            "threads": threads_per_worker(settings.num_workers),
+            "run_id": sha256(out.encode()).hexdigest()[:12],
+        },
+        torch_config=TorchConfig(timeout_s=HANG_SECONDS),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name="state",
+            storage_path=out,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            # A worker group that can't start would otherwise be tried again for ever.
+            failure_config=ray.train.FailureConfig(controller_failure_limit=3),  # type: ignore[call-arg]
+        ),
+        datasets={
+            "train": prepared.read("train", shuffle_seed=settings.seed),
+            "validation": prepared.read("validation").repartition(target_num_rows_per_block=EVAL_BATCH),
+        },
+        dataset_config=WholeValidation(),
+    )
+    trainer.fit()
+    return min(read_history(out), key=lambda row: row["cer"])
+
+
+class WholeValidation(ray.train.DataConfig):
+    """Training lines in equal shards, so that all workers take the same steps; validation lines without any loss.
+
+    Ray's own split makes shards equal by dropping rows, of a validation set too (ray-project/ray#63285).
+    """
+
+    def configure(self, datasets: dict, world_size: int, *args: Any, **kwargs: Any) -> list[dict]:
+        equal = {name: dataset for name, dataset in datasets.items() if name != "validation"}
+        shards = super().configure(equal, world_size, *args, **kwargs)
+        if "validation" in datasets:  # Ray asks for one data set at a time
+            parts = datasets["validation"].streaming_split(world_size, equal=False)
+            for shard, part in zip(shards, parts, strict=True):
+                shard["validation"] = part
+        return shards
+
+
+def read_history(out: str) -> list[dict[str, Any]]:
+    """The metrics of a run's epochs, from metrics.jsonl."""
+    lines = storage.read_bytes(storage.join(out, "metrics.jsonl")).decode().splitlines()
+    return [json.loads(line) for line in lines]
