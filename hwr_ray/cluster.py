@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 import ray
+import ray.data
 
 from hwr_ray.errors import UserError
 
@@ -24,10 +25,14 @@ def connect() -> None:
     if not ray.is_initialized():
         # Workers need the tracker's settings and token, which must not stand on a command line.
         passed_on = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-        ray.init(runtime_env={"env_vars": passed_on} if passed_on else None, logging_level=logging.WARNING)
+        quiet = {"RAY_DATA_LOG_LEVEL": "WARNING"}
+        ray.init(runtime_env={"env_vars": {**passed_on, **quiet}}, logging_level=logging.WARNING)
     context = ray.data.DataContext.get_current()
     # Ray waits half an hour by default before it says that nothing moves.
     context.execution_no_progress_timeout_s = 300
+    # One bar on a terminal, a line each 10 s in a log.
+    context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
+    context.enable_operator_progress_bars = context.print_on_execution_start = False
     resources = ray.cluster_resources()
     log.info("on Ray: %s nodes, %g CPUs, %g GPUs", len(ray.nodes()), resources["CPU"], resources.get("GPU", 0))
 

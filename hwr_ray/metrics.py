@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,41 @@ def count(texts: Sequence[str], predictions: Sequence[str]) -> Counts:
 def edit_distances(texts: Sequence[str], predictions: Sequence[str]) -> list[int]:
     """Levenshtein distance of each prediction to its text."""
     return [editdistance.eval(text, prediction) for text, prediction in zip(texts, predictions, strict=True)]
+
+
+def confusions(texts: Sequence[str], predictions: Sequence[str]) -> Counter[tuple[str, str]]:
+    """How often which character of a text was read as which; '' stands for none. They sum to the edit distances."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for text, prediction in zip(texts, predictions, strict=True):
+        if text != prediction:
+            pairs.update(edits_between(text, prediction))
+    return pairs
+
+
+def edits_between(text: str, prediction: str) -> list[tuple[str, str]]:
+    """A shortest list of edits as pairs (true, read), in reading order: ('A', 'B'), ('A', '') lost, ('', 'B') added.
+
+    Where several lists are equally short, a substitution is taken rather than a loss, a loss rather than an addition.
+    """
+    # cost[i][j] is the distance of the first i characters of the text to the first j of the prediction.
+    cost = [[i + j for j in range(len(prediction) + 1)] for i in range(len(text) + 1)]
+    for i, true in enumerate(text, start=1):
+        for j, read in enumerate(prediction, start=1):
+            cost[i][j] = min(cost[i - 1][j - 1] + (true != read), cost[i - 1][j] + 1, cost[i][j - 1] + 1)
+    edits = []
+    i, j = len(text), len(prediction)
+    while i or j:
+        if i and j and cost[i][j] == cost[i - 1][j - 1] + (text[i - 1] != prediction[j - 1]):
+            i, j = i - 1, j - 1
+            if text[i] != prediction[j]:
+                edits.append((text[i], prediction[j]))
+        elif i and cost[i][j] == cost[i - 1][j] + 1:
+            i -= 1
+            edits.append((text[i], ""))
+        else:
+            j -= 1
+            edits.append(("", prediction[j]))
+    return edits[::-1]
 
 
 def bootstrap_intervals(

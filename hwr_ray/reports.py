@@ -5,7 +5,7 @@ import io
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
@@ -20,7 +20,7 @@ from hwr_ray import storage
 from hwr_ray.cleaning import REASONS
 from hwr_ray.labels import SPLITS
 from hwr_ray.line_images import Canvas, UndecodableImageError, decode, encode_png, fit
-from hwr_ray.metrics import Counts
+from hwr_ray.metrics import Counts, confusions
 from hwr_ray.prepared import REJECTED, images_of
 from hwr_ray.tally import Tally
 
@@ -182,41 +182,6 @@ def by_length(predictions: pa.Table) -> list[dict[str, Any]]:
         }
         for group, counts in sorted(groups.items())
     ]
-
-
-def confusions(texts: Sequence[str], predictions: Sequence[str]) -> Counter[tuple[str, str]]:
-    """How often which character of a text was read as which; '' stands for none. They sum to the edit distances."""
-    pairs: Counter[tuple[str, str]] = Counter()
-    for text, prediction in zip(texts, predictions, strict=True):
-        if text != prediction:
-            pairs.update(edits_between(text, prediction))
-    return pairs
-
-
-def edits_between(text: str, prediction: str) -> list[tuple[str, str]]:
-    """A shortest list of edits as pairs (true, read), in reading order: ('A', 'B'), ('A', '') lost, ('', 'B') added.
-
-    Where several lists are equally short, a substitution is taken rather than a loss, a loss rather than an addition.
-    """
-    # cost[i][j] is the distance of the first i characters of the text to the first j of the prediction.
-    cost = [[i + j for j in range(len(prediction) + 1)] for i in range(len(text) + 1)]
-    for i, true in enumerate(text, start=1):
-        for j, read in enumerate(prediction, start=1):
-            cost[i][j] = min(cost[i - 1][j - 1] + (true != read), cost[i - 1][j] + 1, cost[i][j - 1] + 1)
-    edits = []
-    i, j = len(text), len(prediction)
-    while i or j:
-        if i and j and cost[i][j] == cost[i - 1][j - 1] + (text[i - 1] != prediction[j - 1]):
-            i, j = i - 1, j - 1
-            if text[i] != prediction[j]:
-                edits.append((text[i], prediction[j]))
-        elif i and cost[i][j] == cost[i - 1][j] + 1:
-            i -= 1
-            edits.append((text[i], ""))
-        else:
-            j -= 1
-            edits.append(("", prediction[j]))
-    return edits[::-1]
 
 
 def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:

@@ -71,7 +71,7 @@ class TrainSettings:
     """Processes that train together (DDP)."""
     use_gpu: bool = False
     """One GPU for each worker."""
-    cpus_per_worker: float = 0.75
+    cpus_per_worker: float = 0.5
     """Ray's logical CPUs for each worker."""
     wandb_project: str | None = None
     """Follow the run in Weights & Biases; the key comes from WANDB_API_KEY, and WANDB_MODE=offline works."""

@@ -19,8 +19,8 @@ from hwr_ray.train_loop import EVAL_BATCH, TrainSettings, train_loop_per_worker
 
 log = logging.getLogger(__name__)
 
-INGEST_CPUS = 0.5
-"""Logical CPUs that must be left for reading the prepared lines."""
+INGEST_CPUS = 1
+"""Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
 HANG_SECONDS = 600
 """After which a worker that waits for another one gives up."""
 
@@ -94,6 +94,12 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str) -> dict[str, Any]
 
     Raises ray.train.TrainingFailedError where a worker fails.
     """
+    datasets = {
+        "train": prepared.read("train", shuffle_seed=settings.seed),
+        "validation": prepared.read("validation").repartition(target_num_rows_per_block=EVAL_BATCH),
+    }
+    for dataset in datasets.values():
+        dataset.context.enable_progress_bars = False  # the epochs' lines show the progress
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={
@@ -111,14 +117,14 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str) -> dict[str, Any]
         run_config=ray.train.RunConfig(
             name="state",
             storage_path=out,
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            # Ray Train's own print shows every line twice.
+            worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},  # type: ignore[call-arg]
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             # A worker group that can't start would otherwise be tried again for ever.
             failure_config=ray.train.FailureConfig(controller_failure_limit=3),  # type: ignore[call-arg]
         ),
-        datasets={
-            "train": prepared.read("train", shuffle_seed=settings.seed),
-            "validation": prepared.read("validation").repartition(target_num_rows_per_block=EVAL_BATCH),
-        },
+        datasets=datasets,
         dataset_config=WholeValidation(),
     )
     trainer.fit()

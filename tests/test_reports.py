@@ -15,8 +15,6 @@ from hwr_ray import prepared
 from hwr_ray.line_images import Canvas, encode_png
 from hwr_ray.reports import (
     by_length,
-    confusions,
-    edits_between,
     lines_to_show,
     rejected_samples,
     shrinking,
@@ -231,25 +229,6 @@ def test_shrinking_counts_images_not_sizes():
     sizes = Counter({(16, 64): 6, (8, 10): 1, (32, 64): 2, (16, 640): 1})
     assert shrinking(sizes, CANVAS) == {"share": 0.3, "median": 0.5, "smallest": 0.1}
     assert shrinking(Counter({(16, 64): 6}), CANVAS)["share"] == 0
-
-
-def test_confusions_of_a_hand_made_case():
-    pairs = confusions(["ANNA", "BOB", "EVE", "LOLO", "SAME"], ["AMNA", "BO", "EVEL", "L0L0", "SAME"])
-    assert pairs == {("N", "M"): 1, ("B", ""): 1, ("", "L"): 1, ("O", "0"): 2}
-
-
-def test_edits_come_in_reading_order():
-    assert edits_between("JEAN", "GEANS") == [("J", "G"), ("", "S")]
-    assert edits_between("", "AB") == [("", "A"), ("", "B")]
-    assert edits_between("AB", "") == [("A", ""), ("B", "")]
-
-
-def test_edits_are_as_many_as_the_edit_distance():
-    rng = np.random.default_rng(0)
-    texts, predictions = (["".join(rng.choice(list("ABC"), rng.integers(0, 9))) for _ in range(500)] for _ in range(2))
-    distances = [editdistance.eval(text, prediction) for text, prediction in zip(texts, predictions, strict=True)]
-    assert [len(edits_between(t, p)) for t, p in zip(texts, predictions, strict=True)] == distances
-    assert confusions(texts, predictions).total() == sum(distances)
 
 
 def test_worst_lines_are_those_with_most_edits_by_length_then_the_surest():

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from hwr_ray.errors import UserError
+from hwr_ray.forms import Form, draw_line
 from hwr_ray.glyphs import BORROWED, CAPITALS, DRAWABLE, SMALL_LETTERS, parse_glyph
-from hwr_ray.synthesis import Form, Names, SynthesisSettings, draw_line, draw_row, synthesize
+from hwr_ray.synthesis import Names, SynthesisSettings, draw_row, synthesize
 
 SPLITS = ("train", "validation", "test")
 LINES = 600

@@ -1,0 +1,73 @@
+"""A stage of Ray Data that reads line images: actors that each hold one model."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray.data
+import torch
+
+from hwr_ray.cluster import Needs, threads_per_worker
+from hwr_ray.errors import UserError
+from hwr_ray.prepared import images_of
+from hwr_ray.recognizer import Recognizer
+
+FEED_CPUS = 1
+"""Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingSettings:
+    num_workers: int = 1
+    """Processes that each hold a model."""
+    cpus_per_worker: float = 0.5
+    """Ray's logical CPUs for each of them."""
+    use_gpu: bool = False
+    """One GPU for each of them."""
+    batch_size: int = 64
+    """Lines that a model reads at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+
+    def needs(self) -> Needs:
+        return Needs(
+            cpus=self.num_workers * self.cpus_per_worker + FEED_CPUS, gpus=self.num_workers if self.use_gpu else 0
+        )
+
+
+class LineReader:
+    """The actor: loads a bundle once, then turns tables with an `image` column into tables with readings."""
+
+    def __init__(self, bundle_path: str, *, threads: int, use_gpu: bool) -> None:
+        torch.set_num_threads(threads)
+        self.recognizer = Recognizer(bundle_path, device="cuda" if use_gpu else "cpu")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The table without its `image`, with `prediction` and `confidence`, both null where there was no image."""
+        has_image = table["image"].is_valid()
+        readings = iter(self.recognizer.read(images_of(table.filter(has_image), self.recognizer.canvas)))
+        found = [next(readings) if here else None for here in has_image.to_pylist()]
+        return (
+            table.drop_columns("image")
+            .append_column("prediction", pa.array([r.text if r else None for r in found], pa.string()))
+            .append_column("confidence", pa.array([r.confidence if r else None for r in found], pa.float32()))
+        )
+
+
+def read_lines_with(dataset: ray.data.Dataset, bundle_path: str, settings: ReadingSettings) -> ray.data.Dataset:
+    """The data set with its `image` column read: see LineReader."""
+    return dataset.map_batches(
+        LineReader,
+        fn_constructor_args=(bundle_path,),
+        fn_constructor_kwargs={
+            "threads": threads_per_worker(settings.num_workers),
+            "use_gpu": settings.use_gpu,
+        },
+        batch_format="pyarrow",
+        batch_size=settings.batch_size,
+        compute=ray.data.ActorPoolStrategy(size=settings.num_workers),
+        num_cpus=settings.cpus_per_worker,
+        num_gpus=1 if settings.use_gpu else 0,
+    )

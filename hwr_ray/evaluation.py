@@ -1,0 +1,123 @@
+"""How well a bundle reads a prepared split: predictions, figures with intervals, a report."""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+
+from hwr_ray import storage
+from hwr_ray.batch_reading import ReadingSettings, read_lines_with
+from hwr_ray.bundle import Bundle, load_bundle
+from hwr_ray.cluster import connect, preflight
+from hwr_ray.errors import UserError
+from hwr_ray.labels import Split
+from hwr_ray.metrics import bootstrap_intervals, count, edit_distances
+from hwr_ray.prepared import Prepared, images_of
+from hwr_ray.provenance import versions
+from hwr_ray.reports import lines_to_show, write_evaluation_report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    data: str
+    """A prepared data set (jobs/prepare.py)."""
+    model: str
+    """A bundle, such as RUN/best (jobs/train.py)."""
+    out: str
+    """Folder or URI for metrics.json, predictions/*.parquet and report.html."""
+    split: Split = "validation"
+    """Which lines to read."""
+    seed: int = 0
+    """Of the bootstrap."""
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
+    overwrite: bool = False
+    """Replace an evaluation that is there."""
+
+
+def evaluate(settings: EvaluateSettings) -> None:
+    """Writes the evaluation of the settings and prints its figures. Raises UserError for what its user can mend."""
+    prepared, model_path = Prepared(settings.data), storage.absolute(settings.model)
+    bundle = load_bundle(model_path)
+    check_canvas(prepared, bundle, model_path)
+    num_lines = prepared.num_lines(settings.split)
+    connect()
+    preflight(settings.reading.needs(), remedy="lower --num-workers or --cpus-per-worker, or add nodes")
+    with storage.staged(storage.absolute(settings.out), overwrite=settings.overwrite) as out:
+        filesystem, folder = storage.locate(storage.join(out, "predictions"))
+        lines = read_lines_with(prepared.read(settings.split), model_path, settings.reading)
+        lines.map_batches(
+            add_edits,
+            batch_format="pyarrow",
+            num_cpus=0.25,
+        ).write_parquet(folder, filesystem=filesystem)
+        predictions = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
+        if len(predictions) != num_lines:
+            raise RuntimeError(f"{len(predictions)} of {num_lines} lines came back: the evaluation is not whole")
+        metrics = measure(predictions, bundle, seed=settings.seed)
+        metrics |= {
+            "split": settings.split,
+            "prepared": storage.absolute(settings.data),
+            "content_hash": prepared.facts["content_hash"],
+            "model_id": bundle.model_id,
+            "versions": versions(),
+        }
+        storage.write_json(storage.join(out, "metrics.json"), metrics)
+        shown = pictures(prepared, settings.split, lines_to_show(predictions))
+        write_evaluation_report(out, metrics=metrics, predictions=predictions, images=shown)
+    log.info("%s", summary(metrics))
+    print(storage.absolute(settings.out))
+
+
+def check_canvas(prepared: Prepared, bundle: Bundle, model_path: str) -> None:
+    """Raises UserError with the command to run where the lines were prepared for another canvas than the bundle's."""
+    if prepared.canvas != bundle.canvas:
+        source = prepared.facts["settings"]["data"]
+        inputs = f"--data {source}" if source else "--csv … --images …"
+        raise UserError(
+            f"{prepared.path} has the canvas {prepared.canvas} and {model_path} reads {bundle.canvas}; prepare again: "
+            f"python jobs/prepare.py {inputs} --out … --canvas {bundle.canvas.height} {bundle.canvas.width}"
+        )
+
+
+def add_edits(table: pa.Table) -> pa.Table:
+    """The table with `num_edits`, the edit distance of each prediction to its text."""
+    edits = edit_distances(table["text"].to_pylist(), table["prediction"].to_pylist())
+    return table.append_column("num_edits", pa.array(edits, pa.int32()))
+
+
+def measure(predictions: pa.Table, bundle: Bundle, *, seed: int) -> dict[str, Any]:
+    """Figures over all predictions: counts, CER, exact match, and their bootstrap intervals."""
+    texts, edits = predictions["text"].to_pylist(), predictions["num_edits"].to_pylist()
+    counts = count(texts, predictions["prediction"].to_pylist())
+    return {
+        "cer": counts.cer,
+        "exact_match": counts.exact_match,
+        **bootstrap_intervals(texts, edits, seed=seed),
+        **asdict(counts),
+        # Each of them counts as an error: the model has no way to write it.
+        "num_unknown_characters": sum(c not in bundle.codec.charset for text in texts for c in text),
+    }
+
+
+def pictures(prepared: Prepared, split: Split, ids: list[str]) -> dict[str, np.ndarray]:
+    """Line images (H, W) uint8 by id."""
+    filesystem, folder = storage.locate(prepared.folder(split))
+    shards = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet")
+    table = shards.to_table(columns=["id", "image"], filter=pc.field("id").isin(ids))
+    return dict(zip(table["id"].to_pylist(), images_of(table, prepared.canvas), strict=True))
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The figures in one sentence."""
+    (cer_low, cer_high), (exact_low, exact_high) = metrics["cer_ci"], metrics["exact_match_ci"]
+    return (
+        f"CER {metrics['cer']:.2%} ({cer_low:.2%} to {cer_high:.2%}), "
+        f"exact match {metrics['exact_match']:.2%} ({exact_low:.2%} to {exact_high:.2%}) "
+        f"on {metrics['num_lines']} {metrics['split']} lines"
+    )
