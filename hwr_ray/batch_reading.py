@@ -40,9 +40,9 @@ class ReadingSettings:
 class LineReader:
     """The actor: loads a bundle once, then turns tables with an `image` column into tables with readings."""
 
-    def __init__(self, bundle_path: str, *, threads: int, use_gpu: bool) -> None:
-        torch.set_num_threads(threads)
-        self.recognizer = Recognizer(bundle_path, device="cuda" if use_gpu else "cpu")
+    def __init__(self, bundle_path: str, settings: ReadingSettings) -> None:
+        torch.set_num_threads(threads_per_worker(settings.num_workers))
+        self.recognizer = Recognizer(bundle_path, device="cuda" if settings.use_gpu else "cpu")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table without its `image`, with `prediction` and `confidence`, both null where there was no image."""
@@ -60,11 +60,7 @@ def read_lines_with(dataset: ray.data.Dataset, bundle_path: str, settings: Readi
     """The data set with its `image` column read: see LineReader."""
     return dataset.map_batches(
         LineReader,
-        fn_constructor_args=(bundle_path,),
-        fn_constructor_kwargs={
-            "threads": threads_per_worker(settings.num_workers),
-            "use_gpu": settings.use_gpu,
-        },
+        fn_constructor_args=(bundle_path, settings),
         batch_format="pyarrow",
         batch_size=settings.batch_size,
         compute=ray.data.ActorPoolStrategy(size=settings.num_workers),

@@ -65,16 +65,17 @@ def load_bundle(path: str) -> Bundle:
         architecture = dict(config["architecture"])
         architecture["conv_widths"] = tuple(architecture["conv_widths"])
         known = architecture.pop("name") == "crnn" and config["format"] == 1 and config["decoding"] == "greedy"
-        codec, canvas = Codec(config["charset"]), Canvas(*config["canvas"])
+        height, width = config["canvas"]
+        codec, canvas = Codec(config["charset"]), Canvas(height, width)
         settings, expected = ModelSettings(**architecture), config["weights_sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+        model = new_model(settings, codec, canvas)
+    except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{storage.join(path, CONFIG)} is no bundle's configuration: {error!r}") from error
     if not known:
         raise UserError(f"the bundle {path} was made by a newer version of hwr_ray")
     found = sha256(weights).hexdigest()
     if found != expected:
         raise UserError(f"{storage.join(path, WEIGHTS)} is damaged: its SHA-256 is not the one in {CONFIG}")
-    model = new_model(settings, codec, canvas)
     try:
         model.load_state_dict(safetensors.torch.load(weights))
     except (RuntimeError, SafetensorError) as error:
@@ -92,5 +93,5 @@ def load_bundle(path: str) -> Bundle:
 def _read(path: str, name: str) -> bytes:
     try:
         return storage.read_bytes(storage.join(path, name))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"the bundle {path} has no {name}") from error

@@ -68,7 +68,11 @@ def read_rows(file: LabelFile, *, rows_per_table: int = 4096) -> Iterator[pa.Tab
     filesystem, inner = locate(file.csv)
     encoding = "utf-8-sig" if file.encoding.lower() in ("utf-8", "utf8") else file.encoding
     with filesystem.open_input_stream(inner) as raw:
-        reader = csv.reader(io.TextIOWrapper(io.BufferedReader(raw), encoding=encoding, newline=""))
+        try:
+            text = io.TextIOWrapper(io.BufferedReader(raw), encoding=encoding, newline="")
+        except LookupError as error:
+            raise UserError(f"--encoding {file.encoding} is not known") from error
+        reader = csv.reader(text, strict=True)  # else a quote that is never closed swallows the rows after it
         try:
             yield from _tables(file, reader, rows_per_table)
         except UnicodeDecodeError as error:
@@ -76,14 +80,14 @@ def read_rows(file: LabelFile, *, rows_per_table: int = 4096) -> Iterator[pa.Tab
                 f"{file.csv} is not {file.encoding}: byte 0x{error.object[error.start]:02x} after line "
                 f"{reader.line_num}; save it as UTF-8, or name its --encoding (latin-1, say)"
             ) from error
-        except LookupError as error:
-            raise UserError(f"--encoding {file.encoding} is not known") from error
+        except UnicodeError as error:  # UTF-16 without its mark
+            raise UserError(f"{file.csv} is not {file.encoding}: {error}") from error
         except csv.Error as error:
             raise UserError(f"{file.csv}, line {reader.line_num}: {error}") from error
 
 
 def _tables(file: LabelFile, reader: Iterator[list[str]], rows_per_table: int) -> Iterator[pa.Table]:
-    header = [name.strip() for name in next(reader, [])]
+    header = [name.strip() for name in next(filter(None, reader), [])]
     if not header:
         raise UserError(f"{file.csv} is empty")
     for column in file.columns:

@@ -37,9 +37,8 @@ def read_lines(paths: Sequence[str], canvas: Canvas) -> list[Line]:
         return []
     cv2.setNumThreads(1)  # many small pictures: OpenCV's own threads only fight over them
     filesystem, _ = locate(paths[0])
-    local = isinstance(filesystem, fs.LocalFileSystem)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return list(pool.map(lambda path: _read_line(filesystem, path if local else locate(path)[1], canvas), paths))
+        return list(pool.map(lambda path: _read_line(filesystem, locate(path)[1], canvas), paths))
 
 
 def line_of(data: bytes, canvas: Canvas) -> Line:

@@ -70,6 +70,10 @@ class Prepared:
             raise UserError(f"{self.path} has no {split} lines")
         return lines
 
+    def num_bytes(self, split: Split) -> int:
+        """Bytes of all line images of a split."""
+        return self.num_lines(split) * self.canvas.height * self.canvas.width
+
     def folder(self, split: Split) -> str:
         return storage.absolute(storage.join(self.path, split))
 

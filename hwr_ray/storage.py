@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 import pyarrow as pa
@@ -15,11 +16,16 @@ from hwr_ray.errors import UserError
 
 
 def locate(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path on it (absolute where it is local)."""
+    """The file system of a path or URI, and the path on it (absolute where it is local).
+
+    The path of a URI is read as it stands, as fsspec does: files are named `a b#1 50%.png`, and joined to a folder.
+    """
     if "://" not in path:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
+    scheme, _, rest = path.partition("://")
+    host, slash, inner = rest.partition("/")
     try:
-        return fs.FileSystem.from_uri(path)
+        return fs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(inner, safe='/?=&')}")  # Arrow decodes it again
     except pa.ArrowInvalid:
         pass  # Not one of Arrow's own schemes: fsspec knows more.
     try:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import tempfile
 import time
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from hwr_ray import storage
 from hwr_ray.augmentation import augment
 from hwr_ray.bundle import Bundle, new_model, save_bundle
+from hwr_ray.cluster import threads_per_worker
 from hwr_ray.codec import Codec
 from hwr_ray.errors import UserError
 from hwr_ray.metrics import Counts, count
@@ -39,6 +41,9 @@ CLIP_NORM = 5.0
 SHUFFLE_WINDOW = 16_384
 """Lines that a worker shuffles at a time, on top of the random order of the shards."""
 EVAL_BATCH = 128
+MOST_KEPT_BYTES = 1 << 30
+"""A worker's share of a split is read once and kept in memory up to this size: starting Ray Data again costs seconds
+an epoch. A larger one is streamed every epoch."""
 NUM_SAMPLES = 32
 """Validation lines in wandb's table."""
 PROGRESS_SECONDS = 30.0
@@ -129,7 +134,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """
     settings: TrainSettings = config["settings"]
     prepared, out = Prepared(settings.data), config["out"]
-    torch.set_num_threads(config["threads"])
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # the epochs' lines tell what it reports
+    torch.set_num_threads(threads_per_worker(settings.num_workers))
     torch.manual_seed(settings.seed)
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -143,6 +149,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             state.load(folder)
     parallel = ray.train.torch.prepare_model(model)
+    train_lines = ShardLines("train", prepared.num_bytes("train") // world_size)
+    validation_lines = ShardLines("validation", prepared.num_bytes("validation") // world_size)
     total_steps = settings.epochs * (prepared.num_lines("train") // world_size // (settings.batch_size // world_size))
     tracker = Tracker(
         project=settings.wandb_project if rank == 0 else None,
@@ -154,8 +162,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         if state.epochs_since_best() >= settings.patience:
             break
         torch.manual_seed(hash((settings.seed, epoch, rank)))
-        trained = train_epoch(state, parallel, prepared, settings, epoch=epoch, total_steps=total_steps)
-        counts, samples = validate(state.average, prepared, codec, device)
+        trained = train_epoch(state, parallel, train_lines, prepared, settings, epoch=epoch, total_steps=total_steps)
+        counts, samples = validate(state.average, validation_lines, prepared, codec, device)
         row = {"epoch": epoch, **trained, "cer": counts.cer, "exact_match": counts.exact_match, **asdict(counts)}
         is_best = counts.cer < state.best_cer()
         state.history.append(row)
@@ -183,6 +191,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 def train_epoch(
     state: TrainState,
     parallel: nn.Module,
+    lines: Iterable[pa.Table],
     prepared: Prepared,
     settings: TrainSettings,
     *,
@@ -193,8 +202,7 @@ def train_epoch(
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     codec, world_size = Codec(prepared.charset), context.get_world_size()
     rng = np.random.default_rng((settings.seed, epoch, context.get_world_rank()))
-    tables = ray.train.get_dataset_shard("train").iter_batches(batch_size=1024, batch_format="pyarrow")
-    batches = shuffled_batches(tables, settings.batch_size // world_size, rng)
+    batches = shuffled_batches(lines, settings.batch_size // world_size, rng)
     losses: list[Tensor] = []
     norms: list[Tensor] = []
     start = shown = time.monotonic()
@@ -248,7 +256,9 @@ def train_step(state: TrainState, parallel: nn.Module, ink: Tensor, labels: list
     return loss.detach(), norm
 
 
-def validate(average: CRNN, prepared: Prepared, codec: Codec, device: torch.device) -> tuple[Counts, list[Sample]]:
+def validate(
+    average: CRNN, lines: Iterable[pa.Table], prepared: Prepared, codec: Codec, device: torch.device
+) -> tuple[Counts, list[Sample]]:
     """Counts over all validation lines, summed over all workers, and some of this worker's lines.
 
     Raises RuntimeError where a line was lost on the way.
@@ -257,8 +267,7 @@ def validate(average: CRNN, prepared: Prepared, codec: Codec, device: torch.devi
         for buffer in average.buffers():  # each worker has its own batch statistics; rank 0's are those that are kept
             dist.broadcast(buffer, 0)
     counts, samples = Counts(), list[Sample]()
-    tables = ray.train.get_dataset_shard("validation").iter_batches(batch_size=EVAL_BATCH, batch_format="pyarrow")
-    for table in tables:
+    for table in lines:
         images, texts = images_of(table, prepared.canvas), table["text"].to_pylist()
         predictions = [r.text for r in read_batch(average, codec, torch.tensor(images, device=device))]
         counts += count(texts, predictions)
@@ -270,6 +279,24 @@ def validate(average: CRNN, prepared: Prepared, codec: Codec, device: torch.devi
     if counts.num_lines != prepared.num_lines("validation"):
         raise RuntimeError(f"validated {counts.num_lines} of {prepared.num_lines('validation')} lines")
     return counts, samples
+
+
+class ShardLines:
+    """A worker's lines of a split as tables of EVAL_BATCH rows, the same number in every pass."""
+
+    def __init__(self, split: str, num_bytes: int) -> None:
+        self.split, self.is_small = split, num_bytes <= MOST_KEPT_BYTES
+        self.kept: list[pa.Table] | None = None
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        if self.kept is not None:
+            return iter(self.kept)
+        tables = ray.train.get_dataset_shard(self.split).iter_batches(batch_size=EVAL_BATCH, batch_format="pyarrow")
+        if self.is_small:
+            # Copies: the tables that Ray hands out hold on to its object store.
+            self.kept = [table.take(np.arange(len(table))) for table in tables]
+            return iter(self.kept)
+        return iter(tables)
 
 
 def shuffled_batches(tables: Iterable[pa.Table], batch_size: int, rng: np.random.Generator) -> Iterator[pa.Table]:

@@ -10,7 +10,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from hwr_ray import storage
 from hwr_ray.bundle import new_model
-from hwr_ray.cluster import Needs, connect, preflight, threads_per_worker
+from hwr_ray.cluster import Needs, connect, preflight
 from hwr_ray.codec import Codec
 from hwr_ray.errors import UserError
 from hwr_ray.model import WIDTH_STRIDE
@@ -94,7 +94,7 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str) -> dict[str, Any]
 
     Raises ray.train.TrainingFailedError where a worker fails.
     """
-    datasets = {
+    datasets: dict[str, Any] = {
         "train": prepared.read("train", shuffle_seed=settings.seed),
         "validation": prepared.read("validation").repartition(target_num_rows_per_block=EVAL_BATCH),
     }
@@ -105,7 +105,6 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str) -> dict[str, Any]
         train_loop_config={
             "settings": settings,
             "out": out,
-            "threads": threads_per_worker(settings.num_workers),
             "run_id": sha256(out.encode()).hexdigest()[:12],
         },
         torch_config=TorchConfig(timeout_s=HANG_SECONDS),

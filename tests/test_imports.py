@@ -1,0 +1,121 @@
+"""Imports point one way, from the pure to the distributed, and importing does nothing."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = {path.stem: path for path in (ROOT / "hwr_ray").glob("*.py") if path.stem != "__init__"}
+JOBS = {path.stem: path for path in (ROOT / "jobs").glob("*.py")}
+
+LEVELS = {
+    # texts and numbers
+    **dict.fromkeys(["errors", "codec", "metrics", "provenance"], 0),
+    # files, pictures, labels, the network
+    **dict.fromkeys(["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms"], 1),
+    # what is stored: bundles and data sets
+    **dict.fromkeys(["labels", "tally", "line_reading", "bundle", "prepared", "synthesis"], 2),
+    # the recognizer and the work of one process
+    **dict.fromkeys(["recognizer", "tracking", "cluster", "train_loop", "batch_reading"], 3),
+    # whole jobs and their reports
+    **dict.fromkeys(["reports", "preparation", "training", "tuning", "evaluation", "transcription", "demo"], 4),
+    # the command line
+    "job": 5,
+}
+"""A module imports modules of its own level or lower ones. A new module needs a level here."""
+
+SHARED = {"numpy": 0, "pyarrow": 1, "torch": 1, "pandas": 1}
+"""Packages for all modules from a level on."""
+
+HOMES = {
+    "ray": {"cluster", "prepared", "batch_reading", "train_loop", "preparation", "training", "tuning", "evaluation"}
+    | {"transcription"},
+    "cv2": {"line_images", "line_reading", "glyphs", "forms", "synthesis"},
+    "PIL": {"line_images", "forms"},
+    "editdistance": {"metrics"},
+    "fsspec": {"storage"},
+    "safetensors": {"bundle"},
+    "wandb": {"tracking"},
+    "faker": {"synthesis"},
+    "matplotlib": {"forms", "reports"},
+    "jinja2": {"reports"},
+    "tyro": {"job"},
+}
+"""Packages that only these modules import."""
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of what a file imports, at its top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(path: Path) -> set[str]:
+    """Modules of hwr_ray that a file imports."""
+    return {name.split(".")[1] for name in imported(path) if name.startswith("hwr_ray.")}
+
+
+def foreign(path: Path) -> set[str]:
+    """Packages that a file imports, beyond the standard library and hwr_ray."""
+    packages = {name.split(".")[0] for name in imported(path)}
+    return packages - {"hwr_ray"} - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_no_module_of_a_higher_level(module):
+    assert module in LEVELS, f"say in LEVELS where {module} belongs"
+    higher = {name for name in own(MODULES[module]) if LEVELS[name] > LEVELS[module]}
+    assert not higher
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_the_packages_of_its_level_or_its_own(module):
+    allowed = {package for package, level in SHARED.items() if LEVELS[module] >= level}
+    allowed |= {package for package, homes in HOMES.items() if module in homes}
+    assert foreign(MODULES[module]) <= allowed
+
+
+def test_modules_form_no_cycle():
+    TopologicalSorter({module: own(path) for module, path in MODULES.items()}).prepare()
+
+
+def test_no_module_is_named_for_having_no_home():
+    names = {part for module in (*MODULES, *JOBS) for part in module.split("_")}
+    assert not names & {"util", "utils", "common", "helper", "helpers", "manager", "misc"}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_imports_only_hwr_ray(job):
+    assert not foreign(JOBS[job])
+    assert own(JOBS[job]) <= set(MODULES)
+
+
+def test_the_recognizer_knows_no_ray():
+    reached, new = set(), {"recognizer"}
+    while new:
+        reached |= new
+        new = {name for module in new for name in own(MODULES[module])} - reached
+    assert not reached & HOMES["ray"]
+
+
+def test_importing_every_module_writes_nothing_and_starts_nothing(tmp_path):
+    code = f"""
+import importlib, logging
+for module in {sorted(MODULES)}:
+    importlib.import_module(f"hwr_ray.{{module}}")
+import ray
+assert not ray.is_initialized()
+assert not logging.getLogger().handlers
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert not list(tmp_path.iterdir())

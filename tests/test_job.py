@@ -1,0 +1,108 @@
+"""How a job ends: the user's mistakes in one sentence, everything else as it was raised."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from hwr_ray.errors import UserError
+from hwr_ray.job import run_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    depth: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    out: str
+    inner: Inner = Inner()
+    lines: int = 5
+
+    def __post_init__(self) -> None:
+        if self.lines < 1:
+            raise UserError(f"--lines must be positive, not {self.lines}")
+
+
+class WrappedByRay(Exception):
+    """Carries what a worker raised as Ray's errors do."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+def raise_plain() -> None:
+    raise UserError("the file a.csv is empty")
+
+
+def raise_from() -> None:
+    try:
+        raise_plain()
+    except UserError as error:
+        raise RuntimeError("a task failed") from error
+
+
+def raise_twice_from() -> None:
+    try:
+        raise_from()
+    except RuntimeError as error:
+        raise ValueError("the job failed") from error
+
+
+def raise_as_ray() -> None:
+    raise WrappedByRay(UserError("the file a.csv is empty"))
+
+
+@pytest.fixture
+def command_line(monkeypatch):
+    def give(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["jobs/a.py", *arguments])
+
+    return give
+
+
+@pytest.mark.parametrize("fail", [raise_plain, raise_from, raise_twice_from, raise_as_ray])
+def test_a_users_mistake_is_one_sentence_on_stderr_and_status_2(command_line, capsys, fail):
+    command_line("--out", "x")
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, lambda _: fail())
+    assert stop.value.code == 2
+    assert stop.value.__suppress_context__  # no traceback
+    written = capsys.readouterr()
+    assert written.err == "jobs/a.py: the file a.csv is empty\n"
+    assert written.out == ""
+
+
+def test_settings_that_contradict_themselves_are_a_users_mistake(command_line, capsys):
+    command_line("--out", "x", "--lines", "0")
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, lambda _: pytest.fail("ran"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "jobs/a.py: --lines must be positive, not 0\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--out", "x", "--lines", "many"), ("--out", "x", "--nope")])
+def test_a_command_line_that_cannot_be_parsed_is_status_2_and_runs_nothing(command_line, capsys, arguments):
+    command_line(*arguments)
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, lambda _: pytest.fail("ran"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError("gone"), KeyboardInterrupt()])
+def test_any_other_error_passes_through(command_line, error):
+    def run(_: Settings) -> None:
+        raise error
+
+    command_line("--out", "x")
+    with pytest.raises(type(error)) as raised:
+        run_job(Settings, run)
+    assert raised.value is error
+
+
+def test_settings_come_from_the_command_line_without_prefixes_for_inner_ones(command_line):
+    seen: list[Settings] = []
+    command_line("--out", "x", "--depth", "3")
+    run_job(Settings, seen.append)
+    assert seen == [Settings(out="x", inner=Inner(depth=3))]

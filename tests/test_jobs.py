@@ -1,0 +1,221 @@
+"""The real jobs as subprocesses on a real Ray, from drawn lines to transcripts."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.dataset as ds
+import pytest
+import ray
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ["--epochs", "18", "--batch-size", "16", "--learning-rate", "4e-3", "--no-augmentation"]
+RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48"]
+
+
+def start(job, *arguments):
+    command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def run(job, *arguments, status=0):
+    """The finished job's stdout and stderr."""
+    process = start(job, *arguments)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == status, f"{job} ended with {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def mistake(job, *arguments):
+    """What a job says on stderr of its user's mistake; the log lines before it are cut off."""
+    _, err = run(job, *arguments, status=2)
+    assert "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local cluster that every job of the session joins."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        context = ray.init(num_cpus=4, include_dashboard=False, object_store_memory=300 << 20, logging_level="ERROR")
+        patch.setenv("RAY_ADDRESS", context.address_info["address"])
+        patch.setenv("WANDB_MODE", "offline")
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def drawn(folder):
+    run("synthesize", "--out", folder / "drawn", "--lines", "600", "--seed", "3")
+    return folder / "drawn"
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, drawn, ray_cluster):
+    run("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "32", "256")
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def trained(folder, prepared):
+    run("train", "--data", prepared, "--out", folder / "run", *RECIPE)
+    return folder / "run"
+
+
+def test_every_row_is_prepared_or_rejected_for_the_reason_that_the_csv_gives(drawn, prepared):
+    facts = json.loads((prepared / "dataset.json").read_text())
+    truth = json.loads((drawn / "synthesis.json").read_text())["splits"]
+    for split in ("train", "validation", "test"):
+        labels = pd.read_csv(drawn / f"written_name_{split}_v2.csv", keep_default_na=False)
+        rejected = ds.dataset(prepared / "rejected").to_table().to_pandas().query("split == @split")
+        kept = ds.dataset(prepared / split).to_table(columns=["id"]).to_pandas()
+        assert sorted([*kept.id, *rejected.id]) == sorted(labels.FILENAME)
+        figures = facts["splits"][split]
+        assert figures["rejected"] == rejected.reason.value_counts().to_dict()
+        assert figures["rejected"] == {name: n for name, n in truth[split].items() if n and name != "rows"}
+        texts = labels.IDENTITY
+        assert figures["rejected"].get("missing_text", 0) == (texts == "").sum()
+        assert figures["rejected"].get("too_long", 0) == (texts.str.len() > 20).sum()
+    assert (prepared / "report.html").stat().st_size > 10_000
+
+
+def test_training_lowers_the_error_and_counts_every_validation_line(prepared, trained):
+    epochs = history(trained)
+    lines = json.loads((prepared / "dataset.json").read_text())["splits"]["validation"]["prepared"]
+    assert [row["epoch"] for row in epochs] == list(range(1, len(epochs) + 1))
+    assert {row["num_lines"] for row in epochs} == {lines}
+    assert min(row["cer"] for row in epochs) < 0.7 < epochs[0]["cer"]
+    assert sorted(p.name for p in (trained / "best").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_evaluate_confirms_the_error_that_training_reported(folder, prepared, trained):
+    run("evaluate", "--data", prepared, "--model", trained / "best", "--out", folder / "evaluation")
+    metrics = json.loads((folder / "evaluation/metrics.json").read_text())
+    best = min(history(trained), key=lambda row: row["cer"])
+    assert metrics["num_edits"] == pytest.approx(best["num_edits"], abs=2)  # the last bit of a logit may differ
+    assert metrics["num_lines"] == best["num_lines"]
+    assert metrics["cer_ci"][0] < metrics["cer"] < metrics["cer_ci"][1]
+    assert (folder / "evaluation/report.html").stat().st_size > 10_000
+
+
+def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, drawn, prepared, trained):
+    images = folder / "images"
+    shutil.copytree(drawn / "validation_v2", images)
+    (images / "notes.txt").write_text("no image")
+    (images / "empty.jpg").touch()
+    (images / ".hidden").write_text("not a row")
+    run("transcribe", "--images", images, "--model", trained / "best", "--out", folder / "transcripts")
+    transcripts = pd.read_parquet(folder / "transcripts").set_index("path")
+    files = [str(p.relative_to(images)) for p in images.rglob("*") if p.is_file() and p.name != ".hidden"]
+    assert sorted(transcripts.index) == sorted(files)
+    assert "not an image" in transcripts.error["notes.txt"]
+    assert "empty" in transcripts.error["empty.jpg"]
+    if not (folder / "evaluation").exists():
+        run("evaluate", "--data", prepared, "--model", trained / "best", "--out", folder / "evaluation")
+    predictions = pd.read_parquet(folder / "evaluation/predictions")
+    assert len(predictions)
+    for line in predictions.itertuples():
+        transcript = transcripts.loc[f"validation/{line.id}"]
+        assert transcript.text == line.prediction
+        assert transcript.confidence == pytest.approx(line.confidence, abs=1e-3)
+    counts = json.loads((folder / "transcripts/_run.json").read_text())
+    assert counts["num_images"] == len(files)
+    assert counts["num_read"] == transcripts.error.isna().sum()
+
+
+def test_the_same_train_command_goes_on_where_it_was_killed(folder, prepared, trained):
+    process = start("train", "--data", prepared, "--out", folder / "killed", *RECIPE)
+    wait_for(process, lambda: (folder / "killed/metrics.jsonl").exists() and len(history(folder / "killed")) >= 3)
+    process.kill()
+    process.communicate()
+    before = history(folder / "killed")
+    assert len(before) < 18
+    run("train", "--data", prepared, "--out", folder / "killed", *RECIPE)
+    after = history(folder / "killed")
+    saved = len(before) - 1  # the last line may be of an epoch whose checkpoint was not finished
+    assert after[:saved] == before[:saved]
+    undisturbed = history(trained)
+    assert [row["epoch"] for row in after] == [row["epoch"] for row in undisturbed]
+    assert after[-1]["loss"] == pytest.approx(undisturbed[-1]["loss"], rel=0.05)
+    message = mistake("train", "--data", prepared, "--out", folder / "killed", *RECIPE, "--seed", "1")
+    assert re.search(r"seed = 0, not 1", message)
+
+
+def test_two_workers_count_the_same_validation_lines_as_one(folder, prepared, trained):
+    two = [*RECIPE, "--epochs", "2", "--num-workers", "2", "--wandb-project", "tests"]
+    run("train", "--data", prepared, "--out", folder / "two", *two)
+    rows = history(folder / "two")
+    assert len(rows) == 2
+    assert len(list((folder / "two/wandb").glob("offline-run-*"))) == 1  # rank 0's only
+    for name in ("num_lines", "num_characters"):
+        assert {row[name] for row in rows} == {history(trained)[0][name]}
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_prepare_killed_half_way_leaves_no_half_data_set(folder, drawn, ray_cluster, by):
+    out = folder / f"half-{by.name}"
+    process = start("prepare", "--data", drawn, "--out", out)
+    partial = Path(f"{out}.partial")
+    wait_for(process, lambda: partial.exists())
+    process.send_signal(by)
+    process.communicate()
+    assert process.returncode != 0
+    assert not out.exists()
+    assert by == signal.SIGKILL or not partial.exists()
+    run("prepare", "--data", drawn, "--out", out)
+    assert not partial.exists()
+    assert (out / "dataset.json").exists()
+
+
+def test_a_finished_data_set_is_replaced_only_on_request(drawn, prepared):
+    before = (prepared / "dataset.json").read_bytes()
+    assert "exists already" in mistake("prepare", "--data", drawn, "--out", prepared)
+    assert (prepared / "dataset.json").read_bytes() == before
+
+
+def test_mistakes_get_one_sentence_that_names_the_culprit(folder, drawn, prepared, trained):
+    bad = folder / "bad.csv"
+    bad.write_text("FILE,NAME\na.jpg,ANNA\n")
+    message = mistake("prepare", "--csv", bad, "--images", drawn, "--out", folder / "none")
+    assert f"{bad} has no column FILENAME: its header reads FILE, NAME" in message
+    assert not (folder / "none").exists()
+    broken = folder / "broken"
+    shutil.copytree(trained / "best", broken)
+    (broken / "config.json").unlink()
+    message = mistake("evaluate", "--data", prepared, "--model", broken, "--out", folder / "none")
+    assert f"the bundle {broken} has no config.json" in message
+    message = mistake(
+        "train", "--data", prepared, "--out", folder / "none", "--num-workers", "8", "--cpus-per-worker", "1"
+    )
+    assert "needs 9 CPUs and the cluster has 4" in message
+
+
+def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder, drawn, trained, ray_cluster):
+    other = folder / "other-canvas"
+    run("prepare", "--data", drawn, "--out", other, "--canvas", "48", "256")
+    message = mistake("evaluate", "--data", other, "--model", trained / "best", "--out", folder / "none")
+    assert f"jobs/prepare.py --data {drawn} --out … --canvas 32 256" in message
+
+
+def wait_for(process, condition, timeout=200):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)

@@ -1,0 +1,222 @@
+"""Bytes of image files to pictures on the canvas: good files, odd ones and broken ones."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from hwr_ray.errors import UserError
+from hwr_ray.line_images import Canvas, UndecodableImageError, decode, encode_png, fit
+from hwr_ray.line_reading import line_of, read_lines
+
+
+@pytest.fixture
+def picture(draw_text) -> np.ndarray:
+    return draw_text("ANNA", height=40, width=120)
+
+
+def encode(picture: np.ndarray, kind: str, mode: str = "L", **options: object) -> bytes:
+    """An image file that Pillow writes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_with_16_bits(picture: np.ndarray) -> bytes:
+    return cv2.imencode(".png", picture.astype(np.uint16) << 8)[1].tobytes()
+
+
+def png_of_20000_x_20000() -> bytes:
+    """A valid PNG of black pixels, one bit each, in 50 kB."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(2501)) for _ in range(20_000)) + packer.flush()
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", "L"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "P"), ("BMP", "RGB"), ("TIFF", "L")],
+)
+def test_a_grey_picture_is_the_same_in_every_lossless_format(picture, kind, mode):
+    assert np.array_equal(decode(encode(picture, kind, mode)), picture)
+
+
+def test_a_picture_of_16_bits_is_that_of_its_upper_8(picture):
+    assert np.array_equal(decode(png_with_16_bits(picture)), picture)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "RGB"}, {"mode": "CMYK"}, {"progressive": True}])
+def test_a_jpeg_of_any_kind_is_dark_on_white_as_it_was(picture, options):
+    decoded = decode(encode(picture, "JPEG", quality=95, **options)).astype(int)
+    assert decoded.shape == picture.shape
+    assert np.abs(decoded - picture).mean() < 3
+
+
+def test_a_transparent_black_background_turns_white(picture):
+    ink = Image.fromarray(np.zeros_like(picture)).convert("RGBA")
+    ink.putalpha(Image.fromarray(255 - picture))
+    buffer = io.BytesIO()
+    ink.save(buffer, "PNG")
+    assert np.abs(decode(buffer.getvalue()).astype(int) - picture).max() <= 1
+
+
+def animation(picture: np.ndarray) -> bytes:
+    return encode(picture, "GIF", save_all=True, append_images=[Image.fromarray(255 - picture)])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda _: b"", "the file is empty"),
+        (lambda _: b"name,text\n1,ANNA\n", "not an image"),
+        (lambda _: encode(np.zeros((1, 1), np.uint8), "PNG"), "1x1 pixels are too few"),
+        (lambda _: encode(np.zeros((500, 7), np.uint8), "PNG"), "7x500 pixels are too few"),
+        (lambda picture: encode(picture, "TIFF", "F"), "float32"),
+        (animation, "2 pictures"),
+    ],
+    ids=["empty", "text", "1x1", "narrow", "float", "animation"],
+)
+def test_what_is_no_line_image_says_why(picture, make, says):
+    with pytest.raises(UndecodableImageError, match=says):
+        decode(make(picture))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "make", [png_of_20000_x_20000, lambda: encode(np.zeros((9000, 9000), np.uint8), "PNG")], ids=["400M", "81M"]
+)
+def test_a_huge_picture_is_refused_before_it_is_decoded(make, monkeypatch):
+    data = make()
+    assert len(data) < 200_000
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UndecodableImageError, match=r"too large|more than 40 million"):
+        decode(data)
+
+
+@pytest.mark.parametrize("percent", range(0, 100, 10))
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {})],
+)
+def test_a_file_cut_off_anywhere_is_refused(picture, kind, options, percent):
+    data = encode(picture, kind, **options)
+    # OpenCV 4.10 fills the lost part of a JPEG with grey (5.0 refuses it): there only its end marker tells.
+    says = "cut off" if kind in ("JPEG", "PNG") and percent >= 50 else "."
+    with pytest.raises(UndecodableImageError, match=says):
+        decode(data[: len(data) * percent // 100])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_damaged_bytes_decode_or_are_undecodable_and_nothing_else(picture, kind):
+    whole = encode(picture, kind)
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        data = bytearray(whole)
+        reach = len(data) if seed % 2 else 64  # headers are small and matter most
+        for position in rng.integers(0, reach, rng.integers(1, 6)):
+            data[position] = rng.integers(256)
+        try:
+            decoded = decode(bytes(data))
+        except UndecodableImageError:
+            continue
+        assert decoded.dtype == np.uint8 and decoded.ndim == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((48, 320), (48, 320)),
+        ((20, 100), (20, 100)),  # never enlarged
+        ((96, 100), (48, 50)),
+        ((24, 640), (12, 320)),
+        ((480, 3200), (48, 320)),
+    ],
+)
+def test_a_picture_shrinks_to_the_canvas_with_its_aspect_and_is_never_enlarged(size, expected):
+    height, width = expected
+    assert Canvas(48, 320).scale_for(*size) == min(1, height / size[0])
+    paper = fit(_marked(size), Canvas(48, 320)) == 200
+    assert paper.shape == (48, 320)
+    rows, columns = np.flatnonzero(~paper.all(axis=1)), np.flatnonzero(~paper.all(axis=0))
+    assert (rows[-1] - rows[0] + 1, columns[-1] + 1) == (height, width)
+    assert columns[0] == 0 and rows[0] == (48 - height) // 2  # at the left, centred in height
+
+
+def test_a_sliver_keeps_one_pixel():
+    fitted = fit(np.zeros((9, 40_000), np.uint8), Canvas(48, 320))
+    assert fitted.shape == (48, 320) and not fitted.any()
+
+
+def _marked(size: tuple[int, int]) -> np.ndarray:
+    """Paper of grey 200 with a black border, whose width is a tenth of each side and 1 pixel at least."""
+    picture = np.full(size, 200, np.uint8)
+    height, width = (max(1, side // 25) for side in size)
+    picture[:height] = picture[-height:] = 0
+    picture[:, :width] = picture[:, -width:] = 0
+    return picture
+
+
+def test_a_picture_that_fits_keeps_its_pixels_and_the_rest_is_the_papers_grey(picture):
+    fitted = fit(picture, Canvas(48, 160))
+    assert np.array_equal(fitted[4:44, :120], picture)
+    assert (fitted[:4] == 230).all() and (fitted[44:] == 230).all() and (fitted[:, 120:] == 230).all()
+
+
+def test_fitting_does_not_write_into_the_picture(picture):
+    picture.setflags(write=False)
+    before = picture.copy()
+    fit(picture, Canvas(16, 32))
+    assert np.array_equal(picture, before)
+
+
+def test_one_page_stored_grey_and_rgb_gives_one_line(picture):
+    grey, rgb = (line_of(encode(picture, "PNG", mode), Canvas(32, 96)) for mode in ("L", "RGB"))
+    assert np.array_equal(grey.image, rgb.image)
+
+
+def test_an_encoded_picture_decodes_to_itself(picture):
+    assert np.array_equal(decode(encode_png(picture)), picture)
+
+
+@pytest.mark.parametrize("size", [(7, 320), (48, 0)])
+def test_a_canvas_too_small_to_read_is_refused(size):
+    with pytest.raises(UserError, match="smaller"):
+        Canvas(*size)
+
+
+def test_lines_come_in_the_order_of_their_paths_each_with_its_picture_or_its_reason(tmp_path, picture):
+    (tmp_path / "good é #1.png").write_bytes(encode_png(picture))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "folder.png").mkdir()
+    names = ["bad.png", "good é #1.png", "gone.png", "folder.png", "bad.png/inner.png", "x" * 300]
+    paths = [str(tmp_path / name) for name in names] * 5
+    lines = read_lines(paths, Canvas(48, 160))
+    assert [line.reason for line in lines] == [
+        "undecodable_image",
+        None,
+        "missing_image",
+        "undecodable_image",
+        "undecodable_image",
+        "undecodable_image",
+    ] * 5
+    assert (lines[1].height, lines[1].width) == (40, 120)
+    assert np.array_equal(lines[1].image, fit(picture, Canvas(48, 160)))
+    assert lines[0].data == b"no picture"
+    assert read_lines([], Canvas()) == []
+
+
+def test_file_uris_name_the_same_files_as_paths(tmp_path, picture):
+    (tmp_path / "a b%20#1.png").write_bytes(encode_png(picture))
+    path = str(tmp_path / "a b%20#1.png")
+    by_path, by_uri = (read_lines([name], Canvas(48, 160))[0] for name in (path, f"file://{path}"))
+    assert by_path.reason is None
+    assert np.array_equal(by_path.image, by_uri.image)

@@ -1,0 +1,105 @@
+"""Cleaning, decoding and fitting a table of rows, without Ray."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hwr_ray.cleaning import CleaningSettings
+from hwr_ray.errors import UserError
+from hwr_ray.labels import ROWS
+from hwr_ray.line_images import Canvas, decode, encode_png, fit
+from hwr_ray.preparation import PrepareSettings, prepare_table
+
+CANVAS = Canvas(16, 64)
+
+LINES = [  # id, label, reason that the CSV gave, reason that it leaves with
+    ("a.png", "ANNA", None, None),
+    ("b.png", " BOB  DOE ", None, None),
+    ("c.png", "eve", None, "lowercase"),
+    ("gone.png", "GONE", None, "missing_image"),
+    ("bad.png", "BAD", None, "undecodable_image"),
+    ("a.png", "anna", "duplicate_id", "duplicate_id"),
+    ("../x", "", "unsafe_path", "unsafe_path"),
+    ("d.png", "  ", None, "missing_text"),
+    ("e.png", "NULL", None, None),
+]
+
+
+@pytest.fixture
+def rows(tmp_path: Path, draw_text) -> pa.Table:
+    for name in "abcde":
+        (tmp_path / f"{name}.png").write_bytes(encode_png(draw_text(name, height=20, width=60)))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    records = [
+        {
+            "split": "train",
+            "row": number,
+            "id": name,
+            "path": None if reason == "unsafe_path" else str(tmp_path / name),
+            "text": text,
+            "reason": reason,
+            "detail": None,
+        }
+        for number, (name, text, reason, _) in enumerate(LINES, start=1)
+    ]
+    return pa.Table.from_pylist(records, schema=ROWS)
+
+
+def prepare_rows(rows: pa.Table) -> pa.Table:
+    return prepare_table(rows, cleaning=CleaningSettings(), canvas=CANVAS)
+
+
+def test_every_row_comes_back_once_with_its_own_reason(rows):
+    prepared = prepare_rows(rows)
+    assert prepared["row"].to_pylist() == list(range(1, len(LINES) + 1))
+    assert prepared["reason"].to_pylist() == [reason for *_, reason in LINES]
+    assert prepared.select(["split", "id", "path", "text"]) == rows.select(["split", "id", "path", "text"])
+
+
+def test_kept_rows_hold_the_normalized_label_the_first_size_and_the_fitted_picture(rows):
+    for row in prepare_rows(rows).to_pylist():
+        if row["reason"] is None:
+            assert (row["height"], row["width"]) == (20, 60)
+            assert row["content"] == Path(row["path"]).read_bytes()
+            image = np.frombuffer(row["image"], np.uint8).reshape(16, 64)
+            assert np.array_equal(image, fit(decode(row["content"]), CANVAS))
+        else:
+            assert row["image"] is row["height"] is None
+    assert prepare_rows(rows)["kept_text"].to_pylist()[1] == "BOB DOE"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, len(LINES)])
+def test_a_row_does_not_depend_on_its_neighbours(rows, cut):
+    parts = pa.concat_tables([prepare_rows(rows.slice(0, cut)), prepare_rows(rows.slice(cut))])
+    assert parts.equals(prepare_rows(rows))
+
+
+def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):
+    asked = Counter()
+
+    def no_lines(paths, _):
+        asked.update(Path(path).name for path in paths)
+        raise StopIteration
+
+    monkeypatch.setattr("hwr_ray.preparation.read_lines", no_lines)
+    with pytest.raises(StopIteration):
+        prepare_rows(rows)
+    assert asked == Counter(["a.png", "b.png", "gone.png", "bad.png", "e.png"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "culprit"),
+    [
+        ({}, "--data or --csv"),
+        ({"data": "a", "csv": "b", "images": "c"}, "--data or --csv"),
+        ({"csv": "b"}, "--images"),
+        ({"data": "a", "images": "c"}, "--images"),
+        ({"data": "a", "canvas": (4, 64)}, "4x64"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings, culprit):
+    with pytest.raises(UserError, match=culprit):
+        PrepareSettings(out="out", **settings)

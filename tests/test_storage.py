@@ -1,0 +1,147 @@
+"""Files and folders by path and by URI, on this machine and in fsspec's memory."""
+
+from itertools import count
+
+import pytest
+
+from hwr_ray import storage
+from hwr_ray.errors import UserError
+
+NUMBERS = count()
+
+
+@pytest.fixture(params=["local", "file://", "memory://"])
+def root(request, tmp_path) -> str:
+    """A folder, as a path and as URIs."""
+    if request.param == "memory://":
+        return f"memory://storage-{next(NUMBERS)}"
+    return str(tmp_path) if request.param == "local" else f"file://{tmp_path}"
+
+
+def names_in(folder: str) -> list[str]:
+    start = len(storage.locate(folder)[1]) + 1
+    return [info.path[start:] for info in storage.list_files(folder)]
+
+
+def write_run(out: str, name: str, *, overwrite: bool = False) -> None:
+    with storage.staged(out, overwrite=overwrite) as folder:
+        storage.write_bytes(storage.join(folder, "deep", name), name.encode())
+        storage.write_bytes(storage.join(folder, name), name.encode())
+
+
+def test_bytes_come_back(root):
+    path = storage.join(root, "a", "b.bin")
+    assert not storage.is_file(path)
+    for data in (b"first", b"", b"second"):
+        storage.write_bytes(path, data)
+        assert storage.read_bytes(path) == data
+    assert storage.is_file(path)
+    assert storage.is_folder(storage.join(root, "a"))
+    assert not storage.is_folder(path)
+    assert names_in(root) == ["a/b.bin"]
+
+
+@pytest.mark.parametrize("name", ["a b.png", "a#b.png", "50%25.png", "é.png", "a+b&c=d.png"])
+def test_a_file_is_found_under_the_name_that_it_has(root, name):
+    storage.write_bytes(storage.join(root, name), b"x")
+    assert names_in(root) == [name]
+    assert storage.read_bytes(storage.join(root, name)) == b"x"
+
+
+def test_a_folder_that_is_not_there_holds_no_files(root):
+    assert storage.list_files(storage.join(root, "nothing")) == []
+
+
+def test_a_missing_file_is_said_to_be_missing(root):
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(root, "nothing"))
+
+
+def test_an_unknown_scheme_is_named():
+    with pytest.raises(UserError, match="nope://x"):
+        storage.locate("nope://x")
+
+
+def test_local_paths_become_absolute_and_uris_stay(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("a/../b") == str(tmp_path / "b")
+    assert storage.absolute("s3://bucket/a") == "s3://bucket/a"
+
+
+def test_a_write_that_fails_leaves_the_file_before_whole(tmp_path):
+    path = str(tmp_path / "a")
+    storage.write_bytes(path, b"before")
+    with pytest.raises(TypeError):
+        storage.write_bytes(path, object())
+    assert storage.read_bytes(path) == b"before"
+
+
+def test_json_comes_back_with_its_accents_readable(root):
+    path = storage.join(root, "a.json")
+    storage.write_json(path, {"name": "ZOÉ", "n": [1, 2.5, None]})
+    assert storage.read_json(path) == {"name": "ZOÉ", "n": [1, 2.5, None]}
+    assert "ZOÉ" in storage.read_bytes(path).decode()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_what_is_no_json_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
+        storage.read_json(str(tmp_path / "a.json"))
+
+
+def test_a_staged_folder_appears_only_when_its_block_ends(root):
+    out = storage.join(root, "out")
+    with storage.staged(out, overwrite=False) as folder:
+        storage.write_bytes(storage.join(folder, "a"), b"a")
+        assert names_in(out) == []
+    assert names_in(root) == ["out/a"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_staged_folder_whose_block_raises_leaves_nothing(root, error):
+    with pytest.raises(error), storage.staged(storage.join(root, "out"), overwrite=False) as folder:
+        storage.write_bytes(storage.join(folder, "a"), b"a")
+        raise error
+    assert names_in(root) == []
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(root):
+    out = storage.join(root, "out")
+    write_run(out, "old")
+    with pytest.raises(UserError, match=r"out exists already.*--overwrite"):
+        write_run(out, "new")
+    assert names_in(root) == ["out/deep/old", "out/old"]
+
+
+def test_an_overwritten_folder_holds_nothing_of_the_old_one(root):
+    out = storage.join(root, "out")
+    write_run(out, "old")
+    write_run(out + "/", "new", overwrite=True)
+    assert names_in(root) == ["out/deep/new", "out/new"]
+    assert storage.read_bytes(storage.join(out, "new")) == b"new"
+
+
+def test_an_overwriting_run_that_fails_keeps_the_old_folder(root):
+    out = storage.join(root, "out")
+    write_run(out, "old")
+    with pytest.raises(RuntimeError), storage.staged(out, overwrite=True) as folder:
+        storage.write_bytes(storage.join(folder, "new"), b"new")
+        raise RuntimeError
+    assert names_in(root) == ["out/deep/old", "out/old"]
+
+
+def test_what_a_killed_run_left_is_not_taken_over(root):
+    storage.write_bytes(storage.join(root, "out.partial", "stale"), b"stale")
+    write_run(storage.join(root, "out"), "new")
+    assert names_in(root) == ["out/deep/new", "out/new"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_and_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file exists already"):
+        write_run(str(tmp_path / "file"), "new", overwrite=True)
+    (tmp_path / "empty").mkdir()
+    write_run(str(tmp_path / "empty"), "new")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "empty" / "new").exists()

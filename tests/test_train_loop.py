@@ -1,0 +1,169 @@
+"""The parts of a training worker that need no Ray: batches, learning rate, average, step, state."""
+
+import copy
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hwr_ray import train_loop
+from hwr_ray.errors import UserError
+from hwr_ray.recognizer import ctc_losses
+from hwr_ray.train_loop import (
+    WARM_UP,
+    TrainSettings,
+    TrainState,
+    one_cycle,
+    shuffled_batches,
+    train_step,
+    update_average,
+)
+
+LABELS = [[1], [2, 2], [3, 1, 2], [1, 1, 1]]
+
+
+@pytest.fixture
+def ink() -> torch.Tensor:
+    return torch.rand(4, 1, 16, 64, generator=torch.Generator().manual_seed(0))
+
+
+def state_of(bundle, *, learning_rate: float = 1e-2) -> TrainState:
+    model = copy.deepcopy(bundle.model).requires_grad_(True).train()
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    return TrainState(model, average, torch.optim.AdamW(model.parameters(), lr=learning_rate))
+
+
+def take_step(state: TrainState, ink: torch.Tensor, *, seed: int) -> float:
+    torch.manual_seed(seed)  # dropout's
+    loss, _ = train_step(state, state.model, ink, LABELS)
+    update_average(state.average, state.model, 0.9)
+    return loss.item()
+
+
+def batches_of(rows: int, batch_size: int, *, seed: int = 0, table_size: int = 7) -> list[list[int]]:
+    table = pa.table({"id": range(rows)})
+    tables = (table.slice(start, table_size) for start in range(0, rows, table_size))
+    return [batch["id"].to_pylist() for batch in shuffled_batches(tables, batch_size, np.random.default_rng(seed))]
+
+
+@pytest.mark.parametrize("window", [1, 20, 1000])
+@pytest.mark.parametrize(("rows", "batch_size"), [(100, 8), (96, 8), (7, 8), (0, 8), (100, 1), (100, 30)])
+def test_all_rows_but_those_of_the_last_part_batch_come_once_in_full_batches(monkeypatch, window, rows, batch_size):
+    monkeypatch.setattr(train_loop, "SHUFFLE_WINDOW", window)
+    batches = batches_of(rows, batch_size)
+    assert [len(batch) for batch in batches] == [batch_size] * (rows // batch_size)
+    drawn = [row for batch in batches for row in batch]
+    assert len(set(drawn)) == len(drawn)
+    assert set(drawn) <= set(range(rows))
+
+
+def test_the_order_is_that_of_the_seed_and_not_that_of_the_rows():
+    first, again, other = batches_of(64, 8), batches_of(64, 8), batches_of(64, 8, seed=1)
+    assert first == again != other
+    assert first != [list(range(start, start + 8)) for start in range(0, 64, 8)]
+
+
+def test_every_row_is_left_out_about_as_often_as_any_other():
+    left_out = np.zeros(10)
+    for seed in range(500):
+        left_out[list(set(range(10)) - {row for batch in batches_of(10, 4, seed=seed) for row in batch})] += 1
+    assert left_out.sum() == 1000
+    assert left_out.min() > 65 and left_out.max() < 135  # 100 each; 4 standard deviations
+
+
+def test_the_learning_rate_rises_to_1_and_falls_to_0():
+    assert one_cycle(WARM_UP) == pytest.approx(1)
+    assert one_cycle(WARM_UP / 2) == pytest.approx(0.5)
+    assert one_cycle((1 + WARM_UP) / 2) == pytest.approx(0.5)
+    assert one_cycle(1) == pytest.approx(0) == one_cycle(1.01)
+    assert one_cycle(0) > 0
+    rates = [one_cycle(n / 1000) for n in range(1001)]
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_the_average_is_a_share_of_itself_and_the_rest_of_the_model():
+    average, model = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
+    with torch.no_grad():
+        average.weight.fill_(10), model.weight.fill_(20)
+        average.running_var.fill_(1), model.running_var.fill_(2)
+        model.num_batches_tracked.fill_(7)
+    update_average(average, model, 0.75)
+    assert average.weight.item() == 12.5
+    assert average.running_var.item() == 1.25
+    assert average.num_batches_tracked.item() == 7
+    assert model.weight.item() == 20
+
+
+def test_the_loss_of_a_step_is_the_mean_over_lines_of_the_ctc_loss_a_character(tiny_bundle, ink):
+    state = state_of(tiny_bundle)
+    for module in state.model.modules():
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.0
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    logits, _ = copy.deepcopy(state.model)(ink)
+    losses = ctc_losses(logits.log_softmax(-1), LABELS).tolist()
+    expected = np.mean([loss / length for loss, length in zip(losses, (1, 2, 3, 3), strict=True)])
+    assert take_step(state, ink, seed=0) == pytest.approx(expected, rel=0.02)  # bfloat16 where the CPU has it
+    assert state.step == 1
+
+
+def test_steps_on_one_batch_learn_it(tiny_bundle, ink):
+    state = state_of(tiny_bundle)
+    losses = [take_step(state, ink, seed=seed) for seed in range(60)]
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_a_line_that_needs_more_frames_than_there_are_shows_as_an_infinite_loss(tiny_bundle, ink):
+    loss, _ = train_step(state := state_of(tiny_bundle), state.model, ink[:1], [[1] * 9])  # 17 of 16 frames
+    assert loss.item() == math.inf
+
+
+def test_a_saved_state_goes_on_bit_for_bit_as_if_it_had_not_stopped(tiny_bundle, ink, tmp_path):
+    state = state_of(tiny_bundle)
+    for seed in range(3):
+        take_step(state, ink, seed=seed)
+    state.history.append({"epoch": 1, "cer": 0.5})
+    state.save(str(tmp_path))
+    resumed = state_of(tiny_bundle, learning_rate=1.0)
+    resumed.load(str(tmp_path))
+    assert (resumed.step, resumed.history) == (3, [{"epoch": 1, "cer": 0.5}])
+    assert take_step(state, ink, seed=9) == take_step(resumed, ink, seed=9)
+    for name in ("model", "average"):
+        went_on, came_back = getattr(state, name).state_dict(), getattr(resumed, name).state_dict()
+        assert all(torch.equal(went_on[key], came_back[key]) for key in went_on)
+
+
+@pytest.mark.parametrize(
+    ("cers", "best", "since"),
+    [([], math.inf, 0), ([0.5], 0.5, 0), ([0.5, 0.3, 0.4, 0.3], 0.3, 2), ([0.1, 0.2, 0.3], 0.1, 2)],
+)
+def test_patience_counts_from_the_first_best_epoch(tiny_bundle, cers, best, since):
+    state = state_of(tiny_bundle)
+    state.history = [{"cer": cer} for cer in cers]
+    assert (state.best_cer(), state.epochs_since_best()) == (best, since)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "flag"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
+        ({"average_decay": 1.0}, "--average-decay"),
+        ({"batch_size": 10, "num_workers": 3}, "--num-workers"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused_by_their_flag(wrong, flag):
+    with pytest.raises(UserError, match=flag):
+        TrainSettings(data="data", out="out", **wrong)
+
+
+def test_where_a_run_trains_is_no_part_of_its_recipe():
+    here = TrainSettings(data="a", out="b", num_workers=1)
+    there = TrainSettings(data="c", out="d", num_workers=2, use_gpu=True, cpus_per_worker=4, wandb_project="p")
+    assert here.recipe() == there.recipe() != TrainSettings(data="a", out="b", seed=1).recipe()
