@@ -36,7 +36,7 @@ def new_model(settings: ModelSettings, codec: Codec, canvas: Canvas) -> CRNN:
 
 
 def save_bundle(bundle: Bundle, path: str) -> None:
-    """Writes the bundle in place of the one that may be there; a reader finds the old one or the new one."""
+    """Writes the bundle, whole or not at all, in place of the one that may be there."""
     weights = safetensors.torch.save(
         {name: t.detach().cpu().contiguous() for name, t in bundle.model.state_dict().items()}
     )
@@ -50,7 +50,7 @@ def save_bundle(bundle: Bundle, path: str) -> None:
         "training": bundle.training,
         "weights_sha256": sha256(weights).hexdigest(),
     }
-    with storage.staged(path, overwrite=True) as partial:
+    with storage.staged(path, mark=CONFIG, overwrite=True) as partial:
         storage.write_bytes(storage.join(partial, WEIGHTS), weights)
         storage.write_json(storage.join(partial, CONFIG), config)
 
@@ -63,16 +63,17 @@ def load_bundle(path: str) -> Bundle:
     weights, config = _read(path, WEIGHTS), storage.read_json(storage.join(path, CONFIG)) if _read(path, CONFIG) else {}
     try:
         architecture = dict(config["architecture"])
+        if config["format"] != 1 or architecture.pop("name") != "crnn" or config["decoding"] != "greedy":
+            raise UserError("it was made by a newer version of hwr_ray")
         architecture["conv_widths"] = tuple(architecture["conv_widths"])
-        known = architecture.pop("name") == "crnn" and config["format"] == 1 and config["decoding"] == "greedy"
         height, width = config["canvas"]
         codec, canvas = Codec(config["charset"]), Canvas(height, width)
         settings, expected = ModelSettings(**architecture), config["weights_sha256"]
         model = new_model(settings, codec, canvas)
-    except (KeyError, TypeError, ValueError, UserError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{storage.join(path, CONFIG)} is no bundle's configuration: {error!r}") from error
-    if not known:
-        raise UserError(f"the bundle {path} was made by a newer version of hwr_ray")
+    except UserError as error:
+        raise UserError(f"{storage.join(path, CONFIG)} can't be used: {error}") from error
     found = sha256(weights).hexdigest()
     if found != expected:
         raise UserError(f"{storage.join(path, WEIGHTS)} is damaged: its SHA-256 is not the one in {CONFIG}")

@@ -45,7 +45,8 @@ def connect() -> None:
 
 
 def _tells_progress(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or record.getMessage().startswith("Total Progress")
+    """Errors are left out: they are raised as well, and a user's mistake needs no traceback."""
+    return record.levelno == logging.WARNING or record.getMessage().startswith("Total Progress")
 
 
 def preflight(needs: Needs, *, remedy: str) -> None:

@@ -48,7 +48,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     num_lines = prepared.num_lines(settings.split)
     connect()
     preflight(settings.reading.needs(), remedy="lower --num-workers or --cpus-per-worker, or add nodes")
-    with storage.staged(storage.absolute(settings.out), overwrite=settings.overwrite) as out:
+    with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         filesystem, folder = storage.locate(storage.join(out, "predictions"))
         lines = read_lines_with(prepared.read(settings.split), model_path, settings.reading)
         lines.map_batches(

@@ -26,10 +26,11 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> N
         log.info("%s", settings)
         run(settings)
     except Exception as error:
-        mistake = next((e for e in _causes(error) if isinstance(e, UserError)), None)
-        if mistake is None:
+        mistakes = [e for e in _causes(error) if isinstance(e, UserError)]
+        if not mistakes:
             raise
-        print(f"{sys.argv[0]}: {mistake}", file=sys.stderr)
+        # The innermost, since Ray's wrapping of a UserError is one too, and its first line, since Ray adds advice.
+        print(f"{sys.argv[0]}: {str(mistakes[-1]).splitlines()[0]}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -37,4 +38,4 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error and what led to it: Ray wraps what a worker raised, in `cause` or in `__cause__`."""
     while error is not None:
         yield error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        error = getattr(error, "cause", None) or error.__cause__

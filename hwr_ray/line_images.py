@@ -49,19 +49,23 @@ def decode(data: bytes) -> np.ndarray:
     Transparent pixels turn white. Raises UndecodableImageError where the bytes hold no whole, single picture of a
     sensible size.
     """
-    _check_header(data)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    has_alpha = _check_header(data)
+    # Only IMREAD_UNCHANGED keeps the alpha channel, and only the other flags turn a picture as its EXIF data says.
+    flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise UndecodableImageError("the picture is damaged")
     return _to_grey(pixels)
 
 
-def _check_header(data: bytes) -> None:
+def _check_header(data: bytes) -> bool:
+    """Whether the picture has transparency. Raises UndecodableImageError for what should not be decoded."""
     if not data:
         raise UndecodableImageError("the file is empty")
     try:
         with Image.open(io.BytesIO(data)) as picture:
             (width, height), kind, frames = picture.size, picture.format, getattr(picture, "n_frames", 1)
+            has_alpha = "A" in picture.getbands() or "transparency" in picture.info
     except Image.DecompressionBombError as error:
         raise UndecodableImageError("the picture is far too large") from error
     # Pillow's plugins raise many kinds of error on damaged headers.
@@ -78,6 +82,7 @@ def _check_header(data: bytes) -> None:
         raise UndecodableImageError("the JPEG is cut off before its end")
     if kind == "PNG" and b"IEND" not in data[-1024:]:
         raise UndecodableImageError("the PNG is cut off before its end")
+    return has_alpha
 
 
 def _to_grey(pixels: np.ndarray) -> np.ndarray:

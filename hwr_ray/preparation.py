@@ -81,7 +81,7 @@ def prepare(settings: PrepareSettings) -> None:
     canvas = Canvas(*settings.canvas)
     connect()
     preflight(Needs(cpus=1 + TASK_CPUS), remedy="give Ray more CPUs")
-    with storage.staged(storage.absolute(settings.out), overwrite=settings.overwrite) as out:
+    with storage.staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
         sink = PreparedSink(out, canvas)
         rows_per_shard = max(16, min(1024, SHARD_BYTES // (canvas.height * canvas.width)))
         (

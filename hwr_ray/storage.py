@@ -73,10 +73,15 @@ def write_bytes(path: str, data: bytes) -> None:
     filesystem, inner = locate(path)
     filesystem.create_dir(posixpath.dirname(inner), recursive=True)
     partial = f"{inner}.partial" if isinstance(filesystem, fs.LocalFileSystem) else inner  # object stores put at once
-    with filesystem.open_output_stream(partial) as stream:
-        stream.write(data)
-    if partial != inner:
-        filesystem.move(partial, inner)
+    try:
+        with filesystem.open_output_stream(partial) as stream:
+            stream.write(data)
+        if partial != inner:
+            filesystem.move(partial, inner)
+    except BaseException:
+        if partial != inner and filesystem.get_file_info(partial).is_file:
+            filesystem.delete_file(partial)
+        raise
 
 
 def read_json(path: str) -> Any:
@@ -92,14 +97,18 @@ def write_json(path: str, value: Any) -> None:
 
 
 @contextmanager
-def staged(out: str, *, overwrite: bool) -> Iterator[str]:
+def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
     """Yields a folder to write into, which takes the place of `out` only if the block ends well.
 
-    Raises UserError where `out` holds something and may not be overwritten. What an earlier run that was killed left
-    in the staging folder is deleted.
+    `mark` names the file that every folder of this kind holds. Raises UserError where `out` holds something that has
+    no such file, or that may not be overwritten. What an earlier run that was killed left in the staging folder is
+    deleted.
     """
     out = out.rstrip("/")
-    if is_file(out) or (list_files(out) and not overwrite):
+    recover(out)
+    if is_file(out) or (list_files(out) and not is_file(join(out, mark))):
+        raise UserError(f"{out} holds something else (it has no {mark}): name another --out")
+    if list_files(out) and not overwrite:
         raise UserError(f"{out} exists already: name another --out, or pass --overwrite to replace it")
     partial = f"{out}.partial"
     filesystem, inner = locate(partial)
@@ -114,6 +123,12 @@ def staged(out: str, *, overwrite: bool) -> Iterator[str]:
         _move(out, f"{out}.replaced")
     _move(partial, out)
     _delete(f"{out}.replaced")
+
+
+def recover(out: str) -> None:
+    """Puts back the folder that a staged one was about to replace when the process was killed between two moves."""
+    if not list_files(out) and list_files(f"{out}.replaced"):
+        _move(f"{out}.replaced", out)
 
 
 def _delete(folder: str) -> None:

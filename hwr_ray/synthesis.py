@@ -160,7 +160,7 @@ def synthesize(settings: SynthesisSettings) -> None:
     start = time.monotonic()
     report = _progress(settings.lines)
     names = Names.draw(settings.seed)
-    with staged(settings.out, overwrite=settings.overwrite) as folder:
+    with staged(settings.out, mark="synthesis.json", overwrite=settings.overwrite) as folder:
         splits = {
             split: _write_split(folder, split, rows, names, (settings.seed, index), report)
             for index, (split, rows) in enumerate(settings.rows().items())

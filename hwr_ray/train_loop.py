@@ -133,7 +133,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     The best average of the weights so far is the bundle OUT/best.
     """
     settings: TrainSettings = config["settings"]
-    prepared, out = Prepared(settings.data), config["out"]
+    prepared, out = Prepared(config["data"]), config["out"]
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # the epochs' lines tell what it reports
     torch.set_num_threads(threads_per_worker(settings.num_workers))
     torch.manual_seed(settings.seed)

@@ -68,6 +68,7 @@ def check_feasible(prepared: Prepared, settings: TrainSettings) -> None:
 def claim_run(out: str, recipe: dict[str, Any]) -> None:
     """Writes the run's recipe, or raises UserError that names the first field in which a run that is there differs."""
     path = storage.join(out, "recipe.json")
+    storage.recover(storage.join(out, "best"))
     if not storage.is_file(path):
         if storage.list_files(out):
             raise UserError(f"{out} holds something that is no run: name another --out")
@@ -104,6 +105,7 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str) -> dict[str, Any]
         train_loop_per_worker,
         train_loop_config={
             "settings": settings,
+            "data": storage.absolute(settings.data),  # workers run in folders of their own
             "out": out,
             "run_id": sha256(out.encode()).hexdigest()[:12],
         },

@@ -57,7 +57,7 @@ def transcribe(settings: TranscribeSettings) -> None:
     bundle, paths = load_bundle(model_path), list_images(images)
     connect()
     preflight(settings.reading.needs(), remedy="lower --num-workers or --cpus-per-worker, or add nodes")
-    with storage.staged(storage.absolute(settings.out), overwrite=settings.overwrite) as out:
+    with storage.staged(storage.absolute(settings.out), mark="_run.json", overwrite=settings.overwrite) as out:
         table = pa.table({"path": paths})
         blocks = [table.slice(i, ROWS_PER_BLOCK) for i in range(0, len(table), ROWS_PER_BLOCK)]
         pictures = ray.data.from_arrow(blocks).map_batches(

@@ -1,4 +1,4 @@
-"""The real jobs as subprocesses on a real Ray, from drawn lines to transcripts."""
+"""The README's commands as subprocesses on a real Ray, from drawn lines to transcripts."""
 
 import json
 import re
@@ -15,18 +15,24 @@ import pytest
 import ray
 
 ROOT = Path(__file__).parents[1]
-RECIPE = ["--epochs", "18", "--batch-size", "16", "--learning-rate", "4e-3", "--no-augmentation"]
-RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48"]
+RECIPE = ["--epochs", "26", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
+RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48", "--dropout", "0", "--average-decay", "0.98"]
 
 
-def start(job, *arguments):
+def readme(job, **replaced):
+    """The arguments of the README's command for a job."""
+    command = re.search(rf"^python jobs/{job}\.py (.*?)(#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    return [replaced.get(argument, argument) for argument in command[1].split()]
+
+
+def start(job, *arguments, cwd=ROOT):
     command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
 
 
-def run(job, *arguments, status=0):
+def run(job, *arguments, status=0, cwd=ROOT):
     """The finished job's stdout and stderr."""
-    process = start(job, *arguments)
+    process = start(job, *arguments, cwd=cwd)
     out, err = process.communicate(timeout=400)
     assert process.returncode == status, f"{job} ended with {process.returncode}\n{out}\n{err}"
     return out, err
@@ -68,13 +74,13 @@ def drawn(folder):
 
 @pytest.fixture(scope="module")
 def prepared(folder, drawn, ray_cluster):
-    run("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "32", "256")
+    run("prepare", *readme("prepare", KAGGLE_FOLDER=drawn), "--canvas", "32", "256", cwd=folder)
     return folder / "prepared"
 
 
 @pytest.fixture(scope="module")
 def trained(folder, prepared):
-    run("train", "--data", prepared, "--out", folder / "run", *RECIPE)
+    run("train", *readme("train"), *RECIPE, "--num-workers", "1", cwd=folder)
     return folder / "run"
 
 
@@ -100,12 +106,12 @@ def test_training_lowers_the_error_and_counts_every_validation_line(prepared, tr
     lines = json.loads((prepared / "dataset.json").read_text())["splits"]["validation"]["prepared"]
     assert [row["epoch"] for row in epochs] == list(range(1, len(epochs) + 1))
     assert {row["num_lines"] for row in epochs} == {lines}
-    assert min(row["cer"] for row in epochs) < 0.7 < epochs[0]["cer"]
+    assert min(row["cer"] for row in epochs) < 0.75 < epochs[0]["cer"]
     assert sorted(p.name for p in (trained / "best").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_evaluate_confirms_the_error_that_training_reported(folder, prepared, trained):
-    run("evaluate", "--data", prepared, "--model", trained / "best", "--out", folder / "evaluation")
+    run("evaluate", *readme("evaluate"), cwd=folder)
     metrics = json.loads((folder / "evaluation/metrics.json").read_text())
     best = min(history(trained), key=lambda row: row["cer"])
     assert metrics["num_edits"] == pytest.approx(best["num_edits"], abs=2)  # the last bit of a logit may differ
@@ -115,19 +121,19 @@ def test_evaluate_confirms_the_error_that_training_reported(folder, prepared, tr
 
 
 def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, drawn, prepared, trained):
-    images = folder / "images"
+    images = folder / "new_lines"
     shutil.copytree(drawn / "validation_v2", images)
     (images / "notes.txt").write_text("no image")
     (images / "empty.jpg").touch()
     (images / ".hidden").write_text("not a row")
-    run("transcribe", "--images", images, "--model", trained / "best", "--out", folder / "transcripts")
+    run("transcribe", *readme("transcribe"), cwd=folder)
     transcripts = pd.read_parquet(folder / "transcripts").set_index("path")
     files = [str(p.relative_to(images)) for p in images.rglob("*") if p.is_file() and p.name != ".hidden"]
     assert sorted(transcripts.index) == sorted(files)
     assert "not an image" in transcripts.error["notes.txt"]
     assert "empty" in transcripts.error["empty.jpg"]
     if not (folder / "evaluation").exists():
-        run("evaluate", "--data", prepared, "--model", trained / "best", "--out", folder / "evaluation")
+        run("evaluate", *readme("evaluate"), cwd=folder)
     predictions = pd.read_parquet(folder / "evaluation/predictions")
     assert len(predictions)
     for line in predictions.itertuples():
@@ -145,7 +151,7 @@ def test_the_same_train_command_goes_on_where_it_was_killed(folder, prepared, tr
     process.kill()
     process.communicate()
     before = history(folder / "killed")
-    assert len(before) < 18
+    assert len(before) < 26
     run("train", "--data", prepared, "--out", folder / "killed", *RECIPE)
     after = history(folder / "killed")
     saved = len(before) - 1  # the last line may be of an epoch whose checkpoint was not finished
@@ -158,8 +164,9 @@ def test_the_same_train_command_goes_on_where_it_was_killed(folder, prepared, tr
 
 
 def test_two_workers_count_the_same_validation_lines_as_one(folder, prepared, trained):
-    two = [*RECIPE, "--epochs", "2", "--num-workers", "2", "--wandb-project", "tests"]
-    run("train", "--data", prepared, "--out", folder / "two", *two)
+    two = [*readme("train"), "--out", "two", *RECIPE, "--epochs", "2", "--wandb-project", "tests"]
+    assert two[two.index("--num-workers") + 1] == "2"
+    run("train", *two, cwd=folder)
     rows = history(folder / "two")
     assert len(rows) == 2
     assert len(list((folder / "two/wandb").glob("offline-run-*"))) == 1  # rank 0's only

@@ -24,7 +24,8 @@ def names_in(folder: str) -> list[str]:
 
 
 def write_run(out: str, name: str, *, overwrite: bool = False) -> None:
-    with storage.staged(out, overwrite=overwrite) as folder:
+    with storage.staged(out, mark="mark", overwrite=overwrite) as folder:
+        storage.write_bytes(storage.join(folder, "mark"), b"")
         storage.write_bytes(storage.join(folder, "deep", name), name.encode())
         storage.write_bytes(storage.join(folder, name), name.encode())
 
@@ -92,7 +93,7 @@ def test_what_is_no_json_is_named(tmp_path, content):
 
 def test_a_staged_folder_appears_only_when_its_block_ends(root):
     out = storage.join(root, "out")
-    with storage.staged(out, overwrite=False) as folder:
+    with storage.staged(out, mark="mark", overwrite=False) as folder:
         storage.write_bytes(storage.join(folder, "a"), b"a")
         assert names_in(out) == []
     assert names_in(root) == ["out/a"]
@@ -100,7 +101,7 @@ def test_a_staged_folder_appears_only_when_its_block_ends(root):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_staged_folder_whose_block_raises_leaves_nothing(root, error):
-    with pytest.raises(error), storage.staged(storage.join(root, "out"), overwrite=False) as folder:
+    with pytest.raises(error), storage.staged(storage.join(root, "out"), mark="mark", overwrite=False) as folder:
         storage.write_bytes(storage.join(folder, "a"), b"a")
         raise error
     assert names_in(root) == []
@@ -111,35 +112,48 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(root):
     write_run(out, "old")
     with pytest.raises(UserError, match=r"out exists already.*--overwrite"):
         write_run(out, "new")
-    assert names_in(root) == ["out/deep/old", "out/old"]
+    assert names_in(root) == ["out/deep/old", "out/mark", "out/old"]
 
 
 def test_an_overwritten_folder_holds_nothing_of_the_old_one(root):
     out = storage.join(root, "out")
     write_run(out, "old")
     write_run(out + "/", "new", overwrite=True)
-    assert names_in(root) == ["out/deep/new", "out/new"]
+    assert names_in(root) == ["out/deep/new", "out/mark", "out/new"]
     assert storage.read_bytes(storage.join(out, "new")) == b"new"
 
 
 def test_an_overwriting_run_that_fails_keeps_the_old_folder(root):
     out = storage.join(root, "out")
     write_run(out, "old")
-    with pytest.raises(RuntimeError), storage.staged(out, overwrite=True) as folder:
+    with pytest.raises(RuntimeError), storage.staged(out, mark="mark", overwrite=True) as folder:
         storage.write_bytes(storage.join(folder, "new"), b"new")
         raise RuntimeError
-    assert names_in(root) == ["out/deep/old", "out/old"]
+    assert names_in(root) == ["out/deep/old", "out/mark", "out/old"]
+
+
+def test_a_folder_of_another_kind_is_never_replaced(root):
+    storage.write_bytes(storage.join(root, "out", "thesis.tex"), b"years of work")
+    with pytest.raises(UserError, match="has no mark"):
+        write_run(storage.join(root, "out"), "new", overwrite=True)
+    assert names_in(root) == ["out/thesis.tex"]
+
+
+def test_a_folder_that_was_being_replaced_when_the_process_was_killed_comes_back(root):
+    storage.write_bytes(storage.join(root, "out.replaced", "old"), b"old")
+    storage.recover(storage.join(root, "out"))
+    assert names_in(root) == ["out/old"]
 
 
 def test_what_a_killed_run_left_is_not_taken_over(root):
     storage.write_bytes(storage.join(root, "out.partial", "stale"), b"stale")
     write_run(storage.join(root, "out"), "new")
-    assert names_in(root) == ["out/deep/new", "out/new"]
+    assert names_in(root) == ["out/deep/new", "out/mark", "out/new"]
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused_and_an_empty_folder_is_taken(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="file exists already"):
+    with pytest.raises(UserError, match="file holds something else"):
         write_run(str(tmp_path / "file"), "new", overwrite=True)
     (tmp_path / "empty").mkdir()
     write_run(str(tmp_path / "empty"), "new")

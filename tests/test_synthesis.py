@@ -151,7 +151,7 @@ def test_a_character_without_a_glyph_is_named():
 
 def test_an_existing_folder_is_refused_and_left_as_it_was(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="holds something else"):
         synthesize(SynthesisSettings(out=str(tmp_path), lines=10))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

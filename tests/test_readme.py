@@ -1,0 +1,68 @@
+"""What the README and the Makefile say is so. tests/test_jobs.py runs the README's commands."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import tyro
+
+from hwr_ray.cleaning import REASONS
+from hwr_ray.evaluation import EvaluateSettings
+from hwr_ray.preparation import PrepareSettings
+from hwr_ray.synthesis import SynthesisSettings
+from hwr_ray.train_loop import TrainSettings
+from hwr_ray.transcription import TRANSCRIPTS, TranscribeSettings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SETTINGS = {
+    "synthesize": SynthesisSettings,
+    "prepare": PrepareSettings,
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+    "transcribe": TranscribeSettings,
+}
+
+
+def quickstart_recipe():
+    listing = subprocess.run(["make", "-n", "quickstart"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return listing.stdout
+
+
+def job_commands(text):
+    """(job, arguments) of each command line that runs a job."""
+    found = re.findall(r"python jobs/(\w+)\.py ([^#…\n`]+)", text)
+    return [(job, arguments.split()) for job, arguments in found]
+
+
+@pytest.mark.parametrize("text", [README, quickstart_recipe()], ids=["README", "make quickstart"])
+def test_every_command_is_one_that_its_job_understands(text):
+    commands = [(job, arguments) for job, arguments in job_commands(text) if len(arguments) > 1]
+    assert {job for job, _ in commands} >= {"prepare", "train", "evaluate", "transcribe"}
+    for job, arguments in commands:
+        assert tyro.cli(SETTINGS[job], args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def test_every_make_target_that_is_named_is_there():
+    targets = set(re.findall(r"`?make (\w+)", README))
+    assert targets >= {"quickstart", "test", "check", "bench"}
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_file_tree_lists_every_module_once():
+    listed = re.findall(r"^  (\w+\.py) ", README, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(p.name for p in (ROOT / "hwr_ray").glob("*.py") if p.name != "__init__.py")
+
+
+def test_the_reasons_and_the_columns_of_transcripts_are_all_told():
+    for name in [*REASONS, *TRANSCRIPTS.names]:
+        assert f"`{name}`" in README
+
+
+def test_every_figure_names_a_file_of_results_that_is_there():
+    files = re.findall(r"benchmarks/results/[\w.-]+", README)
+    assert files
+    for file in files:
+        assert (ROOT / file).is_file(), file
