@@ -105,8 +105,10 @@ def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
     deleted.
     """
     out = out.rstrip("/")
+    if is_file(out):
+        raise UserError(f"{out} is a file: name another --out")
     recover(out)
-    if is_file(out) or (list_files(out) and not is_file(join(out, mark))):
+    if list_files(out) and not is_file(join(out, mark)):
         raise UserError(f"{out} holds something else (it has no {mark}): name another --out")
     if list_files(out) and not overwrite:
         raise UserError(f"{out} exists already: name another --out, or pass --overwrite to replace it")

@@ -153,7 +153,7 @@ def test_what_a_killed_run_left_is_not_taken_over(root):
 
 def test_a_file_in_the_place_of_the_folder_is_refused_and_an_empty_folder_is_taken(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="file holds something else"):
+    with pytest.raises(UserError, match="is a file"):
         write_run(str(tmp_path / "file"), "new", overwrite=True)
     (tmp_path / "empty").mkdir()
     write_run(str(tmp_path / "empty"), "new")
