@@ -6,12 +6,15 @@ Neither an image nor a label lands in the result.
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from hwr_ray.job import run_job
 from hwr_ray.provenance import versions
@@ -35,9 +38,9 @@ class NamesSettings:
 
 def measure(settings: NamesSettings) -> None:
     """Runs the three jobs and writes the result."""
-    work = Path(settings.work)
+    work, data = Path(settings.work).resolve(), Path(settings.data).resolve()
     jobs = {
-        "prepare": ["--data", settings.data, "--out", f"{work}/prepared"],
+        "prepare": ["--data", str(data), "--out", f"{work}/prepared"],
         "train": ["--data", f"{work}/prepared", "--out", f"{work}/run", "--epochs", str(settings.epochs)],
         "evaluate": ["--data", f"{work}/prepared", "--model", f"{work}/run/best", "--out", f"{work}/evaluation"],
     }
@@ -48,6 +51,9 @@ def measure(settings: NamesSettings) -> None:
         "hardware": {"processor": _processor(), "cores": os.cpu_count(), "gpus": 0},
         "versions": versions(),
         "jobs": {job: _run(job, arguments) for job, arguments in jobs.items()},
+        "plain_count": {
+            split: _plain_count(data / f"written_name_{split}_v2.csv") for split in ("train", "validation")
+        },
         "lines": json.loads(dataset.read_text())["splits"],
         "metrics": json.loads((work / "evaluation/metrics.json").read_text()),
         "epochs": [json.loads(line) for line in (work / "run/metrics.jsonl").read_text().splitlines()],
@@ -60,10 +66,29 @@ def _run(job: str, arguments: list[str]) -> dict[str, Any]:
     """Command, seconds and last log line of a job that ran to its end."""
     command = ["python", f"jobs/{job}.py", *arguments]
     start = time.monotonic()
-    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=True)
-    print(done.stderr, file=sys.stderr)
-    last = [line for line in done.stderr.splitlines() if line[:2].isdigit() and line[2] == ":"][-1]
+    last = ""
+    with subprocess.Popen([sys.executable, *command[1:]], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            print(line, end="", file=sys.stderr, flush=True)
+            last = line.strip() if re.match(r"\d\d:\d\d:\d\d ", line) else last
+    if process.returncode:
+        raise RuntimeError(f"{job} ended with status {process.returncode}")
     return {"command": " ".join(command), "seconds": round(time.monotonic() - start), "last_log_line": last}
+
+
+def _plain_count(labels: Path) -> dict[str, int]:
+    """Rows that leave a label CSV by what pandas says of its column alone."""
+    texts = pd.read_csv(labels, keep_default_na=False)["IDENTITY"]
+    words = texts[~texts.isin(["", "UNREADABLE", "EMPTY"])]
+    small = words.str.upper() != words
+    counts = {
+        "missing_text": (texts == "").sum(),
+        "unreadable": (texts == "UNREADABLE").sum(),
+        "empty_field": (texts == "EMPTY").sum(),
+        "lowercase": small.sum(),
+        "too_long": (words[~small].str.len() > 20).sum(),
+    }
+    return {name: int(n) for name, n in counts.items() if n}
 
 
 def _processor() -> str:

@@ -33,7 +33,10 @@ class ReadingSettings:
 
     def needs(self) -> Needs:
         return Needs(
-            cpus=self.num_workers * self.cpus_per_worker + FEED_CPUS, gpus=self.num_workers if self.use_gpu else 0
+            num_workers=self.num_workers,
+            cpus_per_worker=self.cpus_per_worker,
+            gpus_per_worker=1 if self.use_gpu else 0,
+            other_cpus=FEED_CPUS,
         )
 
 

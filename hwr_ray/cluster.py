@@ -1,5 +1,6 @@
 """The Ray cluster that a job runs on: connecting to it, and what it must have before work starts."""
 
+import json
 import logging
 import math
 import os
@@ -14,13 +15,19 @@ from hwr_ray.errors import UserError
 
 log = logging.getLogger(__name__)
 
+TOLERANCE = 1e-6
+"""Of sums of fractions of CPUs."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Needs:
     """CPUs and GPUs (Ray's logical ones) that a job holds at the same time."""
 
-    cpus: float
-    gpus: float = 0
+    num_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float = 0
+    other_cpus: float
+    """For what feeds the workers."""
 
 
 def connect() -> None:
@@ -28,8 +35,12 @@ def connect() -> None:
     if not ray.is_initialized():
         # Workers need the tracker's settings and token, which must not stand on a command line.
         passed_on = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-        quiet = {"RAY_DATA_LOG_LEVEL": "WARNING"}
-        ray.init(runtime_env={"env_vars": {**passed_on, **quiet}}, logging_level=logging.ERROR)
+        passed_on["RAY_DATA_LOG_LEVEL"] = "WARNING"
+        # What `ray job submit` set reaches the workers by itself, and Ray refuses to be told twice.
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        told = (job.get("runtime_env") or {}).get("env_vars") or {}
+        new = {name: value for name, value in passed_on.items() if name not in told}
+        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR)
     # Ray leaves a handler that ends the process on the spot; this one lets half-written output be cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     context = ray.data.DataContext.get_current()
@@ -41,7 +52,7 @@ def connect() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         handler.addFilter(_tells_progress)
     resources = ray.cluster_resources()
-    log.info("on Ray: %s nodes, %g CPUs, %g GPUs", len(ray.nodes()), resources["CPU"], resources.get("GPU", 0))
+    log.info("on Ray: %s nodes, %g CPUs, %g GPUs", len(ray.nodes()), resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 def _tells_progress(record: logging.LogRecord) -> bool:
@@ -49,15 +60,36 @@ def _tells_progress(record: logging.LogRecord) -> bool:
     return record.levelno == logging.WARNING or record.getMessage().startswith("Total Progress")
 
 
-def preflight(needs: Needs, *, remedy: str) -> None:
-    """Raises UserError where the cluster can't hold what the job needs, with the remedy as its last words.
+def preflight(needs: Needs) -> None:
+    """Raises UserError where the cluster can't hold what the job needs; says so where others hold it now.
 
     Ray itself would wait, without a word, for nodes that never come.
     """
-    have = ray.cluster_resources()
-    for name, needed, there in (("CPUs", needs.cpus, have.get("CPU", 0)), ("GPUs", needs.gpus, have.get("GPU", 0))):
-        if needed > there + 1e-6:
-            raise UserError(f"this needs {needed:g} {name} and the cluster has {there:g}: {remedy}")
+    remedy = "lower --num-workers or --cpus-per-worker, or add nodes"
+    cpus = needs.num_workers * needs.cpus_per_worker + needs.other_cpus
+    gpus = needs.num_workers * needs.gpus_per_worker
+    have, free = ray.cluster_resources(), ray.available_resources()
+    for name, key, needed in (("CPUs", "CPU", cpus), ("GPUs", "GPU", gpus)):
+        if needed > have.get(key, 0) + TOLERANCE:
+            raise UserError(f"this needs {needed:g} {name} and the cluster has {have.get(key, 0):g}: {remedy}")
+        if needed > free.get(key, 0) + TOLERANCE:
+            log.warning("this needs %g %s and %g are free: it waits for other jobs", needed, name, free.get(key, 0))
+    places = sum(_places(node["Resources"], needs) for node in _working_nodes())
+    if places < needs.num_workers:
+        raise UserError(f"the cluster's nodes hold {places} of the {needs.num_workers} workers at once: {remedy}")
+
+
+def _places(resources: dict[str, float], needs: Needs) -> int:
+    """How many workers fit on a node at the same time."""
+    places = (resources.get("CPU", 0) + TOLERANCE) // needs.cpus_per_worker
+    if needs.gpus_per_worker:
+        places = min(places, (resources.get("GPU", 0) + TOLERANCE) // needs.gpus_per_worker)
+    return int(places)
+
+
+def _working_nodes() -> list[dict]:
+    """Nodes that run tasks: a head with no CPU to give is none."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)]
 
 
 def threads_per_worker(num_workers: int) -> int:
@@ -66,5 +98,4 @@ def threads_per_worker(num_workers: int) -> int:
     More threads than cores is far worse than fewer: OpenMP's waiting made a training step six times slower.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    alive = sum(node["Alive"] for node in ray.nodes())
-    return max(1, cores // math.ceil(num_workers / alive))
+    return max(1, cores // math.ceil(num_workers / len(_working_nodes())))

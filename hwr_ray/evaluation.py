@@ -1,6 +1,7 @@
 """How well a bundle reads a prepared split: predictions, figures with intervals, a report."""
 
 import logging
+import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -39,6 +40,10 @@ class EvaluateSettings:
     overwrite: bool = False
     """Replace an evaluation that is there."""
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"--seed must not be negative, not {self.seed}")
+
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Writes the evaluation of the settings and prints its figures. Raises UserError for what its user can mend."""
@@ -47,10 +52,12 @@ def evaluate(settings: EvaluateSettings) -> None:
     check_canvas(prepared, bundle, model_path)
     num_lines = prepared.num_lines(settings.split)
     connect()
-    preflight(settings.reading.needs(), remedy="lower --num-workers or --cpus-per-worker, or add nodes")
+    preflight(settings.reading.needs())
     with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         filesystem, folder = storage.locate(storage.join(out, "predictions"))
-        lines = read_lines_with(prepared.read(settings.split), model_path, settings.reading)
+        # Ray reads small shards as one block, which would keep all but one model idle.
+        blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=settings.reading.batch_size)
+        lines = read_lines_with(blocks, model_path, settings.reading)
         lines.map_batches(
             add_edits,
             batch_format="pyarrow",
@@ -77,12 +84,21 @@ def evaluate(settings: EvaluateSettings) -> None:
 def check_canvas(prepared: Prepared, bundle: Bundle, model_path: str) -> None:
     """Raises UserError with the command to run where the lines were prepared for another canvas than the bundle's."""
     if prepared.canvas != bundle.canvas:
-        source = prepared.facts["settings"]["data"]
-        inputs = f"--data {source}" if source else "--csv … --images …"
+        again = {"out": "NEW_FOLDER", "canvas": [bundle.canvas.height, bundle.canvas.width], "overwrite": None}
         raise UserError(
             f"{prepared.path} has the canvas {prepared.canvas} and {model_path} reads {bundle.canvas}; prepare again: "
-            f"python jobs/prepare.py {inputs} --out … --canvas {bundle.canvas.height} {bundle.canvas.width}"
+            f"{command({**prepared.facts['settings'], **again})}"
         )
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The command line of `prepare` with the settings that a dataset.json holds."""
+    given = {**settings, **settings["cleaning"], "cleaning": None, "label_files": None}
+    words = ["python", "jobs/prepare.py"]
+    for name, value in given.items():
+        if value not in (None, [], ()):
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return shlex.join(words)
 
 
 def add_edits(table: pa.Table) -> pa.Table:

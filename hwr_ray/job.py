@@ -26,7 +26,8 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> N
         log.info("%s", settings)
         run(settings)
     except Exception as error:
-        mistakes = [e for e in _causes(error) if isinstance(e, UserError)]
+        # No right to a file is nearly always the user's to mend, and its text names the file.
+        mistakes = [e for e in _causes(error) if isinstance(e, UserError | PermissionError)]
         if not mistakes:
             raise
         # The innermost, since Ray's wrapping of a UserError is one too, and its first line, since Ray adds advice.
@@ -34,8 +35,10 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> N
         raise SystemExit(2) from None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what led to it: Ray wraps what a worker raised, in `cause` or in `__cause__`."""
-    while error is not None:
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it: Ray wraps what workers raised, in `cause`, `__cause__` or `worker_failures`."""
+    yield error
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for inner in [getattr(error, "cause", None) or error.__cause__, *failures]:
+        if isinstance(inner, BaseException):
+            yield from _causes(inner)

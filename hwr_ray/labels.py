@@ -22,7 +22,8 @@ ROWS = pa.schema(
         "split": pa.string(),
         "row": pa.int64(),  # number of the row in its CSV, 1 for the first below the header
         "id": pa.string(),  # file name as the CSV has it; unique in its split
-        "path": pa.string(),  # path or URI of the image
+        "folder": pa.string(),  # path or URI of the image folder, which `id` starts from
+        "path": pa.string(),  # path or URI of the image; null where the row's own is unsafe
         "text": pa.string(),  # label as the CSV has it
         "reason": pa.string(),  # why the row is rejected, or null
         "detail": pa.string(),  # more about the reason, or null
@@ -117,6 +118,7 @@ def _row(file: LabelFile, header: Sequence[str], number: int, fields: list[str],
         "split": file.split or _deal(line),
         "row": number,
         "id": line,
+        "folder": file.images,
         "path": join(file.images, line) if is_safe(line) else None,
         "text": text,
         "reason": reason,

@@ -52,7 +52,10 @@ def decode(data: bytes) -> np.ndarray:
     has_alpha = _check_header(data)
     # Only IMREAD_UNCHANGED keeps the alpha channel, and only the other flags turn a picture as its EXIF data says.
     flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise UndecodableImageError("the picture is damaged") from error
     if pixels is None:
         raise UndecodableImageError("the picture is damaged")
     return _to_grey(pixels)
@@ -68,8 +71,7 @@ def _check_header(data: bytes) -> bool:
             has_alpha = "A" in picture.getbands() or "transparency" in picture.info
     except Image.DecompressionBombError as error:
         raise UndecodableImageError("the picture is far too large") from error
-    # Pillow's plugins raise many kinds of error on damaged headers.
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, EOFError) as error:
+    except Exception as error:  # Pillow's plugins raise errors of any kind on damaged headers
         raise UndecodableImageError("the file is not an image") from error
     if frames > 1:
         raise UndecodableImageError(f"the file holds {frames} pictures, not one")

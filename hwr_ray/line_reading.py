@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 
 import cv2
 import numpy as np
 from pyarrow import fs
 
 from hwr_ray.line_images import Canvas, UndecodableImageError, decode, fit
-from hwr_ray.storage import locate
+from hwr_ray.storage import join, locate
 
 READ_THREADS = 8
 
@@ -23,32 +24,31 @@ class Line:
     height: int | None = None
     """Pixels, before fitting."""
     width: int | None = None
-    data: bytes = b""
-    """The file's bytes."""
+    digest: bytes = b""
+    """SHA-256 of the file's bytes; empty where it could not be read."""
     reason: str | None = None
     """`missing_image` or `undecodable_image`, None where there is a picture."""
     detail: str | None = None
     """One sentence about the reason."""
 
 
-def read_lines(paths: Sequence[str], canvas: Canvas) -> list[Line]:
-    """Reads, decodes and fits image files, given by path or URI, in their order. Never raises for a bad file."""
-    if not paths:
-        return []
+def read_lines(folder: str, names: Sequence[str], canvas: Canvas) -> list[Line]:
+    """Reads, decodes and fits image files of a folder or URI, in their order. Never raises for a bad file."""
     cv2.setNumThreads(1)  # many small pictures: OpenCV's own threads only fight over them
-    filesystem, _ = locate(paths[0])
+    filesystem, inner = locate(folder)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return list(pool.map(lambda path: _read_line(filesystem, locate(path)[1], canvas), paths))
+        return list(pool.map(lambda name: _read_line(filesystem, join(inner, name), canvas), names))
 
 
 def line_of(data: bytes, canvas: Canvas) -> Line:
     """Decodes and fits the bytes of one image file."""
+    digest = sha256(data).digest()
     try:
         picture = decode(data)
     except UndecodableImageError as error:
-        return Line(data=data, reason="undecodable_image", detail=str(error))
+        return Line(digest=digest, reason="undecodable_image", detail=str(error))
     height, width = picture.shape
-    return Line(image=fit(picture, canvas), height=height, width=width, data=data)
+    return Line(image=fit(picture, canvas), height=height, width=width, digest=digest)
 
 
 def _read_line(filesystem: fs.FileSystem, path: str, canvas: Canvas) -> Line:

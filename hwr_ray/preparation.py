@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import ray.data
 from ray.data import Datasink
@@ -80,7 +81,7 @@ def prepare(settings: PrepareSettings) -> None:
     files = settings.label_files()
     canvas = Canvas(*settings.canvas)
     connect()
-    preflight(Needs(cpus=1 + TASK_CPUS), remedy="give Ray more CPUs")
+    preflight(Needs(num_workers=1, cpus_per_worker=TASK_CPUS, other_cpus=TASK_CPUS))
     with storage.staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
         sink = PreparedSink(out, canvas)
         rows_per_shard = max(16, min(1024, SHARD_BYTES // (canvas.height * canvas.width)))
@@ -97,6 +98,7 @@ def prepare(settings: PrepareSettings) -> None:
             .write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
         )
         tally = sink.tally
+        check_whole(out, tally)
         facts: dict[str, Any] = {
             "canvas": [canvas.height, canvas.width],
             "charset": settings.cleaning.charset or tally.charset(),
@@ -113,6 +115,19 @@ def prepare(settings: PrepareSettings) -> None:
     print(storage.absolute(settings.out))
 
 
+def check_whole(out: str, tally: Tally) -> None:
+    """Raises RuntimeError where the shards in `out` do not hold the rows that the tasks counted."""
+    expected = {split: figures["prepared"] for split, figures in tally.splits().items()}
+    expected["rejected"] = tally.rows.total() - sum(expected.values())
+    for folder, rows in expected.items():
+        filesystem, inner = storage.locate(storage.join(out, folder))
+        found = pyarrow.dataset.dataset(inner, filesystem=filesystem).count_rows() if rows else 0
+        if found != rows:
+            raise RuntimeError(
+                f"{found} of {rows} {folder} rows are in {out}: is --out on storage that all nodes share?"
+            )
+
+
 def _label_tables(batch: dict[str, Any]) -> Iterable[pa.Table]:
     """A batch of one LabelFile, as Ray Data carries it, to tables of its rows."""
     (file,) = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
@@ -122,22 +137,23 @@ def _label_tables(batch: dict[str, Any]) -> Iterable[pa.Table]:
 def prepare_table(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> pa.Table:
     """Rows (schema ROWS) cleaned, their images decoded and fitted.
 
-    Adds `kept_text`, `height`, `width`, `image` and `content`, the hash input of the image. Every row stays; those
-    that are to leave carry their reason.
+    Adds `kept_text`, `height`, `width`, `image` and `digest`, the hash of the image file. Every row stays; those that
+    are to leave carry their reason.
     """
     records = rows.to_pylist()
     for row in records:
         row["kept_text"] = normalize(row["text"])
         row["reason"] = row["reason"] or reason_for(row["kept_text"], cleaning, is_training=row["split"] == "train")
-    good = [row for row in records if row["reason"] is None]
-    for row, line in zip(good, read_lines([row["path"] for row in good], canvas), strict=True):
-        row |= {"reason": line.reason, "detail": line.detail, "height": line.height, "width": line.width}
-        row |= {"content": line.data, "image": None if line.image is None else line.image.tobytes()}
+    for folder in {row["folder"] for row in records}:
+        good = [row for row in records if row["reason"] is None and row["folder"] == folder]
+        for row, line in zip(good, read_lines(folder, [row["id"] for row in good], canvas), strict=True):
+            row |= {"reason": line.reason, "detail": line.detail, "height": line.height, "width": line.width}
+            row |= {"digest": line.digest, "image": None if line.image is None else line.image.tobytes()}
     columns = [*ROWS, *(pa.field(n, t) for n, t in _ADDED.items()), prepared.schema(canvas).field("image")]
     return pa.Table.from_pylist(records, schema=pa.schema(columns))
 
 
-_ADDED = {"kept_text": pa.string(), "height": pa.int32(), "width": pa.int32(), "content": pa.binary()}
+_ADDED = {"kept_text": pa.string(), "height": pa.int32(), "width": pa.int32(), "digest": pa.binary()}
 
 
 class PreparedSink(Datasink[Tally]):
@@ -161,7 +177,7 @@ class PreparedSink(Datasink[Tally]):
                     kept_text=row["kept_text"] if is_kept else None,
                     reason=row["reason"],
                     size=size,
-                    content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["content"] or b""],
+                    content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"] or b""],
                 )
                 folder = row["split"] if is_kept else "rejected"
                 kept.setdefault(folder, []).append({**row, "text": row["kept_text"]} if is_kept else row)

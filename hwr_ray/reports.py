@@ -107,8 +107,9 @@ def sample_lines(out: str, canvas: Canvas, *, count: int = 12, shards: int = 4) 
 
 
 def _shards(out: str, folder: str) -> list[str]:
-    files = storage.list_files(storage.join(out, folder))
-    return [info.path for info in files if info.path.endswith(".parquet")]
+    inner = storage.locate(storage.join(out, folder))[1]
+    names = storage.list_files(storage.join(out, folder))
+    return [storage.join(inner, name) for name in names if name.endswith(".parquet")]
 
 
 def shrinking(sizes: Counter[tuple[int, int]], canvas: Canvas) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import fsspec
 import pyarrow as pa
@@ -14,18 +15,21 @@ from pyarrow import fs
 
 from hwr_ray.errors import UserError
 
+OWNED = ".owned"
+"""In a staging folder for as long as its own run goes on."""
+
 
 def locate(path: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path on it (absolute where it is local).
 
-    The path of a URI is read as it stands, as fsspec does: files are named `a b#1 50%.png`, and joined to a folder.
+    The path of a URI is read as it stands, without escapes or a query: files are named `a b#1? 50%.png`, and a name
+    that comes from a CSV must not choose another server. Endpoints and keys come from the environment.
     """
     if "://" not in path:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
     scheme, _, rest = path.partition("://")
-    host, slash, inner = rest.partition("/")
     try:
-        return fs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(inner, safe='/?=&')}")  # Arrow decodes it again
+        return fs.FileSystem.from_uri(f"{scheme}://{quote(rest, safe='/@:')}")  # Arrow decodes it again
     except pa.ArrowInvalid:
         pass  # Not one of Arrow's own schemes: fsspec knows more.
     try:
@@ -54,11 +58,17 @@ def is_folder(path: str) -> bool:
     return filesystem.get_file_info(inner).type == fs.FileType.Directory
 
 
-def list_files(folder: str) -> list[fs.FileInfo]:
-    """All files below a folder, at any depth, sorted by path. A folder that is not there holds none."""
+def list_files(folder: str) -> list[str]:
+    """Paths, from the folder on, of all files below it at any depth, sorted. A folder that is not there holds none.
+
+    Bytes of a local name that are not UTF-8 are shown as `\\xff`.
+    """
     filesystem, inner = locate(folder)
-    found = filesystem.get_file_info(fs.FileSelector(inner, recursive=True, allow_not_found=True))
-    return sorted((info for info in found if info.is_file), key=lambda info: info.path)
+    if isinstance(filesystem, fs.LocalFileSystem):  # not Arrow's listing: it fails on names that are not UTF-8
+        found = [os.path.join(at, name) for at, _, names in os.walk(inner) for name in names]  # noqa: PTH118
+        return sorted(os.fsencode(path).decode("utf-8", "backslashreplace")[len(inner) + 1 :] for path in found)
+    infos = filesystem.get_file_info(fs.FileSelector(inner, recursive=True, allow_not_found=True))
+    return sorted(info.path.removeprefix(inner.rstrip("/") + "/") for info in infos if info.is_file)
 
 
 def read_bytes(path: str) -> bytes:
@@ -100,11 +110,34 @@ def write_json(path: str, value: Any) -> None:
 def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
     """Yields a folder to write into, which takes the place of `out` only if the block ends well.
 
-    `mark` names the file that every folder of this kind holds. Raises UserError where `out` holds something that has
-    no such file, or that may not be overwritten. What an earlier run that was killed left in the staging folder is
-    deleted.
+    `mark` names the file that every folder of this kind holds and that tells that it is whole. Raises UserError where
+    `out` holds something that has no such file, or that may not be overwritten, and where another run took over. What
+    an earlier run that was killed left behind is deleted.
     """
     out = out.rstrip("/")
+    _check_free(out, mark, overwrite)
+    for stale in _siblings(out):
+        _delete(stale)
+    partial = f"{out}.partial-{uuid4().hex[:8]}"
+    filesystem, inner = locate(partial)
+    filesystem.create_dir(inner, recursive=True)
+    write_bytes(join(partial, OWNED), b"")
+    try:
+        yield partial
+        if not is_file(join(partial, OWNED)):
+            raise UserError(f"another run began to write {out} and took over")
+        _check_free(out, mark, overwrite)
+        filesystem.delete_file(locate(join(partial, OWNED))[1])
+        if list_files(out):
+            _move(out, f"{out}.replaced", mark)
+        _move(partial, out, mark)
+    except BaseException:
+        _delete(partial)
+        raise
+    _delete(f"{out}.replaced")
+
+
+def _check_free(out: str, mark: str, overwrite: bool) -> None:
     if is_file(out):
         raise UserError(f"{out} is a file: name another --out")
     recover(out)
@@ -112,19 +145,15 @@ def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
         raise UserError(f"{out} holds something else (it has no {mark}): name another --out")
     if list_files(out) and not overwrite:
         raise UserError(f"{out} exists already: name another --out, or pass --overwrite to replace it")
-    partial = f"{out}.partial"
-    filesystem, inner = locate(partial)
-    _delete(partial)
-    filesystem.create_dir(inner, recursive=True)
-    try:
-        yield partial
-    except BaseException:
-        _delete(partial)
-        raise
-    if list_files(out):
-        _move(out, f"{out}.replaced")
-    _move(partial, out)
-    _delete(f"{out}.replaced")
+
+
+def _siblings(out: str) -> list[str]:
+    """Staging folders of `out`."""
+    filesystem, inner = locate(out)
+    selector = fs.FileSelector(posixpath.dirname(inner), allow_not_found=True)
+    names = [info.base_name for info in filesystem.get_file_info(selector) if not info.is_file]
+    start = f"{posixpath.basename(inner)}.partial-"
+    return [join(posixpath.dirname(out), name) for name in names if name.startswith(start)]
 
 
 def recover(out: str) -> None:
@@ -139,15 +168,18 @@ def _delete(folder: str) -> None:
         filesystem.delete_dir(inner)
 
 
-def _move(source: str, destination: str) -> None:
+def _move(source: str, destination: str, mark: str = "") -> None:
     filesystem, old = locate(source)
     _, new = locate(destination)
     _delete(destination)
     if isinstance(filesystem, fs.LocalFileSystem):
         filesystem.move(old, new)
         return
-    for info in list_files(source):  # object stores have no folders to rename
-        target = new + info.path.removeprefix(old)
-        filesystem.create_dir(posixpath.dirname(target), recursive=True)
-        filesystem.copy_file(info.path, target)
+    # Object stores have no folders to rename: file by file, the mark first to leave and last to arrive.
+    names = sorted(list_files(source), key=lambda name: name == mark)
+    for name in names:
+        filesystem.create_dir(posixpath.dirname(join(new, name)), recursive=True)
+        filesystem.copy_file(join(old, name), join(new, name))
+    for name in reversed(names):
+        filesystem.delete_file(join(old, name))
     _delete(source)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
+from typing import Any
 
 from hwr_ray.codec import frames_needed
 from hwr_ray.labels import Split
@@ -69,12 +70,12 @@ class Tally:
         """The characters of the prepared training labels, sorted."""
         return "".join(sorted({c for split, c in self.characters_after if split == "train"}))
 
-    def splits(self) -> dict[str, dict[str, object]]:
+    def splits(self) -> dict[str, dict[str, Any]]:
         """dataset.json's figures by split."""
         names = dict.fromkeys(split for split, _ in self.rows)
         return {name: self._split(name) for name in names}
 
-    def _split(self, name: Split) -> dict[str, object]:
+    def _split(self, name: Split) -> dict[str, Any]:
         rows = {reason: n for (split, reason), n in self.rows.items() if split == name}
         return {
             "rows": sum(rows.values()),

@@ -85,6 +85,9 @@ class TrainSettings:
         for name in ("epochs", "batch_size", "learning_rate", "patience", "num_workers", "cpus_per_worker"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        for name in ("weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.average_decay < 1:
             raise UserError(f"--average-decay must lie in 0 to 1 (excluded), not {self.average_decay}")
         if self.batch_size % self.num_workers:
@@ -98,7 +101,8 @@ class TrainSettings:
 
 @dataclass
 class TrainState:
-    """All that a resumed run needs to go on as if it had not stopped."""
+    """All that a resumed run needs to go on: what is not here (order, augmentation, dropout) is drawn anew from the
+    seed, the epoch and the rank."""
 
     model: CRNN
     average: CRNN
@@ -107,9 +111,6 @@ class TrainState:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     """Metrics of the epochs so far."""
-
-    def best_cer(self) -> float:
-        return min((row["cer"] for row in self.history), default=math.inf)
 
     def epochs_since_best(self) -> int:
         cers = [row["cer"] for row in self.history]
@@ -134,7 +135,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """
     settings: TrainSettings = config["settings"]
     prepared, out = Prepared(config["data"]), config["out"]
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # the epochs' lines tell what it reports
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs a long line a report; the epochs' own tell more
     torch.set_num_threads(threads_per_worker(settings.num_workers))
     torch.manual_seed(settings.seed)
     context, device = ray.train.get_context(), ray.train.torch.get_device()
@@ -148,6 +149,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             state.load(folder)
+        if rank == 0:  # what came of the epoch may not have been written before the run was stopped
+            publish(state, prepared, settings, out)
     parallel = ray.train.torch.prepare_model(model)
     train_lines = ShardLines("train", prepared.num_bytes("train") // world_size)
     validation_lines = ShardLines("validation", prepared.num_bytes("validation") // world_size)
@@ -165,27 +168,35 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         trained = train_epoch(state, parallel, train_lines, prepared, settings, epoch=epoch, total_steps=total_steps)
         counts, samples = validate(state.average, validation_lines, prepared, codec, device)
         row = {"epoch": epoch, **trained, "cer": counts.cer, "exact_match": counts.exact_match, **asdict(counts)}
-        is_best = counts.cer < state.best_cer()
         state.history.append(row)
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
-                if is_best:
-                    provenance = {"recipe": settings.recipe(), "data": prepared.facts["content_hash"]}
-                    provenance |= {"metrics": row, "versions": versions()}
-                    bundle = Bundle(
-                        model=average, settings=settings.model, codec=codec, canvas=prepared.canvas, training=provenance
-                    )
-                    save_bundle(bundle, storage.join(out, "best"))
-                history = "".join(json.dumps(line) + "\n" for line in state.history)
-                storage.write_bytes(storage.join(out, "metrics.jsonl"), history.encode())
-                tracker.log(row)
-                if is_best:
-                    tracker.log_samples(samples, epoch=epoch)
-                print(describe(row, settings.epochs, is_best=is_best), flush=True)
                 state.save(folder)
-            report = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
-            ray.train.report(row, checkpoint=report)
+            ray.train.report(row, ray.train.Checkpoint.from_directory(folder) if rank == 0 else None)
+        if rank == 0:
+            publish(state, prepared, settings, out)
+            is_best = state.epochs_since_best() == 0
+            print(describe(row, settings.epochs, is_best=is_best), flush=True)
+            tracker.log(row)
+            if is_best:
+                tracker.log_samples(samples, epoch=epoch)
     tracker.finish()
+
+
+def publish(state: TrainState, prepared: Prepared, settings: TrainSettings, out: str) -> None:
+    """Writes metrics.jsonl, and the average of the weights as the bundle OUT/best if the last epoch is the best."""
+    history = "".join(json.dumps(row) + "\n" for row in state.history)
+    storage.write_bytes(storage.join(out, "metrics.jsonl"), history.encode())
+    if state.epochs_since_best() == 0:
+        provenance = {"recipe": settings.recipe(), "data": prepared.facts["content_hash"], "versions": versions()}
+        bundle = Bundle(
+            model=state.average,
+            settings=settings.model,
+            codec=Codec(prepared.charset),
+            canvas=prepared.canvas,
+            training={**provenance, "metrics": state.history[-1]},
+        )
+        save_bundle(bundle, storage.join(out, "best"))
 
 
 def train_epoch(
@@ -293,8 +304,11 @@ class ShardLines:
             return iter(self.kept)
         tables = ray.train.get_dataset_shard(self.split).iter_batches(batch_size=EVAL_BATCH, batch_format="pyarrow")
         if self.is_small:
-            # Copies: the tables that Ray hands out hold on to its object store.
-            self.kept = [table.take(np.arange(len(table))) for table in tables]
+            found = list(tables)
+            # Sorted, since Ray's order is that in which its tasks end. That copies, too: Ray's own tables hold on to
+            # its object store.
+            lines = pa.concat_tables(found).sort_by("id") if found else None
+            self.kept = [lines.slice(i, EVAL_BATCH) for i in range(0, len(lines), EVAL_BATCH)] if lines else []
             return iter(self.kept)
         return iter(tables)
 

@@ -2,8 +2,8 @@
 
 import json
 import logging
-from hashlib import sha256
 from typing import Any
+from uuid import uuid4
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -32,14 +32,17 @@ def train(settings: TrainSettings) -> None:
     connect()
     preflight(
         Needs(
-            cpus=settings.num_workers * settings.cpus_per_worker + INGEST_CPUS,
-            gpus=settings.num_workers if settings.use_gpu else 0,
-        ),
-        remedy="lower --num-workers or --cpus-per-worker, or add nodes",
+            num_workers=settings.num_workers,
+            cpus_per_worker=settings.cpus_per_worker,
+            gpus_per_worker=1 if settings.use_gpu else 0,
+            other_cpus=INGEST_CPUS,
+        )
     )
     out = storage.absolute(settings.out)
-    claim_run(out, {**settings.recipe(), "data": prepared.facts["content_hash"]})
-    metrics = fit(settings, prepared, out)
+    data = {name: prepared.facts[name] for name in ("content_hash", "canvas", "charset")}
+    data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
+    run_id = claim_run(out, {**settings.recipe(), "data": data})
+    metrics = fit(settings, prepared, out, run_id)
     log.info(
         "best epoch %s: CER %.2f %%, exact match %.2f %%",
         metrics["epoch"],
@@ -65,19 +68,26 @@ def check_feasible(prepared: Prepared, settings: TrainSettings) -> None:
         )
 
 
-def claim_run(out: str, recipe: dict[str, Any]) -> None:
-    """Writes the run's recipe, or raises UserError that names the first field in which a run that is there differs."""
+def claim_run(out: str, recipe: dict[str, Any]) -> str:
+    """Writes the run's recipe with a new id, or finds them there; returns the id.
+
+    Raises UserError that names the first field in which a run that is there differs.
+    """
     path = storage.join(out, "recipe.json")
     storage.recover(storage.join(out, "best"))
     if not storage.is_file(path):
         if storage.list_files(out):
             raise UserError(f"{out} holds something that is no run: name another --out")
-        storage.write_json(path, recipe)
-        return
-    there, here = _flat(storage.read_json(path)), _flat(recipe)
+        run_id = uuid4().hex[:12]
+        storage.write_json(path, {"run_id": run_id, **recipe})
+        return run_id
+    found = storage.read_json(path)
+    run_id = found.pop("run_id")
+    there, here = _flat(found), _flat(recipe)
     for name in [*there, *here]:
         if there.get(name) != here.get(name):
             raise UserError(f"{out} is a run with {name} = {there.get(name)}, not {here.get(name)}: name another --out")
+    return run_id
 
 
 def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,7 +100,7 @@ def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def fit(settings: TrainSettings, prepared: Prepared, out: str) -> dict[str, Any]:
+def fit(settings: TrainSettings, prepared: Prepared, out: str, run_id: str) -> dict[str, Any]:
     """Runs or resumes Ray Train until the last epoch; returns the metrics of the best epoch.
 
     Raises ray.train.TrainingFailedError where a worker fails.
@@ -107,7 +117,7 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str) -> dict[str, Any]
             "settings": settings,
             "data": storage.absolute(settings.data),  # workers run in folders of their own
             "out": out,
-            "run_id": sha256(out.encode()).hexdigest()[:12],
+            "run_id": run_id,
         },
         torch_config=TorchConfig(timeout_s=HANG_SECONDS),
         scaling_config=ray.train.ScalingConfig(

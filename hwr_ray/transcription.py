@@ -56,7 +56,7 @@ def transcribe(settings: TranscribeSettings) -> None:
     model_path, images = storage.absolute(settings.model), storage.absolute(settings.images)
     bundle, paths = load_bundle(model_path), list_images(images)
     connect()
-    preflight(settings.reading.needs(), remedy="lower --num-workers or --cpus-per-worker, or add nodes")
+    preflight(settings.reading.needs())
     with storage.staged(storage.absolute(settings.out), mark="_run.json", overwrite=settings.overwrite) as out:
         table = pa.table({"path": paths})
         blocks = [table.slice(i, ROWS_PER_BLOCK) for i in range(0, len(table), ROWS_PER_BLOCK)]
@@ -64,7 +64,7 @@ def transcribe(settings: TranscribeSettings) -> None:
             fit_files,  # type: ignore[arg-type]
             fn_kwargs={"images": images, "canvas": bundle.canvas},
             batch_format="pyarrow",
-            num_cpus=0.5,
+            num_cpus=0.25,  # other than the actors', or Ray would decode in them
         )
         filesystem, folder = storage.locate(out)
         read_lines_with(pictures, model_path, settings.reading).map_batches(
@@ -95,9 +95,7 @@ def list_images(folder: str) -> list[str]:
     """Paths, from the folder on, of all files in it whose name starts with no dot. Raises UserError without one."""
     if not storage.is_folder(folder):
         raise UserError(f"there is no image folder {folder}")
-    inner = storage.locate(folder)[1].rstrip("/")
-    files = storage.list_files(folder)
-    paths = [info.path.removeprefix(inner + "/") for info in files if not info.base_name.startswith(".")]
+    paths = [path for path in storage.list_files(folder) if not path.rsplit("/", 1)[-1].startswith(".")]
     if not paths:
         raise UserError(f"the folder {folder} holds no file")
     return paths
@@ -105,7 +103,7 @@ def list_images(folder: str) -> list[str]:
 
 def fit_files(table: pa.Table, *, images: str, canvas: Canvas) -> pa.Table:
     """The table with `path`, read: adds `image` on the canvas, `height`, `width` and `error`."""
-    lines = read_lines([storage.join(images, path) for path in table["path"].to_pylist()], canvas)
+    lines = read_lines(images, table["path"].to_pylist(), canvas)
     added: dict[str, pa.Array] = {
         "image": pa.array([None if line.image is None else line.image.tobytes() for line in lines], pa.binary()),
         "height": pa.array([line.height for line in lines], pa.int32()),

@@ -19,10 +19,11 @@ RECIPE = ["--epochs", "26", "--batch-size", "16", "--learning-rate", "8e-3", "--
 RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48", "--dropout", "0", "--average-decay", "0.98"]
 
 
-def readme(job, **replaced):
-    """The arguments of the README's command for a job."""
-    command = re.search(rf"^python jobs/{job}\.py (.*?)(#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    return [replaced.get(argument, argument) for argument in command[1].split()]
+def readme(job, containing="", **replaced):
+    """The arguments of the README's command for a job, the first one that contains a text."""
+    found = re.findall(rf"^python jobs/{job}\.py ([^#\n]*)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    command = next(arguments for arguments in found if containing in arguments)
+    return [replaced.get(argument, argument) for argument in command.split()]
 
 
 def start(job, *arguments, cwd=ROOT):
@@ -178,16 +179,25 @@ def test_two_workers_count_the_same_validation_lines_as_one(folder, prepared, tr
 def test_prepare_killed_half_way_leaves_no_half_data_set(folder, drawn, ray_cluster, by):
     out = folder / f"half-{by.name}"
     process = start("prepare", "--data", drawn, "--out", out)
-    partial = Path(f"{out}.partial")
-    wait_for(process, lambda: partial.exists())
+    wait_for(process, lambda: list(folder.glob(f"{out.name}.partial-*/*/*.parquet")))
     process.send_signal(by)
     process.communicate()
     assert process.returncode != 0
     assert not out.exists()
-    assert by == signal.SIGKILL or not partial.exists()
     run("prepare", "--data", drawn, "--out", out)
-    assert not partial.exists()
+    assert [p.name for p in folder.glob(f"{out.name}*")] == [out.name]
     assert (out / "dataset.json").exists()
+
+
+def test_a_csv_of_ones_own_is_dealt_out_to_the_three_splits(folder, drawn, ray_cluster):
+    labels = pd.read_csv(drawn / "written_name_train_v2.csv", keep_default_na=False)
+    labels.columns = ["file", "text"]
+    labels.to_csv(folder / "labels.csv", index=False)
+    replaced = {"prepared": "own", "lines/": drawn / "train_v2/train"}
+    run("prepare", *readme("prepare", containing="--csv", **replaced), cwd=folder)
+    facts = json.loads((folder / "own/dataset.json").read_text())["splits"]
+    assert sum(split["rows"] for split in facts.values()) == len(labels)
+    assert facts["train"]["rows"] / len(labels) == pytest.approx(0.8, abs=0.05)
 
 
 def test_a_finished_data_set_is_replaced_only_on_request(drawn, prepared):
@@ -217,7 +227,9 @@ def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder,
     other = folder / "other-canvas"
     run("prepare", "--data", drawn, "--out", other, "--canvas", "48", "256")
     message = mistake("evaluate", "--data", other, "--model", trained / "best", "--out", folder / "none")
-    assert f"jobs/prepare.py --data {drawn} --out … --canvas 32 256" in message
+    command = re.search(r"python jobs/prepare.py (.*)", message)[1].replace("NEW_FOLDER", "fitting").split()
+    run("prepare", *command, cwd=folder)
+    assert json.loads((folder / "fitting/dataset.json").read_text())["canvas"] == [32, 256]
 
 
 def wait_for(process, condition, timeout=200):

@@ -26,6 +26,7 @@ def test_a_row_holds_the_name_the_path_and_the_label_as_they_stand(tmp_path):
             "split": "train",
             "row": 1,
             "id": "a.jpg",
+            "folder": str(tmp_path),
             "path": f"{tmp_path}/a.jpg",
             "text": " Anna ",
             "reason": None,

@@ -1,6 +1,7 @@
 """Cleaning, decoding and fitting a table of rows, without Ray."""
 
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def rows(tmp_path: Path, draw_text) -> pa.Table:
             "split": "train",
             "row": number,
             "id": name,
+            "folder": str(tmp_path),
             "path": None if reason == "unsafe_path" else str(tmp_path / name),
             "text": text,
             "reason": reason,
@@ -63,9 +65,10 @@ def test_kept_rows_hold_the_normalized_label_the_first_size_and_the_fitted_pictu
     for row in prepare_rows(rows).to_pylist():
         if row["reason"] is None:
             assert (row["height"], row["width"]) == (20, 60)
-            assert row["content"] == Path(row["path"]).read_bytes()
+            data = Path(row["path"]).read_bytes()
+            assert row["digest"] == sha256(data).digest()
             image = np.frombuffer(row["image"], np.uint8).reshape(16, 64)
-            assert np.array_equal(image, fit(decode(row["content"]), CANVAS))
+            assert np.array_equal(image, fit(decode(data), CANVAS))
         else:
             assert row["image"] is row["height"] is None
     assert prepare_rows(rows)["kept_text"].to_pylist()[1] == "BOB DOE"
@@ -80,8 +83,8 @@ def test_a_row_does_not_depend_on_its_neighbours(rows, cut):
 def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):
     asked = Counter()
 
-    def no_lines(paths, _):
-        asked.update(Path(path).name for path in paths)
+    def no_lines(_folder, names, _canvas):
+        asked.update(names)
         raise StopIteration
 
     monkeypatch.setattr("hwr_ray.preparation.read_lines", no_lines)

@@ -1,6 +1,8 @@
 """Files and folders by path and by URI, on this machine and in fsspec's memory."""
 
+import os
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +21,7 @@ def root(request, tmp_path) -> str:
 
 
 def names_in(folder: str) -> list[str]:
-    start = len(storage.locate(folder)[1]) + 1
-    return [info.path[start:] for info in storage.list_files(folder)]
+    return storage.list_files(folder)
 
 
 def write_run(out: str, name: str, *, overwrite: bool = False) -> None:
@@ -42,7 +43,18 @@ def test_bytes_come_back(root):
     assert names_in(root) == ["a/b.bin"]
 
 
-@pytest.mark.parametrize("name", ["a b.png", "a#b.png", "50%25.png", "é.png", "a+b&c=d.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b.png",
+        "a#b.png",
+        "50%25.png",
+        "what?.png",
+        "x.png?endpoint_override=evil.example:80&scheme=http",
+        "é.png",
+        "a+b&c=d.png",
+    ],
+)
 def test_a_file_is_found_under_the_name_that_it_has(root, name):
     storage.write_bytes(storage.join(root, name), b"x")
     assert names_in(root) == [name]
@@ -51,6 +63,12 @@ def test_a_file_is_found_under_the_name_that_it_has(root, name):
 
 def test_a_folder_that_is_not_there_holds_no_files(root):
     assert storage.list_files(storage.join(root, "nothing")) == []
+
+
+def test_names_that_are_not_utf8_are_listed_too(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
+    (tmp_path / "ÿ.jpg").touch()
+    assert storage.list_files(str(tmp_path)) == ["\\xff.jpg", "ÿ.jpg"]
 
 
 def test_a_missing_file_is_said_to_be_missing(root):
@@ -132,6 +150,56 @@ def test_an_overwriting_run_that_fails_keeps_the_old_folder(root):
     assert names_in(root) == ["out/deep/old", "out/mark", "out/old"]
 
 
+def test_a_run_whose_folder_another_run_took_over_ends_and_leaves_the_other_ones(root):
+    out = storage.join(root, "out")
+    with pytest.raises(UserError, match="another run"), storage.staged(out, mark="mark", overwrite=False) as folder:
+        write_run(out, "second")
+        storage.write_bytes(storage.join(folder, "mark"), b"")
+    assert names_in(root) == ["out/deep/second", "out/mark", "out/second"]
+
+
+def test_a_run_does_not_replace_what_another_finished_meanwhile(root):
+    out = storage.join(root, "out")
+    with pytest.raises(UserError, match="exists already"), storage.staged(out, mark="mark", overwrite=False):
+        storage.write_bytes(storage.join(out, "mark"), b"other")
+    assert names_in(root) == ["out/mark"]
+
+
+@pytest.mark.parametrize("num_calls", range(1, 8))
+def test_a_move_on_an_object_store_that_is_cut_off_never_shows_the_mark_of_a_half_folder(num_calls, monkeypatch):
+    """memory:// has no renames here, as s3:// has none: files are copied one by one."""
+    root = f"memory://storage-{next(NUMBERS)}"
+    out = storage.join(root, "out")
+    write_run(out, "old")
+    calls = count(1)
+
+    class CutOff:
+        """A file system that fails at its n-th copy or deletion of a file."""
+
+        def __init__(self, filesystem):
+            self.filesystem = filesystem
+
+        def __getattr__(self, name):
+            method = getattr(self.filesystem, name)
+            if name not in ("copy_file", "delete_file"):
+                return method
+
+            def call(*arguments):
+                if next(calls) == num_calls:
+                    raise ConnectionError
+                return method(*arguments)
+
+            return call
+
+    locate = storage.locate
+    monkeypatch.setattr(storage, "locate", lambda path: (CutOff(locate(path)[0]), locate(path)[1]))
+    with pytest.raises(ConnectionError):
+        write_run(out, "new", overwrite=True)
+    monkeypatch.undo()
+    names = names_in(out)
+    assert "mark" not in names or names in (["deep/old", "mark", "old"], ["deep/new", "mark", "new"])
+
+
 def test_a_folder_of_another_kind_is_never_replaced(root):
     storage.write_bytes(storage.join(root, "out", "thesis.tex"), b"years of work")
     with pytest.raises(UserError, match="has no mark"):
@@ -146,7 +214,7 @@ def test_a_folder_that_was_being_replaced_when_the_process_was_killed_comes_back
 
 
 def test_what_a_killed_run_left_is_not_taken_over(root):
-    storage.write_bytes(storage.join(root, "out.partial", "stale"), b"stale")
+    storage.write_bytes(storage.join(root, "out.partial-0123abcd", "stale"), b"stale")
     write_run(storage.join(root, "out"), "new")
     assert names_in(root) == ["out/deep/new", "out/mark", "out/new"]
 
