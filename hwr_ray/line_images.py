@@ -25,7 +25,8 @@ class UndecodableImageError(Exception):
 class Canvas:
     """Height and width, in pixels, of every picture that the model sees.
 
-    The default suits the Kaggle name crops: all but the tallest keep their size (benchmarks/results/canvas.md).
+    The default suits the Kaggle name crops: at the median they keep 99 % of their size, for half the cost of a canvas
+    that shrinks none (benchmarks/results/canvas.md).
     """
 
     height: int = 48

@@ -1,0 +1,73 @@
+"""What a job asks of a cluster before it starts, without one."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from hwr_ray import cluster
+from hwr_ray.cluster import Needs, preflight, threads_per_worker
+from hwr_ray.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """A function that pretends a cluster of nodes with these resources."""
+
+    def pretend(*resources, busy_cpus=0):
+        total = {key: sum(node.get(key, 0) for node in resources) for key in ("CPU", "GPU")}
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": r} for r in resources])
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: total)
+        monkeypatch.setattr(cluster.ray, "available_resources", lambda: {**total, "CPU": total["CPU"] - busy_cpus})
+
+    return pretend
+
+
+def test_two_half_workers_and_their_reader_fit_on_two_cpus(nodes):
+    nodes({"CPU": 2})
+    preflight(Needs(num_workers=2, cpus_per_worker=0.5, other_cpus=1))
+
+
+@pytest.mark.parametrize(
+    ("needs", "resources", "sentence"),
+    [
+        ({"num_workers": 3, "cpus_per_worker": 0.5}, [{"CPU": 2}], "needs 2.5 CPUs and the cluster has 2"),
+        ({"num_workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 1}, [{"CPU": 8}], "needs 1 GPUs and .* has 0"),
+        ({"num_workers": 1, "cpus_per_worker": 3}, [{"CPU": 2}] * 4, "hold 0 of the 1 workers"),
+        (
+            {"num_workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1},
+            [{"CPU": 1, "GPU": 2}, {"CPU": 8}],
+            "hold 1 of the 2 workers",
+        ),
+    ],
+)
+def test_a_job_that_can_never_start_is_refused_with_what_is_lacking(nodes, needs, resources, sentence):
+    nodes(*resources)
+    with pytest.raises(UserError, match=sentence):
+        preflight(Needs(**needs, other_cpus=1))
+
+
+def test_a_job_that_must_wait_for_another_says_so(nodes, caplog):
+    nodes({"CPU": 4}, busy_cpus=3.5)
+    preflight(Needs(num_workers=1, cpus_per_worker=1, other_cpus=1))
+    assert "needs 2 CPUs and 0.5 are free" in caplog.text
+
+
+def test_threads_are_shared_by_the_workers_of_a_node_and_an_idle_head_counts_for_none(nodes, monkeypatch):
+    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    nodes({"CPU": 8}, {"memory": 1})
+    assert [threads_per_worker(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    nodes({"CPU": 8}, {"CPU": 8})
+    assert [threads_per_worker(n) for n in (1, 2, 4)] == [8, 8, 4]
+
+
+def test_the_cluster_file_passes_rays_own_validation_and_names_the_pinned_version():
+    text = (ROOT / "cluster.yaml").read_text()
+    config = yaml.safe_load(text)
+    validate_config(prepare_config(config))
+    pinned = re.search(r"ray\[.*\]==(\d+\.\d+)\.\*", (ROOT / "pyproject.toml").read_text())[1]
+    assert f":{pinned}." in config["docker"]["image"]
