@@ -19,10 +19,10 @@ from hwr_ray.bundle import Bundle, new_model
 from hwr_ray.codec import Codec
 from hwr_ray.line_images import Canvas, decode, fit
 from hwr_ray.model import ModelSettings, to_ink
+from hwr_ray.optimization import TrainState, train_step, update_average
 from hwr_ray.provenance import versions
 from hwr_ray.recognizer import read_batch
 from hwr_ray.synthesis import SynthesisSettings, synthesize
-from hwr_ray.train_loop import TrainState, train_step, update_average
 
 NUM_LINES = 512
 BATCH = 64

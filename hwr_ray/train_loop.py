@@ -3,12 +3,10 @@
 import copy
 import json
 import logging
-import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,25 +23,15 @@ from hwr_ray.bundle import Bundle, new_model, save_bundle
 from hwr_ray.cluster import threads_per_worker
 from hwr_ray.codec import Codec
 from hwr_ray.errors import UserError
+from hwr_ray.ingest import ShardLines, shuffled_batches
 from hwr_ray.metrics import Counts, count
 from hwr_ray.model import CRNN, ModelSettings, to_ink
+from hwr_ray.optimization import TrainState, one_cycle, train_step, update_average
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.provenance import versions
-from hwr_ray.recognizer import ctc_losses, read_batch
+from hwr_ray.recognizer import read_batch
 from hwr_ray.tracking import Sample, Tracker
 
-SHORTCUT_WEIGHT = 0.1
-"""Of the loss of the CTC head on the convolution features (Retsinas et al. 2022)."""
-WARM_UP = 0.15
-"""Share of the steps in which the learning rate rises."""
-CLIP_NORM = 5.0
-"""Largest norm of the gradient."""
-SHUFFLE_WINDOW = 16_384
-"""Lines that a worker shuffles at a time, on top of the random order of the shards."""
-EVAL_BATCH = 128
-MOST_KEPT_BYTES = 1 << 30
-"""A worker's share of a split is read once and kept in memory up to this size: starting Ray Data again costs seconds
-an epoch. A larger one is streamed every epoch."""
 NUM_SAMPLES = 32
 """Validation lines in wandb's table."""
 PROGRESS_SECONDS = 30.0
@@ -97,34 +85,6 @@ class TrainSettings:
         """The settings that decide the result: a run resumes only under the same ones."""
         elsewhere = {"data", "out", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project"}
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}
-
-
-@dataclass
-class TrainState:
-    """All that a resumed run needs to go on: what is not here (order, augmentation, dropout) is drawn anew from the
-    seed, the epoch and the rank."""
-
-    model: CRNN
-    average: CRNN
-    """Exponential moving average of the model's weights, in evaluation mode."""
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """Metrics of the epochs so far."""
-
-    def epochs_since_best(self) -> int:
-        cers = [row["cer"] for row in self.history]
-        return len(cers) - 1 - cers.index(min(cers)) if cers else 0
-
-    def save(self, folder: str) -> None:
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
-        torch.save({**parts, "step": self.step, "history": self.history}, Path(folder) / "state.pt")
-
-    def load(self, folder: str) -> None:
-        saved = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
-        for name in ("model", "average", "optimizer"):
-            getattr(self, name).load_state_dict(saved[name])
-        self.step, self.history = saved["step"], saved["history"]
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
@@ -249,24 +209,6 @@ def train_epoch(
     }
 
 
-def train_step(state: TrainState, parallel: nn.Module, ink: Tensor, labels: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """One step on ink (N, 1, H, W); returns the loss and the gradient's norm before clipping."""
-    with torch.autocast(ink.device.type, torch.bfloat16, enabled=has_bfloat16(ink.device)):
-        logits, shortcut = parallel(ink.contiguous(memory_format=torch.channels_last))
-    lengths = torch.tensor([max(1, len(line)) for line in labels], device=ink.device)
-    # CTC sums many small probabilities: float32 always.
-    loss, shortcut_loss = (
-        (ctc_losses(out.float().log_softmax(-1), labels) / lengths).mean() for out in (logits, shortcut)
-    )
-    total = loss + SHORTCUT_WEIGHT * shortcut_loss
-    state.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), CLIP_NORM)
-    state.optimizer.step()
-    state.step += 1
-    return loss.detach(), norm
-
-
 def validate(
     average: CRNN, lines: Iterable[pa.Table], prepared: Prepared, codec: Codec, device: torch.device
 ) -> tuple[Counts, list[Sample]]:
@@ -290,77 +232,6 @@ def validate(
     if counts.num_lines != prepared.num_lines("validation"):
         raise RuntimeError(f"validated {counts.num_lines} of {prepared.num_lines('validation')} lines")
     return counts, samples
-
-
-class ShardLines:
-    """A worker's lines of a split as tables of EVAL_BATCH rows, the same number in every pass."""
-
-    def __init__(self, split: str, num_bytes: int) -> None:
-        self.split, self.is_small = split, num_bytes <= MOST_KEPT_BYTES
-        self.kept: list[pa.Table] | None = None
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        if self.kept is not None:
-            return iter(self.kept)
-        tables = ray.train.get_dataset_shard(self.split).iter_batches(batch_size=EVAL_BATCH, batch_format="pyarrow")
-        if self.is_small:
-            found = list(tables)
-            # Sorted, since Ray's order is that in which its tasks end. That copies, too: Ray's own tables hold on to
-            # its object store.
-            lines = pa.concat_tables(found).sort_by("id") if found else None
-            self.kept = [lines.slice(i, EVAL_BATCH) for i in range(0, len(lines), EVAL_BATCH)] if lines else []
-            return iter(self.kept)
-        return iter(tables)
-
-
-def shuffled_batches(tables: Iterable[pa.Table], batch_size: int, rng: np.random.Generator) -> Iterator[pa.Table]:
-    """Batches of `batch_size` rows drawn without replacement from windows of rows; the last rows that fill no batch
-    stay out.
-
-    Not Ray's local shuffle buffer: that one emits short batches in mid-stream, with other counts of batches on other
-    workers, and DDP then waits for ever (ray-project/ray#66085).
-    """
-    window: list[pa.Table] = []
-    for table in tables:
-        window.append(table)
-        if sum(map(len, window)) >= SHUFFLE_WINDOW:
-            shuffled = _shuffle(window, rng)
-            whole = len(shuffled) - len(shuffled) % batch_size
-            yield from (shuffled.slice(i, batch_size) for i in range(0, whole, batch_size))
-            window = [shuffled.slice(whole)]
-    if window:
-        shuffled = _shuffle(window, rng)
-        yield from (shuffled.slice(i, batch_size) for i in range(0, len(shuffled) - batch_size + 1, batch_size))
-
-
-def _shuffle(tables: list[pa.Table], rng: np.random.Generator) -> pa.Table:
-    table = pa.concat_tables(tables)
-    return table.take(rng.permutation(len(table)))
-
-
-def one_cycle(progress: float) -> float:
-    """Factor of the learning rate at a progress of 0 to 1: a linear rise, then half a cosine down to 0."""
-    if progress < WARM_UP:
-        return max(0.04, progress / WARM_UP)
-    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP)))
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, the batch statistics included."""
-    for kept, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(now, 1 - decay)
-        else:
-            kept.copy_(now)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, where autocast then saves time."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def describe(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:

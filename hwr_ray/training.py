@@ -13,9 +13,10 @@ from hwr_ray.bundle import new_model
 from hwr_ray.cluster import Needs, connect, preflight
 from hwr_ray.codec import Codec
 from hwr_ray.errors import UserError
+from hwr_ray.ingest import EVAL_BATCH
 from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import Prepared
-from hwr_ray.train_loop import EVAL_BATCH, TrainSettings, train_loop_per_worker
+from hwr_ray.train_loop import TrainSettings, train_loop_per_worker
 
 log = logging.getLogger(__name__)
 

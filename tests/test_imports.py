@@ -20,7 +20,7 @@ LEVELS = {
     # what is stored: bundles and data sets
     **dict.fromkeys(["labels", "tally", "line_reading", "bundle", "prepared", "synthesis"], 2),
     # the recognizer and the work of one process
-    **dict.fromkeys(["recognizer", "tracking", "cluster", "train_loop", "batch_reading"], 3),
+    **dict.fromkeys(["recognizer", "tracking", "cluster", "ingest", "optimization", "train_loop", "batch_reading"], 3),
     # whole jobs and their reports
     **dict.fromkeys(["reports", "preparation", "training", "tuning", "evaluation", "transcription", "demo"], 4),
     # the command line
@@ -32,7 +32,17 @@ SHARED = {"numpy": 0, "pyarrow": 1, "torch": 1, "pandas": 1}
 """Packages for all modules from a level on."""
 
 HOMES = {
-    "ray": {"cluster", "prepared", "batch_reading", "train_loop", "preparation", "training", "tuning", "evaluation"}
+    "ray": {
+        "cluster",
+        "prepared",
+        "batch_reading",
+        "ingest",
+        "train_loop",
+        "preparation",
+        "training",
+        "tuning",
+        "evaluation",
+    }
     | {"transcription"},
     "cv2": {"line_images", "line_reading", "glyphs", "forms", "synthesis"},
     "PIL": {"line_images", "forms"},

@@ -8,18 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hwr_ray import train_loop
+from hwr_ray import ingest
 from hwr_ray.errors import UserError
+from hwr_ray.ingest import shuffled_batches
+from hwr_ray.optimization import WARM_UP, TrainState, one_cycle, train_step, update_average
 from hwr_ray.recognizer import ctc_losses
-from hwr_ray.train_loop import (
-    WARM_UP,
-    TrainSettings,
-    TrainState,
-    one_cycle,
-    shuffled_batches,
-    train_step,
-    update_average,
-)
+from hwr_ray.train_loop import TrainSettings
 
 LABELS = [[1], [2, 2], [3, 1, 2], [1, 1, 1]]
 
@@ -51,7 +45,7 @@ def batches_of(rows: int, batch_size: int, *, seed: int = 0, table_size: int = 7
 @pytest.mark.parametrize("window", [1, 20, 1000])
 @pytest.mark.parametrize(("rows", "batch_size"), [(100, 8), (96, 8), (7, 8), (0, 8), (100, 1), (100, 30)])
 def test_all_rows_but_those_of_the_last_part_batch_come_once_in_full_batches(monkeypatch, window, rows, batch_size):
-    monkeypatch.setattr(train_loop, "SHUFFLE_WINDOW", window)
+    monkeypatch.setattr(ingest, "SHUFFLE_WINDOW", window)
     batches = batches_of(rows, batch_size)
     assert [len(batch) for batch in batches] == [batch_size] * (rows // batch_size)
     drawn = [row for batch in batches for row in batch]
