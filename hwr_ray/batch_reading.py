@@ -11,6 +11,8 @@ from hwr_ray.errors import UserError
 from hwr_ray.prepared import images_of
 from hwr_ray.recognizer import Recognizer
 
+ROWS_PER_BLOCK = 512
+"""Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
 FEED_CPUS = 1
 """Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ReadingSettings, read_lines_with
+from hwr_ray.batch_reading import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
 from hwr_ray.bundle import Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
@@ -56,7 +56,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         filesystem, folder = storage.locate(storage.join(out, "predictions"))
         # Ray reads small shards as one block, which would keep all but one model idle.
-        blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=settings.reading.batch_size)
+        blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
         lines = read_lines_with(blocks, model_path, settings.reading)
         lines.map_batches(
             add_edits,

@@ -11,7 +11,7 @@ import pyarrow.dataset
 import ray.data
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ReadingSettings, read_lines_with
+from hwr_ray.batch_reading import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
 from hwr_ray.bundle import load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
@@ -20,8 +20,6 @@ from hwr_ray.line_reading import read_lines
 from hwr_ray.provenance import versions
 
 log = logging.getLogger(__name__)
-
-ROWS_PER_BLOCK = 512
 
 TRANSCRIPTS = pa.schema(
     {
