@@ -87,7 +87,7 @@ def prepare(settings: PrepareSettings) -> None:
         rows_per_shard = max(16, min(1024, SHARD_BYTES // (canvas.height * canvas.width)))
         (
             ray.data.from_items([asdict(file) for file in files], override_num_blocks=len(files))
-            .map_batches(_label_tables, batch_size=1, num_cpus=TASK_CPUS)  # type: ignore[arg-type]
+            .map_batches(_label_tables, batch_format="pyarrow", num_cpus=TASK_CPUS)
             .repartition(target_num_rows_per_block=rows_per_shard)
             .map_batches(
                 prepare_table,  # type: ignore[arg-type]
@@ -128,10 +128,10 @@ def check_whole(out: str, tally: Tally) -> None:
             )
 
 
-def _label_tables(batch: dict[str, Any]) -> Iterable[pa.Table]:
-    """A batch of one LabelFile, as Ray Data carries it, to tables of its rows."""
-    (file,) = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
-    yield from read_rows(LabelFile(**{**file, "columns": tuple(file["columns"])}))
+def _label_tables(files: pa.Table) -> Iterable[pa.Table]:
+    """LabelFiles, as Ray Data carries them, to tables of their rows."""
+    for file in files.to_pylist():
+        yield from read_rows(LabelFile(**{**file, "columns": tuple(file["columns"])}))
 
 
 def prepare_table(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> pa.Table:
