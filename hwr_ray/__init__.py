@@ -1,1 +1,1 @@
-"""Handwriting recognition that trains, sweeps and transcribes on Ray."""
+"""Handwriting recognition that trains and transcribes on Ray."""

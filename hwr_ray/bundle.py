@@ -60,6 +60,8 @@ def load_bundle(path: str) -> Bundle:
 
     Raises UserError where a file is missing or damaged, or the two do not belong together.
     """
+    if not storage.is_folder(path):
+        raise UserError(f"there is no bundle {path}: jobs/train.py writes RUN/best")
     weights, config = _read(path, WEIGHTS), storage.read_json(storage.join(path, CONFIG)) if _read(path, CONFIG) else {}
     try:
         architecture = dict(config["architecture"])

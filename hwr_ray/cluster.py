@@ -57,7 +57,8 @@ def connect() -> None:
 
 def _tells_progress(record: logging.LogRecord) -> bool:
     """Errors are left out: they are raised as well, and a user's mistake needs no traceback."""
-    return record.levelno == logging.WARNING or record.getMessage().startswith("Total Progress")
+    message = record.getMessage()
+    return record.levelno == logging.WARNING or (message.startswith("Total Progress") and "0/?" not in message)
 
 
 def preflight(needs: Needs) -> None:

@@ -51,9 +51,9 @@ def evaluate(settings: EvaluateSettings) -> None:
     bundle = load_bundle(model_path)
     check_canvas(prepared, bundle, model_path)
     num_lines = prepared.num_lines(settings.split)
-    connect()
-    preflight(settings.reading.needs())
     with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
+        connect()
+        preflight(settings.reading.needs())
         filesystem, folder = storage.locate(storage.join(out, "predictions"))
         # Ray reads small shards as one block, which would keep all but one model idle.
         blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from hwr_ray.cleaning import is_safe
 from hwr_ray.errors import UserError
-from hwr_ray.storage import is_file, is_folder, join, locate
+from hwr_ray.storage import is_file, is_folder, join, locate, read_bytes
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -46,6 +46,8 @@ class LabelFile:
 
 def find_label_files(data: str) -> list[LabelFile]:
     """The label files of a folder in the Kaggle layout: any of the three splits. Raises UserError without one."""
+    if not is_folder(data):
+        raise UserError(f"there is no folder {data}")
     files = [
         LabelFile(csv=join(data, f"written_name_{split}_v2.csv"), images=join(data, f"{split}_v2", split), split=split)
         for split in SPLITS
@@ -77,14 +79,24 @@ def read_rows(file: LabelFile, *, rows_per_table: int = 4096) -> Iterator[pa.Tab
         try:
             yield from _tables(file, reader, rows_per_table)
         except UnicodeDecodeError as error:
+            line = _first_bad_line(read_bytes(file.csv), encoding)
             raise UserError(
-                f"{file.csv} is not {file.encoding}: byte 0x{error.object[error.start]:02x} after line "
-                f"{reader.line_num}; save it as UTF-8, or name its --encoding (latin-1, say)"
+                f"{file.csv} is not {file.encoding}: byte 0x{error.object[error.start]:02x} in line {line}; "
+                f"save it as UTF-8, or name its --encoding (latin-1, say)"
             ) from error
         except UnicodeError as error:  # UTF-16 without its mark
             raise UserError(f"{file.csv} is not {file.encoding}: {error}") from error
         except csv.Error as error:
             raise UserError(f"{file.csv}, line {reader.line_num}: {error}") from error
+
+
+def _first_bad_line(data: bytes, encoding: str) -> int:
+    """Number of the first line that is not text in the encoding; the reader itself decodes ahead of its line."""
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        return data[: error.start].count(b"\n") + 1
+    raise ValueError(f"all of the text is {encoding}")
 
 
 def _tables(file: LabelFile, reader: Iterator[list[str]], rows_per_table: int) -> Iterator[pa.Table]:
@@ -93,7 +105,9 @@ def _tables(file: LabelFile, reader: Iterator[list[str]], rows_per_table: int) -
         raise UserError(f"{file.csv} is empty")
     for column in file.columns:
         if column not in header:
-            raise UserError(f"{file.csv} has no column {column}: its header reads {', '.join(header)}")
+            other = next((c for c in ";\t|" if len(header) == 1 and c in header[0]), None)
+            hint = f" (its columns seem to be separated by {other!r}, not by commas)" if other else ""
+            raise UserError(f"{file.csv} has no column {column}: its header reads {', '.join(header)}{hint}")
     seen: set[str] = set()
     numbered = enumerate((fields for fields in reader if fields), start=1)  # blank lines are no rows
     while chunk := list(islice(numbered, rows_per_table)):

@@ -12,7 +12,7 @@ import ray.data
 from ray.data import Datasink
 
 from hwr_ray import prepared, storage
-from hwr_ray.cleaning import CleaningSettings, normalize, reason_for
+from hwr_ray.cleaning import REASONS, CleaningSettings, normalize, reason_for
 from hwr_ray.cluster import Needs, connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.labels import ROWS, LabelFile, Split, find_label_files, read_rows
@@ -80,9 +80,11 @@ def prepare(settings: PrepareSettings) -> None:
     """Writes the prepared data set of the settings. Raises UserError for what its user can mend."""
     files = settings.label_files()
     canvas = Canvas(*settings.canvas)
-    connect()
-    preflight(Needs(num_workers=1, cpus_per_worker=TASK_CPUS, other_cpus=TASK_CPUS))
+    for file in files:
+        next(read_rows(file))  # what is wrong with a CSV shows before Ray starts
     with storage.staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
+        connect()
+        preflight(Needs(num_workers=1, cpus_per_worker=TASK_CPUS, other_cpus=TASK_CPUS))
         sink = PreparedSink(out, canvas)
         rows_per_shard = max(16, min(1024, SHARD_BYTES // (canvas.height * canvas.width)))
         (
@@ -99,6 +101,12 @@ def prepare(settings: PrepareSettings) -> None:
         )
         tally = sink.tally
         check_whole(out, tally)
+        if not any(reason == "prepared" for _, reason in tally.rows):
+            (_, reason), number = tally.rows.most_common(1)[0]
+            raise UserError(
+                f"none of {tally.rows.total()} rows could be prepared, {number} of them for {reason} "
+                f"({REASONS[reason]}): nothing was written"
+            )
         facts: dict[str, Any] = {
             "canvas": [canvas.height, canvas.width],
             "charset": settings.cleaning.charset or tally.charset(),

@@ -48,6 +48,8 @@ class Prepared:
     path: str
 
     def __post_init__(self) -> None:
+        if not storage.is_folder(self.path):
+            raise UserError(f"there is no folder {self.path}")
         if not storage.is_file(storage.join(self.path, "dataset.json")):
             raise UserError(f"{self.path} is no prepared data set: it has no dataset.json (jobs/prepare.py makes one)")
         object.__setattr__(self, "facts", storage.read_json(storage.join(self.path, "dataset.json")))

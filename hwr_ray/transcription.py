@@ -53,9 +53,9 @@ def transcribe(settings: TranscribeSettings) -> None:
     start = time.time()
     model_path, images = storage.absolute(settings.model), storage.absolute(settings.images)
     bundle, paths = load_bundle(model_path), list_images(images)
-    connect()
-    preflight(settings.reading.needs())
     with storage.staged(storage.absolute(settings.out), mark="_run.json", overwrite=settings.overwrite) as out:
+        connect()
+        preflight(settings.reading.needs())
         table = pa.table({"path": paths})
         blocks = [table.slice(i, ROWS_PER_BLOCK) for i in range(0, len(table), ROWS_PER_BLOCK)]
         pictures = ray.data.from_arrow(blocks).map_batches(
@@ -71,10 +71,10 @@ def transcribe(settings: TranscribeSettings) -> None:
             batch_format="pyarrow",
             num_cpus=0.25,
         ).write_parquet(folder, filesystem=filesystem)
-        errors = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table(columns=["error"])
-        if len(errors) != len(paths):
-            raise RuntimeError(f"{len(errors)} of {len(paths)} images came back: the transcripts are not whole")
-        by_reason = Counter(error.split(":")[0] for error in errors["error"].to_pylist() if error)
+        written = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table(columns=["error"])
+        if len(written) != len(paths):
+            raise RuntimeError(f"{len(written)} of {len(paths)} images came back: the transcripts are not whole")
+        by_reason = Counter(error.split(":")[0] for error in written["error"].to_pylist() if error)
         run = {
             "num_images": len(paths),
             "num_read": len(paths) - by_reason.total(),
@@ -85,7 +85,8 @@ def transcribe(settings: TranscribeSettings) -> None:
             "versions": versions(),
         }
         storage.write_json(storage.join(out, "_run.json"), run)
-    log.info("%s of %s images read, errors: %s", run["num_read"], len(paths), dict(by_reason) or "none")
+    errors = ", ".join(f"{reason} {n}" for reason, n in by_reason.items()) or "none"
+    log.info("%s of %s images read, errors: %s", run["num_read"], len(paths), errors)
     print(storage.absolute(settings.out))
 
 

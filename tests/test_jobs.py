@@ -212,6 +212,11 @@ def test_mistakes_get_one_sentence_that_names_the_culprit(folder, drawn, prepare
     message = mistake("prepare", "--csv", bad, "--images", drawn, "--out", folder / "none")
     assert f"{bad} has no column FILENAME: its header reads FILE, NAME" in message
     assert not (folder / "none").exists()
+    (folder / "elsewhere").mkdir()
+    good = drawn / "written_name_test_v2.csv"
+    message = mistake("prepare", "--csv", good, "--images", folder / "elsewhere", "--out", folder / "none")
+    assert re.search(r"none of 60 rows could be prepared, \d+ of them for missing_image", message)
+    assert not (folder / "none").exists()
     broken = folder / "broken"
     shutil.copytree(trained / "best", broken)
     (broken / "config.json").unlink()
