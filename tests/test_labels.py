@@ -63,7 +63,7 @@ def test_labels_come_as_they_are_meant(tmp_path, content, texts):
         ("\n\n", "empty"),
         (HEADER, "no rows"),
         ("FILE,IDENTITY\na,A\n", "no column FILENAME.*FILE, IDENTITY"),
-        ("FILENAME;IDENTITY\na;A\n", "no column FILENAME"),
+        ("FILENAME;IDENTITY\na;A\n", "no column FILENAME.*separated by ';'"),
         (HEADER + 'a,"ANNA\nb,BOB\n', "line 3"),  # a quote that is never closed would swallow b
         (HEADER + "a," + "A" * 200_000 + "\n", "line 2"),
     ],
@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_read_whole_is_refused_and_named(tmp_path, content
 
 def test_bytes_of_another_encoding_are_named_and_can_be_read_with_it(tmp_path):
     content = (HEADER + "a,ZOÉ\n").encode("latin-1")
-    with pytest.raises(UserError, match=r"labels\.csv is not utf-8: byte 0xc9.*--encoding"):
+    with pytest.raises(UserError, match=r"labels\.csv is not utf-8: byte 0xc9 in line 2;.*--encoding"):
         read(tmp_path, content)
     assert read(tmp_path, content, encoding="latin-1")[0]["text"] == "ZOÉ"
 
