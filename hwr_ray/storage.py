@@ -30,8 +30,11 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
     scheme, _, rest = path.partition("://")
     try:
         return fs.FileSystem.from_uri(f"{scheme}://{quote(rest, safe='/@:')}")  # Arrow decodes it again
-    except pa.ArrowInvalid:
-        pass  # Not one of Arrow's own schemes: fsspec knows more.
+    except pa.ArrowInvalid:  # not one of Arrow's own schemes: fsspec knows more
+        return _locate_with_fsspec(path)
+
+
+def _locate_with_fsspec(path: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, inner = fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:
