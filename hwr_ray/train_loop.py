@@ -44,11 +44,11 @@ class TrainSettings:
     out: str
     """Folder or URI of the run. The same command again resumes it."""
     model: ModelSettings = field(default_factory=ModelSettings)
-    epochs: int = 20
+    epochs: int = 60
     """Passes over the training lines; the learning rate ends at 0 with the last."""
     batch_size: int = 64
     """Lines a step, over all workers."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     """The highest of AdamW's one cycle."""
     weight_decay: float = 1e-2
     """AdamW's."""
@@ -56,7 +56,7 @@ class TrainSettings:
     """Of the exponential moving average of the weights, a step. The average is what is validated and kept."""
     augmentation: bool = True
     """Distort the training lines at random."""
-    patience: int = 10
+    patience: int = 30
     """Epochs without a better validation CER after which training stops."""
     seed: int = 0
     """Of first weights, order, augmentation and dropout."""
