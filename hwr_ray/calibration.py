@@ -1,0 +1,77 @@
+"""Confidences that mean what they say: of the lines at 0.9, nine in ten are read right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+EPSILON = 1e-6
+"""Confidences are kept this far from 0 and 1, where the logit is infinite."""
+NEWTON_STEPS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Maps a decoder's confidence to the share of right readings: sigmoid(slope * logit(p) + intercept).
+
+    Platt 1999, "Probabilistic outputs for support vector machines", on the logit; 1 / slope is the temperature of Guo
+    et al. 2017, arXiv 1706.04599. The slope is positive: the order of readings by confidence never changes.
+    """
+
+    slope: float
+    intercept: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([self.slope, self.intercept]).all() and self.slope > 0):
+            raise ValueError(f"a calibration needs a positive slope and a finite intercept: {self}")
+
+    def apply(self, confidences: np.ndarray) -> np.ndarray:
+        """Calibrated confidences (N), 0 to 1, of the decoder's (N)."""
+        return _sigmoid(self.slope * _logit(confidences) + self.intercept)
+
+
+def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibration | None:
+    """The calibration of the largest likelihood on readings (N) of which is known whether they are right (N).
+
+    The targets are Platt's (n + 1) / (n + 2), so that readings that are all right do not promise certainty. None
+    where readings show no use of the confidence: none is right or none wrong, or the wrong ones are the surer.
+    """
+    num_right = int(is_right.sum())
+    num_wrong = len(is_right) - num_right
+    if not (num_right and num_wrong):
+        return None
+    targets = np.where(is_right, (num_right + 1) / (num_right + 2), 1 / (num_wrong + 2))
+    inputs = np.stack([_logit(confidences), np.ones(len(confidences))], 1)
+    parameters = np.zeros(2)
+    for _ in range(NEWTON_STEPS):
+        found = _sigmoid(inputs @ parameters)
+        gradient = inputs.T @ (targets - found)
+        # The ridge keeps the step finite where all confidences are the same.
+        curvature = (inputs * (found * (1 - found))[:, None]).T @ inputs + 1e-9 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        parameters += step * min(1.0, 5.0 / max(np.abs(step).max(), EPSILON))
+        if np.abs(step).max() < 1e-9:
+            break
+    slope, intercept = parameters.tolist()
+    return Calibration(slope=slope, intercept=intercept) if slope > 0 else None
+
+
+def calibration_error(confidences: np.ndarray, is_right: np.ndarray, *, num_bins: int = 10) -> float:
+    """Expected calibration error, 0 to 1: the mean gap between confidence and share of right readings, over bins of
+    equally many readings (Nguyen and O'Connor 2015, arXiv 1508.05154). Raises ValueError without readings."""
+    if not len(confidences):
+        raise ValueError("no reading to measure the calibration on")
+    order = np.argsort(confidences, kind="stable")
+    bins = [part for part in np.array_split(order, num_bins) if len(part)]
+    gaps = [len(part) * abs(confidences[part].mean() - is_right[part].mean()) for part in bins]
+    return float(sum(gaps) / len(confidences))
+
+
+def _logit(probabilities: np.ndarray) -> np.ndarray:
+    kept = np.clip(np.asarray(probabilities, np.float64), EPSILON, 1 - EPSILON)
+    return np.log(kept) - np.log1p(-kept)
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-values))

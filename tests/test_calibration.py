@@ -1,0 +1,69 @@
+"""Calibrated confidences, against drawn readings of which the true chance is known."""
+
+import numpy as np
+import pytest
+
+from hwr_ray.calibration import Calibration, calibration_error, fit_calibration
+
+
+def overconfident(num: int, *, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Readings whose true chance is known: the decoder doubles its logit and adds 1. Told, true, right."""
+    rng = np.random.default_rng(seed)
+    true = rng.beta(3, 1.2, num)
+    told = 1 / (1 + np.exp(-(2 * np.log(true / (1 - true)) + 1)))
+    return told, true, rng.random(num) < true
+
+
+def test_the_fit_finds_the_distortion_that_was_put_in():
+    told, _, is_right = overconfident(50_000, seed=0)
+    calibration = fit_calibration(told, is_right)
+    assert calibration.slope == pytest.approx(0.5, abs=0.02)
+    assert calibration.intercept == pytest.approx(-0.5, abs=0.04)
+
+
+def test_calibrated_confidences_are_the_true_chances_on_other_readings():
+    told, _, is_right = overconfident(5_000, seed=1)
+    calibration = fit_calibration(told, is_right)
+    new_told, new_true, new_right = overconfident(5_000, seed=2)
+    calibrated = calibration.apply(new_told)
+    assert np.abs(calibrated - new_true).max() < 0.05
+    assert calibration_error(new_told, new_right) > 0.05
+    assert calibration_error(calibrated, new_right) < 0.025
+
+
+def test_the_order_by_confidence_stays():
+    told = np.sort(np.random.default_rng(3).random(100))
+    assert (np.diff(Calibration(slope=0.3, intercept=-2).apply(told)) > 0).all()
+
+
+def test_certainty_maps_into_0_to_1():
+    ends = Calibration(slope=2, intercept=0).apply(np.array([0.0, 1.0]))
+    assert (ends >= 0).all() and (ends <= 1).all() and ends[0] < 1e-6 and ends[1] > 1 - 1e-6
+
+
+@pytest.mark.parametrize("is_right", [[True] * 20, [False] * 20, [i < 10 for i in range(20)]])
+def test_readings_that_show_no_use_of_the_confidence_give_no_calibration(is_right):
+    assert fit_calibration(np.linspace(0.1, 0.9, 20), np.array(is_right)) is None
+
+
+def test_equal_confidences_calibrate_to_none_or_to_the_share_of_right_readings():
+    calibration = fit_calibration(np.full(100, 0.9), np.arange(100) < 60)
+    assert calibration is None or calibration.apply(np.array([0.9]))[0] == pytest.approx(0.6, abs=0.02)
+
+
+def test_the_error_is_the_mean_gap_by_hand():
+    confidences = np.array([0.2, 0.4, 0.8, 1.0])
+    is_right = np.array([False, True, True, True])
+    # two bins of two: |0.3 - 0.5| and |0.9 - 1|
+    assert calibration_error(confidences, is_right, num_bins=2) == pytest.approx(0.15)
+
+
+def test_an_error_of_no_reading_is_refused():
+    with pytest.raises(ValueError, match="no reading"):
+        calibration_error(np.array([]), np.array([], bool))
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0, 1), (-1, 0), (float("nan"), 0), (1, float("inf"))])
+def test_a_calibration_that_would_turn_the_order_is_refused(slope, intercept):
+    with pytest.raises(ValueError, match="positive slope"):
+        Calibration(slope=slope, intercept=intercept)
