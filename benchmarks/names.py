@@ -47,8 +47,8 @@ def measure(settings: NamesSettings) -> None:
     jobs["train"] += ["--num-workers", str(settings.num_workers)]
     dataset = work / "prepared/dataset.json"
     result: dict[str, Any] = {
-        "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
-        "hardware": {"processor": _processor(), "cores": os.cpu_count(), "gpus": 0},
+        "commit": commit(),
+        "hardware": hardware(),
         "versions": versions(),
         "jobs": {job: _run(job, arguments) for job, arguments in jobs.items()},
         "plain_count": {
@@ -91,11 +91,18 @@ def _plain_count(labels: Path) -> dict[str, int]:
     return {name: int(n) for name, n in counts.items() if n}
 
 
-def _processor() -> str:
+def commit() -> str:
+    """Of the checkout, marked where files differ from it."""
+    return _output("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+
+
+def hardware() -> dict[str, Any]:
+    """Of a machine without a GPU."""
     names = [
         line.split(":")[1].strip() for line in _output("cat", "/proc/cpuinfo").splitlines() if "model name" in line
     ]
-    return names[0] if names else platform.processor()
+    processor = names[0] if names else platform.processor()
+    return {"processor": processor, "cores": os.cpu_count(), "gpus": 0}
 
 
 def _output(*command: str) -> str:
