@@ -2,7 +2,8 @@
 
 import logging
 import shlex
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from hwr_ray.bundle import Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.labels import Split
-from hwr_ray.metrics import bootstrap_intervals, count, edit_distances
+from hwr_ray.metrics import confusion_table, edit_distances, figures
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.provenance import versions
 from hwr_ray.reports import lines_to_show, write_evaluation_report
+from hwr_ray.slices import slice_figures, weak_groups
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ def evaluate(settings: EvaluateSettings) -> None:
         predictions = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
         if len(predictions) != num_lines:
             raise RuntimeError(f"{len(predictions)} of {num_lines} lines came back: the evaluation is not whole")
-        metrics = measure(predictions, bundle, seed=settings.seed)
+        seen = training_texts(prepared) if settings.split != "train" else None
+        metrics = measure(predictions, bundle, seed=settings.seed, training_texts=seen)
         metrics |= {
             "split": settings.split,
             "prepared": storage.absolute(settings.data),
@@ -107,17 +110,26 @@ def add_edits(table: pa.Table) -> pa.Table:
     return table.append_column("num_edits", pa.array(edits, pa.int32()))
 
 
-def measure(predictions: pa.Table, bundle: Bundle, *, seed: int) -> dict[str, Any]:
-    """Figures over all predictions: counts, CER, exact match, and their bootstrap intervals."""
+def training_texts(prepared: Prepared) -> set[str] | None:
+    """The texts of the training split, or None where the set has none."""
+    if not prepared.facts["splits"].get("train", {}).get("prepared"):
+        return None
+    filesystem, folder = storage.locate(prepared.folder("train"))
+    shards = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet")
+    return set(shards.to_table(columns=["text"])["text"].to_pylist())
+
+
+def measure(
+    predictions: pa.Table, bundle: Bundle, *, seed: int, training_texts: Collection[str] | None
+) -> dict[str, Any]:
+    """Figures over all predictions and over groups of them, and which characters were read as which."""
     texts, edits = predictions["text"].to_pylist(), predictions["num_edits"].to_pylist()
-    counts = count(texts, predictions["prediction"].to_pylist())
     return {
-        "cer": counts.cer,
-        "exact_match": counts.exact_match,
-        **bootstrap_intervals(texts, edits, seed=seed),
-        **asdict(counts),
+        **figures(texts, edits, seed=seed),
         # Each of them counts as an error: the model has no way to write it.
         "num_unknown_characters": sum(c not in bundle.codec.charset for text in texts for c in text),
+        "confusions": confusion_table(texts, predictions["prediction"].to_pylist()),
+        "slices": slice_figures(predictions, seed=seed, training_texts=training_texts),
     }
 
 
@@ -130,10 +142,13 @@ def pictures(prepared: Prepared, split: Split, ids: list[str]) -> dict[str, np.n
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """The figures in one sentence."""
+    """The figures in one sentence, with the weakest group of lines where one stands out."""
     (cer_low, cer_high), (exact_low, exact_high) = metrics["cer_ci"], metrics["exact_match_ci"]
-    return (
+    said = (
         f"CER {metrics['cer']:.2%} ({cer_low:.2%} to {cer_high:.2%}), "
         f"exact match {metrics['exact_match']:.2%} ({exact_low:.2%} to {exact_high:.2%}) "
         f"on {metrics['num_lines']} {metrics['split']} lines"
     )
+    for row in weak_groups(metrics["slices"], cer=metrics["cer"])[:1]:
+        said += f"; weakest is {row['slice']} {row['group']}: CER {row['cer']:.2%} on {row['num_lines']} lines"
+    return said

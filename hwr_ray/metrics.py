@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
 
 import editdistance
 import numpy as np
+
+Interval = tuple[float, float]
+"""Ends of a 95 % interval."""
+Z = NormalDist().inv_cdf(0.975)
+LEAST_LINES, LEAST_WRONG_LINES = 10, 5
+"""Below them a bootstrap claims too much: 3 lines read right would have a CER of 0 % for certain."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,10 @@ class Counts:
 
 def count(texts: Sequence[str], predictions: Sequence[str]) -> Counts:
     """Counts of predictions against their texts. Raises ValueError where their numbers differ."""
-    edits = edit_distances(texts, predictions)
+    return _counts(texts, edit_distances(texts, predictions))
+
+
+def _counts(texts: Sequence[str], edits: Sequence[int]) -> Counts:
     return Counts(
         num_lines=len(edits),
         num_exact=edits.count(0),
@@ -96,21 +107,64 @@ def edits_between(text: str, prediction: str) -> list[tuple[str, str]]:
     return edits[::-1]
 
 
-def bootstrap_intervals(
-    texts: Sequence[str], edits: Sequence[int], *, seed: int, num_samples: int = 2000
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile bootstrap intervals over lines (Efron 1979) of `cer` and `exact_match`.
+def confusion_table(texts: Sequence[str], predictions: Sequence[str], *, most: int = 50) -> dict[str, Any]:
+    """The `most` frequent confusions as `pairs` (true, read, count), and how many there are in all.
 
-    Lines, not characters, are drawn with replacement: the errors of a line hang together.
+    `total` is the number of edits, `num_pairs` that of different pairs.
     """
-    rng = np.random.default_rng(seed)
-    lengths, errors = np.array([len(t) for t in texts]), np.asarray(edits)
-    cer, exact_match = np.empty(num_samples), np.empty(num_samples)
-    for i in range(num_samples):
-        drawn = rng.integers(len(lengths), size=len(lengths))
-        cer[i] = errors[drawn].sum() / lengths[drawn].sum()
-        exact_match[i] = (errors[drawn] == 0).mean()
+    pairs = confusions(texts, predictions)
+    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
     return {
-        "cer_ci": (float(np.quantile(cer, 0.025)), float(np.quantile(cer, 0.975))),
-        "exact_match_ci": (float(np.quantile(exact_match, 0.025)), float(np.quantile(exact_match, 0.975))),
+        "total": pairs.total(),
+        "num_pairs": len(pairs),
+        "pairs": [{"true": true, "read": read, "count": number} for (true, read), number in ordered[:most]],
     }
+
+
+def figures(texts: Sequence[str], edits: Sequence[int], *, seed: int) -> dict[str, Any]:
+    """Counts of at least one line, `cer` and `exact_match`, and their 95 % intervals `cer_ci` and `exact_match_ci`.
+
+    `edits` are the edit distances of the lines. Without a character there is no CER: it and its interval are None.
+    """
+    counts = _counts(texts, edits)
+    return {
+        **asdict(counts),
+        "cer": counts.cer if counts.num_characters else None,
+        "cer_ci": cer_interval(texts, edits, seed=seed) if counts.num_characters else None,
+        "exact_match": counts.exact_match,
+        "exact_match_ci": wilson_interval(counts.num_exact, counts.num_lines),
+    }
+
+
+def wilson_interval(hits: int, trials: int) -> Interval:
+    """95 % score interval of a share (Wilson 1927), which stays honest where all or none are hits."""
+    if not 0 <= hits <= trials or not trials:
+        raise ValueError(f"{hits} hits of {trials} trials are no share")
+    share = hits / trials
+    middle = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
+    half = Z / (1 + Z**2 / trials) * np.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2))
+    # At either end the formula is 0 or 1 but for the last bits of a float.
+    return (float(middle - half) if hits else 0.0, float(middle + half) if hits < trials else 1.0)
+
+
+def cer_interval(texts: Sequence[str], edits: Sequence[int], *, seed: int, num_samples: int = 2000) -> Interval:
+    """95 % interval of the CER: a percentile bootstrap over lines (Efron 1979), or a wider one where lines are few.
+
+    Lines, not characters, are drawn with replacement: the errors of a line hang together. Below LEAST_LINES or
+    LEAST_WRONG_LINES the share of wrong lines bounds the CER instead: a wrong line has one edit or more and, as a
+    rule, no more than characters.
+    """
+    counts = _counts(texts, edits)
+    if counts.num_lines < LEAST_LINES or counts.num_lines - counts.num_exact < LEAST_WRONG_LINES:
+        right_low, right_high = wilson_interval(counts.num_exact, counts.num_lines)
+        low, high = (1 - right_high) * counts.num_lines / counts.num_characters, 1 - right_low
+        return (min(low, counts.cer), max(high, counts.cer))
+    # Lines that agree in length and edits are drawn by their number: the same bootstrap, at a cost that
+    # doesn't grow with the number of lines.
+    kinds, numbers = np.unique(
+        [(len(text), wrong) for text, wrong in zip(texts, edits, strict=True)], axis=0, return_counts=True
+    )
+    drawn = np.random.default_rng(seed).multinomial(len(texts), numbers / len(texts), size=num_samples)
+    characters, wrong = (drawn @ kinds).T
+    low, high = np.quantile(wrong[characters > 0] / characters[characters > 0], [0.025, 0.975])
+    return (float(low), float(high))

@@ -15,18 +15,18 @@ import pyarrow.dataset as ds
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from hwr_ray import storage
 from hwr_ray.cleaning import REASONS
 from hwr_ray.labels import SPLITS
 from hwr_ray.line_images import Canvas, UndecodableImageError, decode, encode_png, fit
-from hwr_ray.metrics import Counts, confusions
 from hwr_ray.prepared import REJECTED, images_of
+from hwr_ray.slices import FEW_LINES, SLICES, weak_groups
 from hwr_ray.tally import Tally
 
 LARGEST_PICTURE = Canvas(64, 640)
 """Larger pictures are shrunk to it: 80 of them stay below 5 MB even if they hold noise."""
-MOST_LENGTH_GROUPS = 25
 MOST_CHARACTERS = 120
 MOST_CONFUSIONS = 24
 GOOD, BAD, PALE = "#2f6db3", "#c8502f", "#b9c6d6"
@@ -140,13 +140,13 @@ def write_evaluation_report(
     `predictions` has the columns `id`, `text`, `prediction`, `confidence` (0..1) and `num_edits`; `images` holds
     the pictures (H, W) uint8 of the lines to show, by id.
     """
-    pairs = confusions(predictions["text"].to_pylist(), predictions["prediction"].to_pylist())
     page = _render(
         "evaluation.html",
         metrics=metrics,
-        groups=by_length(predictions),
-        confusions=sorted(pairs.items(), key=lambda item: (-item[1], item[0])),
-        num_edits=pairs.total(),
+        slices=slice_tables(metrics["slices"]),
+        most=largest_shown(metrics["slices"]),
+        weak=weak_groups(metrics["slices"], cer=metrics["cer"]),
+        few_lines=FEW_LINES,
         confidence=_plot_confidence(predictions) if len(predictions) else None,
         lines=[{**line, "picture": images[line["id"]]} for line in _worst_first(predictions) if line["id"] in images],
     )
@@ -165,24 +165,19 @@ def _worst_first(predictions: pa.Table) -> list[dict[str, Any]]:
     )
 
 
-def by_length(predictions: pa.Table) -> list[dict[str, Any]]:
-    """Lines, CER and exact match by the length of the text, in groups of equal width."""
-    texts, num_edits = predictions["text"].to_pylist(), predictions["num_edits"].to_pylist()
-    step = -(-max(map(len, texts), default=1) // MOST_LENGTH_GROUPS) or 1
-    groups: dict[int, Counts] = {}
-    for text, edits in zip(texts, num_edits, strict=True):
-        group = -(-len(text) // step)  # group g holds the lengths above (g - 1) * step, up to g * step
-        line = Counts(num_lines=1, num_exact=int(not edits), num_characters=len(text), num_edits=edits)
-        groups[group] = groups.get(group, Counts()) + line
-    return [
-        {
-            "length": f"{(group - 1) * step + 1}–{group * step}" if group and step > 1 else str(group * step),
-            "num_lines": counts.num_lines,
-            "cer": counts.cer if counts.num_characters else None,
-            "exact_match": counts.exact_match,
-        }
-        for group, counts in sorted(groups.items())
+def slice_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of each slice that has any, under its name and meaning."""
+    tables = [
+        {"name": name, "meaning": meaning, "rows": [row for row in rows if row["slice"] == name]}
+        for name, meaning in SLICES.items()
     ]
+    return [table for table in tables if table["rows"]]
+
+
+def largest_shown(rows: list[dict[str, Any]]) -> float:
+    """The CER at the right end of the bars. Small groups, whose intervals are wide, set it only if all are small."""
+    large = [row for row in rows if row["num_lines"] >= FEW_LINES] or rows
+    return max((row["cer_ci"][1] for row in large if row["cer_ci"]), default=0.0) or 1.0
 
 
 def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:
@@ -226,7 +221,11 @@ def _plot_confidence(predictions: pa.Table) -> str:
     for axes, rows, color, name in zip(panels, (is_right, ~is_right), (GOOD, BAD), ("right", "wrong"), strict=True):
         axes.hist(confidence[rows], bins=np.linspace(0, 1, 26).tolist(), color=color, edgecolor="white")
         axes.set_ylabel(f"{name} lines")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
+        if not rows.any():
+            axes.set_yticks([])
+            axes.text(0.5, 0.5, f"no {name} line", transform=axes.transAxes, ha="center", va="center", color="grey")
     panels[1].set_xlabel("confidence")
     return _data_uri(figure)
 

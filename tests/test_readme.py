@@ -10,6 +10,7 @@ import tyro
 from hwr_ray.cleaning import REASONS
 from hwr_ray.evaluation import EvaluateSettings
 from hwr_ray.preparation import PrepareSettings
+from hwr_ray.slices import SEPARATORS, SLICES
 from hwr_ray.synthesis import SynthesisSettings
 from hwr_ray.train_loop import TrainSettings
 from hwr_ray.transcription import TRANSCRIPTS, TranscribeSettings
@@ -56,8 +57,8 @@ def test_the_file_tree_lists_every_module_once():
     assert sorted(listed) == sorted(p.name for p in (ROOT / "hwr_ray").glob("*.py") if p.name != "__init__.py")
 
 
-def test_the_reasons_and_the_columns_of_transcripts_are_all_told():
-    for name in [*REASONS, *TRANSCRIPTS.names]:
+def test_the_reasons_the_slices_and_the_columns_of_transcripts_are_all_told():
+    for name in [*REASONS, *SLICES, *SEPARATORS, *TRANSCRIPTS.names]:
         assert f"`{name}`" in README
 
 

@@ -13,14 +13,15 @@ import pytest
 
 from hwr_ray import prepared
 from hwr_ray.line_images import Canvas, encode_png
+from hwr_ray.metrics import confusion_table
 from hwr_ray.reports import (
-    by_length,
     lines_to_show,
     rejected_samples,
     shrinking,
     write_evaluation_report,
     write_preparation_report,
 )
+from hwr_ray.slices import slice_figures
 from hwr_ray.tally import Tally
 
 CANVAS = Canvas(16, 64)
@@ -98,18 +99,26 @@ def _predictions(*lines: tuple[str, str, float]) -> pa.Table:
             "prediction": pa.string(),
             "confidence": pa.float32(),
             "num_edits": pa.int64(),
+            "width": pa.int32(),
         }
     )
     rows = [
-        {"id": id, "text": text, "prediction": read, "confidence": c, "num_edits": editdistance.eval(text, read)}
+        {
+            "id": id,
+            "text": text,
+            "prediction": read,
+            "confidence": c,
+            "num_edits": editdistance.eval(text, read),
+            "width": 284,
+        }
         for id, (text, read, c) in zip("abcdefgh", lines, strict=False)
     ]
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _evaluation_page(folder: Path, predictions: pa.Table, images: dict[str, np.ndarray]) -> str:
+def _evaluation_page(folder: Path, predictions: pa.Table, images: dict[str, np.ndarray], *, cer: float = 0.0321) -> str:
     metrics = {
-        "cer": 0.0321,
+        "cer": cer,
         "cer_ci": [0.03, 0.0345],
         "exact_match": 0.875,
         "exact_match_ci": [0.86, 0.89],
@@ -119,6 +128,10 @@ def _evaluation_page(folder: Path, predictions: pa.Table, images: dict[str, np.n
         "split": "validation",
         "model_id": "model",
         "prepared": MALICIOUS,
+        "content_hash": "0" * 64,
+        "versions": {"torch": "2.99"},
+        "confusions": confusion_table(predictions["text"].to_pylist(), predictions["prediction"].to_pylist()),
+        "slices": slice_figures(predictions, seed=0, training_texts={"ANNA"}),
     }
     write_evaluation_report(str(folder), metrics=metrics, predictions=predictions, images=images)
     return (folder / "report.html").read_text()
@@ -243,18 +256,35 @@ def test_worst_lines_are_those_with_most_edits_by_length_then_the_surest():
     assert lines_to_show(predictions, count=2) == ["e", "d"]
 
 
-def test_rates_by_length_are_divided_once_over_the_lines_of_a_length():
-    groups = by_length(_predictions(("AB", "AX", 0.5), ("AB", "AB", 0.5), ("A", "A", 0.5), ("", "X", 0.5)))
-    assert groups == [
-        {"length": "0", "num_lines": 1, "cer": None, "exact_match": 0},
-        {"length": "1", "num_lines": 1, "cer": 0, "exact_match": 1},
-        {"length": "2", "num_lines": 2, "cer": 0.25, "exact_match": 0.5},
+def test_a_group_that_is_worse_for_sure_stands_out_and_small_ones_are_pale(tmp_path):
+    lines = [
+        *[_predictions(("ABCD", "ABCD", 0.5))] * 200,
+        *[_predictions(("ABCDE", "VWXYZ", 0.5))] * 40,
+        _predictions(("A", "X", 0.5)),
     ]
+    page = _evaluation_page(tmp_path, pa.concat_tables(lines), {}, cer=201 / 1001)
+    rows = dict(re.findall(r'<tr class="(weak|few)">\s*<th scope="row">([^<]*)</th>', page))
+    assert rows == {"weak": "5", "few": "1"}
 
 
-def test_long_texts_share_groups_that_hold_every_line():
-    groups = by_length(_predictions(("A" * 100, "A", 0.5), ("A" * 97, "A", 0.5), ("A" * 96, "A", 0.5)))
-    assert [(group["length"], group["num_lines"]) for group in groups] == [("93–96", 1), ("97–100", 2)]
+def test_slices_are_shown_with_their_counts(tmp_path):
+    page = _evaluation_page(tmp_path, _predictions(("ANNA", "ANMA", 0.5), ("B-C", "B-C", 0.5), ("EVE", "X", 0.5)), {})
+    rows = {row[0]: row[1:5] for row in _table(page, "slices") if len(row) > 1}
+    assert rows["seen"] == ["1", "4", "1", "25.0%"]
+    assert rows["unseen"] == ["2", "6", "3", "50.0%"]
+    assert rows["hyphen"] == ["1", "3", "0", "0.0%"]
+
+
+def test_a_group_without_a_character_is_shown_without_a_cer(tmp_path):
+    rows = _table(_evaluation_page(tmp_path, _predictions(("", "X", 0.5), ("AB", "AB", 0.5)), {}), "slices")
+    assert ["0", "1", "0", "1", "–", "", "", "0.0%", "0.0%"] in rows
+
+
+@pytest.mark.parametrize(("read", "missing"), [("ANNA", "no wrong line"), ("X", "no right line")])
+def test_a_confidence_plot_says_which_lines_there_are_none_of(tmp_path, read, missing):
+    page = _evaluation_page(tmp_path, _predictions(("ANNA", read, 0.9)), {})
+    (svg,) = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", page)
+    assert re.findall(rb"<!-- (no \w+ line) -->", base64.b64decode(svg)) == [missing.encode()]
 
 
 @pytest.mark.parametrize("lines", [[], [("ANNA", "ANNA", 0.9)]])
@@ -266,7 +296,7 @@ def test_an_evaluation_without_an_error_has_a_report(tmp_path, lines):
 def test_evaluation_shows_figures_confusions_and_the_lines_it_was_given(tmp_path):
     predictions = _predictions(("ANNA", "ANMA", 0.5), ("NO", "MO", 0.9), ("A B", "AB", 0.2))
     page = _evaluation_page(tmp_path, predictions, {"b": np.zeros((16, 64), np.uint8)})
-    for figure in ("3.21%", "3.00%", "3.45%", "87.50%", "1,234"):
+    for figure in ("3.21%", "3.00%", "3.45%", "87.50%", "1,234", "torch 2.99"):
         assert figure in page
     assert _table(page, "confusions") == [
         ["N", "M", "substitution", "2", "66.7%"],
