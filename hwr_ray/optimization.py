@@ -13,8 +13,8 @@ from hwr_ray.recognizer import ctc_losses
 
 SHORTCUT_WEIGHT = 0.1
 """Of the loss of the CTC head on the convolution features (Retsinas et al. 2022)."""
-WARM_UP = 0.15
-"""Share of the steps in which the learning rate rises."""
+WARM_UP_STEPS, MOST_WARM_UP = 500, 0.15
+"""Steps in which the learning rate rises, at most this share of all steps."""
 CLIP_NORM = 5.0
 """Largest norm of the gradient."""
 
@@ -65,11 +65,12 @@ def train_step(state: TrainState, parallel: nn.Module, ink: Tensor, labels: list
     return loss.detach(), norm
 
 
-def one_cycle(progress: float) -> float:
-    """Factor of the learning rate at a progress of 0 to 1: a linear rise, then half a cosine down to 0."""
-    if progress < WARM_UP:
-        return max(0.04, progress / WARM_UP)
-    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP)))
+def one_cycle(step: int, total_steps: int) -> float:
+    """Factor of the learning rate at a step of 0 to total_steps: a linear rise, then half a cosine down to 0."""
+    warm_up = min(WARM_UP_STEPS, MOST_WARM_UP * total_steps)
+    if step < warm_up:
+        return max(0.04, step / warm_up)
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warm_up) / (total_steps - warm_up)))
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ def train_epoch(
     start = shown = time.monotonic()
     parallel.train()
     for table in batches:
-        factor = one_cycle(state.step / total_steps)
+        factor = one_cycle(state.step, total_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor
         ink = to_ink(torch.tensor(images_of(table, prepared.canvas), device=device))
