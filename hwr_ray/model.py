@@ -17,6 +17,8 @@ class ModelSettings:
     """Output channels of the four convolution layers."""
     gru_size: int = 128
     """Units of a GRU layer in each direction."""
+    residual: bool = True
+    """Deepen the second, third and fourth convolution layer by a separable residual block each."""
     dropout: float = 0.2
     """Share of features dropped before each GRU layer and before the classifier."""
 
@@ -75,7 +77,8 @@ class CRNN(nn.Module):
         for c_in, c_out, pool in zip(widths, widths[1:], POOLS[1:], strict=False):
             # Pooled before it is normalized: the same picture for a quarter of the memory traffic.
             layers += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.MaxPool2d(pool), nn.BatchNorm2d(c_out)]
-            layers += [nn.ReLU(), SeparableResidual(c_out)]
+            layers += [nn.ReLU()]
+            layers += [SeparableResidual(c_out)] if settings.residual else []
         self.convolutions = nn.Sequential(*layers)
         features = settings.conv_widths[-1] * (height // HEIGHT_STRIDE)
         self.dropout = nn.Dropout(settings.dropout)

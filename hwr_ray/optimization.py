@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from hwr_ray.model import CRNN
 from hwr_ray.recognizer import ctc_losses
 
-SHORTCUT_WEIGHT = 0.1
-"""Of the loss of the CTC head on the convolution features (Retsinas et al. 2022)."""
 WARM_UP_STEPS, MOST_WARM_UP = 500, 0.15
 """Steps in which the learning rate rises, at most this share of all steps."""
 CLIP_NORM = 5.0
@@ -47,8 +45,13 @@ class TrainState:
         self.step, self.history = saved["step"], saved["history"]
 
 
-def train_step(state: TrainState, parallel: nn.Module, ink: Tensor, labels: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """One step on ink (N, 1, H, W); returns the loss and the gradient's norm before clipping."""
+def train_step(
+    state: TrainState, parallel: nn.Module, ink: Tensor, labels: list[list[int]], *, shortcut_weight: float
+) -> tuple[Tensor, Tensor]:
+    """One step on ink (N, 1, H, W); returns the loss and the gradient's norm before clipping.
+
+    What is minimized is the loss + shortcut_weight * that of the CTC head on the convolution features.
+    """
     with torch.autocast(ink.device.type, torch.bfloat16, enabled=has_bfloat16(ink.device)):
         logits, shortcut = parallel(ink.contiguous(memory_format=torch.channels_last))
     lengths = torch.tensor([max(1, len(line)) for line in labels], device=ink.device)
@@ -56,7 +59,7 @@ def train_step(state: TrainState, parallel: nn.Module, ink: Tensor, labels: list
     loss, shortcut_loss = (
         (ctc_losses(out.float().log_softmax(-1), labels) / lengths).mean() for out in (logits, shortcut)
     )
-    total = loss + SHORTCUT_WEIGHT * shortcut_loss
+    total = loss + shortcut_weight * shortcut_loss
     state.optimizer.zero_grad(set_to_none=True)
     total.backward()
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), CLIP_NORM)

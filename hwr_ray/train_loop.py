@@ -54,6 +54,8 @@ class TrainSettings:
     """AdamW's."""
     average_decay: float = 0.998
     """Of the exponential moving average of the weights, a step. The average is what is validated and kept."""
+    shortcut_weight: float = 0.1
+    """Of the loss of a CTC head on the convolution features, there in training only (Retsinas et al. 2022)."""
     augmentation: bool = True
     """Distort the training lines at random."""
     patience: int = 30
@@ -73,7 +75,7 @@ class TrainSettings:
         for name in ("epochs", "batch_size", "learning_rate", "patience", "num_workers", "cpus_per_worker"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
-        for name in ("weight_decay", "seed"):
+        for name in ("weight_decay", "shortcut_weight", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.average_decay < 1:
@@ -186,7 +188,7 @@ def train_epoch(
         if settings.augmentation:
             ink = augment(ink, table["id"].to_pylist(), seed=settings.seed, epoch=epoch)
         labels = [codec.encode(text) for text in table["text"].to_pylist()]
-        loss, norm = train_step(state, parallel, ink, labels)
+        loss, norm = train_step(state, parallel, ink, labels, shortcut_weight=settings.shortcut_weight)
         update_average(state.average, state.model, min(settings.average_decay, (1 + state.step) / (10 + state.step)))
         losses.append(loss)
         norms.append(norm)
