@@ -119,47 +119,53 @@ def _rounded_down(shares: np.ndarray) -> np.ndarray:
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> LanguageModel:
-    """The automaton of n-grams as `to_tensors` gives them; a row of 8 bytes a label for each context.
+    """The automaton of n-grams as `to_tensors` gives them; it takes 8 bytes a label for each context.
 
-    P(w | h) = share(hw) + (1 - sum of h's shares) P(w | h'): rows sum to 1 however the shares were rounded. The states
-    are the contexts, a text's state is its longest suffix among them (Aho & Corasick 1975): every suffix of an n-gram
-    and every prefix is held by as many labels, so it is in the trie as well.
+    Raises ValueError where they are no trie.
     """
-    order, num_labels = tensors["shape"].tolist()
     num_followers, labels = tensors["num_followers"].astype(np.int64), tensors["labels"].astype(np.int64)
     shares = tensors["shares"].astype(np.float64)
     if not len(num_followers) == len(labels) + 1 == len(shares) + 1 == num_followers.sum() + 1:
         raise ValueError("the tensors are no trie: each node but the root is one follower of one node")
-    ends = np.cumsum(num_followers) + 1  # children of node i: from ends[i] - num_followers[i] to ends[i]
-    is_state = num_followers > 0
-    is_state[0] = True
-    states = np.cumsum(is_state) - 1  # of a node
-    next_state = np.zeros((states[-1] + 1, num_labels + 1), np.int32)
-    probs = np.full((states[-1] + 1, num_labels), 1 / num_labels)
-    suffix = np.zeros(len(num_followers), np.int64)  # the state of a node's context without its first character
-
-    first, last = 0, 1  # nodes of a length, the root's first
-    while first < last:
-        nodes = first + np.flatnonzero(is_state[first:last])
-        rows = states[nodes]
-        if first:
-            next_state[rows], probs[rows] = next_state[suffix[nodes]], probs[suffix[nodes]]
-        children = np.arange(last, ends[last - 1])
-        context = np.repeat(states[first:last], num_followers[first:last])
-        label, share, inner = labels[children - 1], shares[children - 1], is_state[children]
-        if first:  # before the context's own followers take over: where its suffix goes on to
-            suffix[children] = next_state[context, label]
-        used = np.bincount(context, weights=share, minlength=len(probs))
-        probs[rows] *= 1 - used[rows, None]
-        is_real = label < num_labels
-        probs[context[is_real], label[is_real]] += share[is_real]
-        next_state[context[inner], label[inner]] = states[children[inner]]
-        first, last = last, last + len(children)
-    start = int(next_state[0, num_labels])
+    order, num_labels = tensors["shape"].tolist()
+    next_state, probs = _automaton(num_followers, labels, shares, num_labels)
     return LanguageModel(
         order=order,
-        start=start,
+        start=int(next_state[0, num_labels]),
         next_state=np.ascontiguousarray(next_state[:, :num_labels]),
         log_probs=np.log(probs).astype(np.float32),
         tensors=dict(tensors),
     )
+
+
+def _automaton(
+    num_followers: np.ndarray, labels: np.ndarray, shares: np.ndarray, num_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The state after each label (S, A + 1), the start of a text among them, and the probabilities (S, A).
+
+    P(w | h) = share(hw) + (1 - sum of h's shares) P(w | h'): rows sum to 1 however the shares were rounded. The states
+    are the contexts; a text is in the state of its longest suffix among them (Aho & Corasick 1975). With an n-gram all
+    its prefixes and suffixes are in the trie, for they are in as many labels.
+    """
+    has_state = num_followers > 0
+    has_state[0] = True
+    states = np.cumsum(has_state) - 1  # of a node, where it has one
+    next_state = np.zeros((states[-1] + 1, num_labels + 1), np.int32)
+    probs = np.full((states[-1] + 1, num_labels), 1 / num_labels)
+    suffix = np.zeros(len(num_followers), np.int64)  # the state of a node's context without its first character
+    first, last = 0, 1  # the nodes of one length, the root's first
+    while first < last:
+        nodes = first + np.flatnonzero(has_state[first:last])
+        rows = states[nodes]
+        children = last + np.arange(num_followers[first:last].sum())
+        context = np.repeat(states[first:last], num_followers[first:last])
+        label, share, is_state = labels[children - 1], shares[children - 1], has_state[children]
+        if first:
+            next_state[rows], probs[rows] = next_state[suffix[nodes]], probs[suffix[nodes]]
+            suffix[children] = next_state[context, label]  # before the context's own followers take their places
+        probs[rows] *= 1 - np.bincount(context, weights=share, minlength=len(probs))[rows, None]
+        is_follower = label < num_labels  # not the start of a text
+        probs[context[is_follower], label[is_follower]] += share[is_follower]
+        next_state[context[is_state], label[is_state]] = states[children[is_state]]
+        first, last = last, last + len(children)
+    return next_state, probs
