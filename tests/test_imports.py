@@ -16,7 +16,12 @@ LEVELS = {
     # texts and numbers
     **dict.fromkeys(["errors", "codec", "metrics", "provenance"], 0),
     # files, pictures, labels, the network
-    **dict.fromkeys(["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms", "slices"], 1),
+    **dict.fromkeys(
+        ["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms", "slices"], 1
+    ),
+    **dict.fromkeys(["language_model"], 1),
+    # what CTC's frames spell
+    **dict.fromkeys(["alignment", "prefix_beam", "beam_search"], 2),
     # what is stored: bundles and data sets
     **dict.fromkeys(["labels", "tally", "line_reading", "bundle", "prepared", "synthesis"], 2),
     # the recognizer and the work of one process
@@ -54,6 +59,7 @@ HOMES = {
     "matplotlib": {"forms", "reports"},
     "jinja2": {"reports"},
     "tyro": {"job"},
+    "numba": {"alignment"},
 }
 """Packages that only these modules import."""
 

@@ -1,0 +1,80 @@
+"""The texts that CTC's frames spell: the greedy one, and how probable a text is over all its alignments."""
+
+import numba
+import numpy as np
+
+from hwr_ray.codec import BLANK
+
+
+def compiled(function):  # type: ignore[no-untyped-def]
+    """The function compiled at its first call, and kept on disk where numba finds a folder that it may write.
+
+    A compiled function may call another one of its own module only: numba doesn't see that what it keeps on disk is
+    older than a change in another file.
+    """
+    try:
+        return numba.njit(function, cache=True, nogil=True)
+    except RuntimeError:  # neither the package's folder nor the user's own can be written: each process compiles again
+        return numba.njit(function, nogil=True)
+
+
+def greedy_labels(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The texts of the best paths of lines (N, T, C), as `codec.collapse` reads them.
+
+    Returns labels (N, T) int32, padded with BLANK, and their lengths (N) int32.
+    """
+    path = log_probs.argmax(-1).astype(np.int32)
+    before = np.concatenate([np.full_like(path[:, :1], BLANK), path[:, :-1]], axis=1)
+    is_label = (path != BLANK) & (path != before)
+    labels = np.full_like(path, BLANK)
+    labels[np.nonzero(is_label)[0], (is_label.cumsum(1) - 1)[is_label]] = path[is_label]
+    return labels, is_label.sum(1, dtype=np.int32)
+
+
+def ctc_log_probs(log_probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Log-probability (N, K) float64 of each of a line's texts, summed over all alignments (Graves et al. 2006, 4.1).
+
+    `log_probs` is (N, T, C), `labels` (N, K, L), `lengths` (N, K), below 0 for no text: -inf.
+    """
+    total = np.full(lengths.shape, -np.inf)
+    _forward(np.exp(log_probs, dtype=np.float64), labels.astype(np.int32), lengths.astype(np.int32), total)
+    return total
+
+
+@compiled
+def _forward(probs, labels, lengths, total):  # type: ignore[no-untyped-def]
+    """Fills `total` (N, K)."""
+    room = np.empty(2 * labels.shape[2] + 1)
+    for n in range(lengths.shape[0]):
+        for k in range(lengths.shape[1]):
+            if lengths[n, k] >= 0:
+                total[n, k] = _log_prob(probs[n], labels[n, k], 2 * lengths[n, k] + 1, room)
+
+
+@compiled
+def _log_prob(probs, labels, positions, forward):  # type: ignore[no-untyped-def]
+    """Log-probability of the labels of one text given a line (T, C).
+
+    `forward` is room for the text's positions, blanks at the even ones. Each frame is scaled to a sum of 1.
+    """
+    log_scale = 0.0
+    for s in range(positions):
+        forward[s] = 0.0
+    forward[0] = 1.0  # before the first frame: a path may begin at position 0 or 1
+    for t in range(probs.shape[0]):
+        total = 0.0
+        for s in range(min(positions, 2 * t + 2) - 1, -1, -1):
+            mass = forward[s]
+            if s > 0:
+                mass += forward[s - 1]
+            if s % 2 == 1 and s > 1 and labels[s // 2] != labels[s // 2 - 1]:
+                mass += forward[s - 2]
+            forward[s] = mass * probs[t, labels[s // 2] if s % 2 == 1 else BLANK]
+            total += forward[s]
+        if total == 0:
+            return -np.inf
+        for s in range(positions):
+            forward[s] /= total
+        log_scale += np.log(total)
+    end = forward[positions - 1] + (forward[positions - 2] if positions > 1 else 0.0)
+    return np.log(end) + log_scale if end > 0 else -np.inf
