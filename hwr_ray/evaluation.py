@@ -5,9 +5,7 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
 
 from hwr_ray import storage
@@ -17,7 +15,7 @@ from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.labels import Split
 from hwr_ray.metrics import bootstrap_intervals, count, edit_distances
-from hwr_ray.prepared import Prepared, images_of
+from hwr_ray.prepared import Prepared
 from hwr_ray.provenance import versions
 from hwr_ray.reports import lines_to_show, write_evaluation_report
 
@@ -75,7 +73,7 @@ def evaluate(settings: EvaluateSettings) -> None:
             "versions": versions(),
         }
         storage.write_json(storage.join(out, "metrics.json"), metrics)
-        shown = pictures(prepared, settings.split, lines_to_show(predictions))
+        shown = prepared.images(settings.split, lines_to_show(predictions))
         write_evaluation_report(out, metrics=metrics, predictions=predictions, images=shown)
     log.info("%s", summary(metrics))
     print(storage.absolute(settings.out))
@@ -119,14 +117,6 @@ def measure(predictions: pa.Table, bundle: Bundle, *, seed: int) -> dict[str, An
         # Each of them counts as an error: the model has no way to write it.
         "num_unknown_characters": sum(c not in bundle.codec.charset for text in texts for c in text),
     }
-
-
-def pictures(prepared: Prepared, split: Split, ids: list[str]) -> dict[str, np.ndarray]:
-    """Line images (H, W) uint8 by id."""
-    filesystem, folder = storage.locate(prepared.folder(split))
-    shards = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet")
-    table = shards.to_table(columns=["id", "image"], filter=pc.field("id").isin(ids))
-    return dict(zip(table["id"].to_pylist(), images_of(table, prepared.canvas), strict=True))
 
 
 def summary(metrics: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ LEVELS = {
     # texts and numbers
     **dict.fromkeys(["errors", "codec", "metrics", "provenance"], 0),
     # files, pictures, labels, the network
-    **dict.fromkeys(["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms"], 1),
+    **dict.fromkeys(["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms", "folds"], 1),
     # what is stored: bundles and data sets
     **dict.fromkeys(["labels", "tally", "line_reading", "bundle", "prepared", "synthesis"], 2),
     # the recognizer and the work of one process
