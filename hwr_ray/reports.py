@@ -1,42 +1,35 @@
 """Reports of a preparation and of an evaluation: one HTML file each, which asks for nothing outside itself."""
 
-import base64
-import io
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from hwr_ray import storage
 from hwr_ray.cleaning import REASONS
 from hwr_ray.labels import SPLITS
-from hwr_ray.line_images import Canvas, UndecodableImageError, decode, encode_png, fit
+from hwr_ray.line_images import Canvas, UndecodableImageError, decode
 from hwr_ray.metrics import Counts, confusions
+from hwr_ray.pages import BAD, GOOD, PALE, data_uri, new_figure, render
 from hwr_ray.prepared import REJECTED, images_of
 from hwr_ray.tally import Tally
 
-LARGEST_PICTURE = Canvas(64, 640)
-"""Larger pictures are shrunk to it: 80 of them stay below 5 MB even if they hold noise."""
 MOST_LENGTH_GROUPS = 25
 MOST_CHARACTERS = 120
 MOST_CONFUSIONS = 24
-GOOD, BAD, PALE = "#2f6db3", "#c8502f", "#b9c6d6"
 
 
 def write_preparation_report(out: str, *, facts: dict[str, Any], tally: Tally) -> None:
     """Writes `report.html` of the prepared data set in the folder `out`, whose shards are there already."""
     canvas = Canvas(*facts["canvas"])
     before, after = tally.lengths_before, tally.lengths_after
-    page = _render(
+    page = render(
         "preparation.html",
         facts=facts,
         canvas=canvas,
@@ -46,6 +39,7 @@ def write_preparation_report(out: str, *, facts: dict[str, Any], tally: Tally) -
         rejected=rejected_samples(out),
         lengths=_plot_lengths(before, after) if before else None,
         characters=character_table(tally),
+        most_characters=MOST_CHARACTERS,
         sizes=_plot_sizes(tally.sizes, canvas) if tally.sizes else None,
         shrinking=shrinking(tally.sizes, canvas),
         lines=sample_lines(out, canvas),
@@ -141,11 +135,12 @@ def write_evaluation_report(
     the pictures (H, W) uint8 of the lines to show, by id.
     """
     pairs = confusions(predictions["text"].to_pylist(), predictions["prediction"].to_pylist())
-    page = _render(
+    page = render(
         "evaluation.html",
         metrics=metrics,
         groups=by_length(predictions),
         confusions=sorted(pairs.items(), key=lambda item: (-item[1], item[0])),
+        most_confusions=MOST_CONFUSIONS,
         num_edits=pairs.total(),
         confidence=_plot_confidence(predictions) if len(predictions) else None,
         lines=[{**line, "picture": images[line["id"]]} for line in _worst_first(predictions) if line["id"] in images],
@@ -186,7 +181,7 @@ def by_length(predictions: pa.Table) -> list[dict[str, Any]]:
 
 
 def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:
-    figure, axes = _figure()
+    figure, axes = new_figure()
     last = max(after or before) + 4  # one label of a thousand characters must not flatten the rest
     for lengths, color, name in ((before, PALE, "all labels"), (after, GOOD, "prepared")):
         capped: Counter[int] = Counter()
@@ -196,11 +191,11 @@ def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:
     axes.set_xlabel(f"characters in the label (the bar at {last} also holds the longer ones)")
     axes.set_ylabel("labels")
     axes.legend(frameon=False)
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def _plot_sizes(sizes: Counter[tuple[int, int]], canvas: Canvas) -> str:
-    figure, axes = _figure()
+    figure, axes = new_figure()
     heights, widths = zip(*sizes, strict=True)
     areas = np.maximum(4, 300 * np.array(list(sizes.values())) / max(sizes.values()))
     # Rasterized: there may be thousands of sizes.
@@ -215,7 +210,7 @@ def _plot_sizes(sizes: Counter[tuple[int, int]], canvas: Canvas) -> str:
         axes.set_ylim(0, 1.15 * max(*heights, canvas.height))
     axes.set(xlabel="width in pixels", ylabel="height in pixels")
     axes.legend(frameon=False, loc="upper left")
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def _plot_confidence(predictions: pa.Table) -> str:
@@ -228,52 +223,4 @@ def _plot_confidence(predictions: pa.Table) -> str:
         axes.set_ylabel(f"{name} lines")
         axes.spines[["top", "right"]].set_visible(False)
     panels[1].set_xlabel("confidence")
-    return _data_uri(figure)
-
-
-def _figure() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _data_uri(content: Figure | np.ndarray) -> str:
-    """A plot (as SVG) or a grey picture (as PNG), inlined."""
-    if isinstance(content, Figure):
-        buffer = io.BytesIO()
-        with matplotlib.rc_context({"svg.hashsalt": "hwr_ray"}):  # without it the ids in the file are random
-            content.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
-        return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    if LARGEST_PICTURE.scale_for(*content.shape) < 1:
-        content = fit(content, LARGEST_PICTURE)
-    return f"data:image/png;base64,{base64.b64encode(encode_png(content)).decode()}"
-
-
-def _visible(character: str) -> str:
-    """The character, or a stand-in where it would not be seen on its own."""
-    if character == " ":
-        return "␣"
-    if unicodedata.combining(character):
-        return f"◌{character}"
-    return character if character.isprintable() else f"U+{ord(character):04X}"
-
-
-def _render(template: str, **values: Any) -> str:
-    environment = Environment(
-        loader=PackageLoader("hwr_ray"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": "{:,}".format,
-        "percent": "{:.1%}".format,
-        "exact_percent": "{:.2%}".format,
-        "data_uri": _data_uri,
-        "visible": _visible,
-    }
-    return environment.get_template(template).render(
-        most_characters=MOST_CHARACTERS, most_confusions=MOST_CONFUSIONS, **values
-    )
+    return data_uri(figure)

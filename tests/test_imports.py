@@ -22,7 +22,9 @@ LEVELS = {
     # the recognizer and the work of one process
     **dict.fromkeys(["recognizer", "tracking", "cluster", "ingest", "optimization", "train_loop", "batch_reading"], 3),
     # whole jobs and their reports
-    **dict.fromkeys(["reports", "preparation", "training", "tuning", "evaluation", "transcription", "demo"], 4),
+    **dict.fromkeys(
+        ["pages", "reports", "preparation", "training", "tuning", "evaluation", "transcription", "demo"], 4
+    ),
     # the command line
     "job": 5,
 }
@@ -51,8 +53,8 @@ HOMES = {
     "safetensors": {"bundle"},
     "wandb": {"tracking"},
     "faker": {"synthesis"},
-    "matplotlib": {"forms", "reports"},
-    "jinja2": {"reports"},
+    "matplotlib": {"forms", "pages", "reports"},
+    "jinja2": {"pages"},
     "tyro": {"job"},
 }
 """Packages that only these modules import."""
