@@ -1,4 +1,4 @@
-"""Reports of a preparation and of an evaluation: one HTML file each, which asks for nothing outside itself."""
+"""Reports of a preparation, an evaluation and a search for wrong labels: an HTML file each that needs no other."""
 
 import json
 from collections import Counter
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -178,6 +179,38 @@ def by_length(predictions: pa.Table) -> list[dict[str, Any]]:
         }
         for group, counts in sorted(groups.items())
     ]
+
+
+def write_suspects_report(
+    out: str, *, suspects: pa.Table, figures: dict[str, Any], images: Mapping[str, np.ndarray]
+) -> None:
+    """Writes `suspects.html` in the folder `out`.
+
+    `suspects` is a ranked table (hwr_ray.suspects.SUSPECTS), `figures` what is said of all of it, `images` holds the
+    pictures (H, W) uint8 of the lines to show, by id.
+    """
+    page = render(
+        "suspects.html",
+        figures=figures,
+        scores=_plot_scores(suspects, figures["threshold"]) if figures["num_differing"] else None,
+        lines=[
+            {**line, "picture": images[line["id"]]}
+            for line in suspects.slice(0, len(images)).to_pylist()
+            if line["score"] > 0
+        ],
+    )
+    storage.write_bytes(storage.join(out, "suspects.html"), page.encode())
+
+
+def _plot_scores(suspects: pa.Table, threshold: float) -> str:
+    figure, axes = new_figure()
+    scores = suspects.filter(pc.not_equal(suspects["text"], suspects["prediction"]))["score"].to_numpy()
+    last = max(scores[np.isfinite(scores)], default=0) + 1
+    axes.hist(np.minimum(scores, last), bins=60, color=GOOD)  # what can't be written stands at the right end
+    axes.axvline(threshold, color=BAD, label="threshold")
+    axes.set(xlabel="score of the lines whose reading is not their label", ylabel="lines", yscale="log")
+    axes.legend(frameon=False)
+    return data_uri(figure)
 
 
 def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:

@@ -23,7 +23,7 @@ LEVELS = {
     **dict.fromkeys(["recognizer", "tracking", "cluster", "ingest", "optimization", "train_loop", "batch_reading"], 3),
     # whole jobs and their reports
     **dict.fromkeys(
-        ["pages", "reports", "preparation", "training", "tuning", "evaluation", "transcription", "demo"], 4
+        ["pages", "reports", "preparation", "training", "tuning", "evaluation", "suspects", "transcription", "demo"], 4
     ),
     # the command line
     "job": 5,
