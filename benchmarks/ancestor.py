@@ -24,7 +24,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.job import run_job
 from hwr_ray.labels import Split, find_label_files, read_rows
 from hwr_ray.line_images import UndecodableImageError, decode
-from hwr_ray.metrics import bootstrap_intervals, count, edit_distances
+from hwr_ray.metrics import edit_distances, figures
 from hwr_ray.optimization import update_average
 from hwr_ray.provenance import versions
 from hwr_ray.recognizer import ctc_losses
@@ -219,12 +219,10 @@ def to_grey(images: Tensor) -> Tensor:
 def score(model: Ancestor, codec: Codec, lines: Lines, seed: int) -> dict[str, Any]:
     """CER and exact match over the lines, with their intervals and counts."""
     predictions = read(model, codec, lines.images)
-    counts = count(lines.texts, predictions)
-    intervals = bootstrap_intervals(lines.texts, edit_distances(lines.texts, predictions), seed=seed)
-    return {"cer": counts.cer, "exact_match": counts.exact_match, **intervals, **asdict(counts)}
+    return figures(lines.texts, edit_distances(lines.texts, predictions), seed=seed)
 
 
-def short(figures: dict[str, Any]) -> dict[str, float]:
+def short(row: dict[str, Any]) -> dict[str, float]:
     """The two rates alone."""
     return {name: figures[name] for name in ("cer", "exact_match")}
 

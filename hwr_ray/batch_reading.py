@@ -8,6 +8,7 @@ import torch
 
 from hwr_ray.cluster import Needs, threads_per_worker
 from hwr_ray.errors import UserError
+from hwr_ray.folds import folds_of
 from hwr_ray.prepared import images_of
 from hwr_ray.recognizer import Recognizer
 
@@ -61,13 +62,56 @@ class LineReader:
         )
 
 
+class FoldReader:
+    """The actor: loads the bundle of each fold once, then compares tables of training lines out of fold."""
+
+    def __init__(self, bundle_paths: list[str], settings: ReadingSettings) -> None:
+        torch.set_num_threads(threads_per_worker(settings.num_workers))
+        device = "cuda" if settings.use_gpu else "cpu"
+        self.recognizers = [Recognizer(path, device=device) for path in bundle_paths]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The table without its `image`, its rows by fold, each compared by the model that did not train on it.
+
+        Adds `prediction`, `confidence`, `text_log_prob`, `prediction_log_prob` and `fold`.
+        """
+        folds = folds_of(table["id"].to_pylist(), len(self.recognizers))
+        parts = [self._compare(table.filter(pa.array(folds == fold)), fold) for fold in range(len(self.recognizers))]
+        return pa.concat_tables(parts)
+
+    def _compare(self, table: pa.Table, fold: int) -> pa.Table:
+        recognizer = self.recognizers[fold]
+        found = recognizer.compare(images_of(table, recognizer.canvas), table["text"].to_pylist())
+        return (
+            table.drop_columns("image")
+            .append_column("prediction", pa.array([c.reading.text for c in found], pa.string()))
+            .append_column("confidence", pa.array([c.reading.confidence for c in found], pa.float32()))
+            .append_column("text_log_prob", pa.array([c.text_log_prob for c in found], pa.float64()))
+            .append_column("prediction_log_prob", pa.array([c.prediction_log_prob for c in found], pa.float64()))
+            .append_column("fold", pa.array([fold] * len(table), pa.int32()))
+        )
+
+
 def read_lines_with(dataset: ray.data.Dataset, bundle_path: str, settings: ReadingSettings) -> ray.data.Dataset:
     """The data set with its `image` column read: see LineReader."""
+    return _read(dataset, LineReader, bundle_path, settings, settings.batch_size)
+
+
+def compare_out_of_fold(
+    dataset: ray.data.Dataset, bundle_paths: list[str], settings: ReadingSettings
+) -> ray.data.Dataset:
+    """The data set of training lines read by the bundles of all folds, in the folds' order: see FoldReader."""
+    return _read(dataset, FoldReader, bundle_paths, settings, settings.batch_size * len(bundle_paths))
+
+
+def _read(
+    dataset: ray.data.Dataset, actor: type, bundles: str | list[str], settings: ReadingSettings, batch_size: int
+) -> ray.data.Dataset:
     return dataset.map_batches(
-        LineReader,
-        fn_constructor_args=(bundle_path, settings),
+        actor,
+        fn_constructor_args=(bundles, settings),
         batch_format="pyarrow",
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=settings.num_workers),
         num_cpus=settings.cpus_per_worker,
         num_gpus=1 if settings.use_gpu else 0,

@@ -6,9 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
 
 from hwr_ray import storage
@@ -18,10 +16,11 @@ from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.labels import Split
 from hwr_ray.metrics import confusion_table, edit_distances, figures
-from hwr_ray.prepared import Prepared, images_of
+from hwr_ray.prepared import Prepared
 from hwr_ray.provenance import versions
 from hwr_ray.reports import lines_to_show, write_evaluation_report
 from hwr_ray.slices import slice_figures, weak_groups
+from hwr_ray.suspects import find_suspects, in_fold_order
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +29,15 @@ log = logging.getLogger(__name__)
 class EvaluateSettings:
     data: str
     """A prepared data set (jobs/prepare.py)."""
-    model: str
+    model: str | None = None
     """A bundle, such as RUN/best (jobs/train.py)."""
     out: str
-    """Folder or URI for metrics.json, predictions/*.parquet and report.html."""
+    """Folder or URI for metrics.json, predictions/*.parquet and report.html, or suspects.parquet and suspects.html."""
     split: Split = "validation"
     """Which lines to read."""
+    suspects: tuple[str, ...] = ()
+    """Rank the training lines by how wrong their labels look instead, each read by the one of these bundles that was
+    trained without it: one for each fold (jobs/train.py --num-folds --fold). --model and --split are not used."""
     seed: int = 0
     """Of the bootstrap."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
@@ -45,11 +47,17 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, not {self.seed}")
+        if not self.model and not self.suspects:
+            raise UserError("there is nothing to read with: name a --model, or the --suspects bundles of all folds")
 
 
 def evaluate(settings: EvaluateSettings) -> None:
-    """Writes the evaluation of the settings and prints its figures. Raises UserError for what its user can mend."""
-    prepared, model_path = Prepared(settings.data), storage.absolute(settings.model)
+    """Writes the evaluation of the settings and prints its path. Raises UserError for what its user can mend."""
+    prepared = Prepared(settings.data)
+    if settings.suspects:
+        rank_suspects(settings, prepared)
+        return
+    model_path = storage.absolute(settings.model or "")
     bundle = load_bundle(model_path)
     check_canvas(prepared, bundle, model_path)
     num_lines = prepared.num_lines(settings.split)
@@ -78,10 +86,19 @@ def evaluate(settings: EvaluateSettings) -> None:
             "versions": versions(),
         }
         storage.write_json(storage.join(out, "metrics.json"), metrics)
-        shown = pictures(prepared, settings.split, lines_to_show(predictions))
+        shown = prepared.images(settings.split, lines_to_show(predictions))
         write_evaluation_report(out, metrics=metrics, predictions=predictions, images=shown)
     log.info("%s", summary(metrics))
     print(storage.absolute(settings.out))
+
+
+def rank_suspects(settings: EvaluateSettings, prepared: Prepared) -> None:
+    """Writes the ranking of the training lines; see `evaluate`."""
+    bundles = [(path, load_bundle(path)) for path in map(storage.absolute, settings.suspects)]
+    for path, bundle in bundles:
+        check_canvas(prepared, bundle, path)
+    paths = in_fold_order([(path, bundle.training) for path, bundle in bundles], prepared)
+    find_suspects(prepared, paths, settings.out, settings.reading, overwrite=settings.overwrite)
 
 
 def check_canvas(prepared: Prepared, bundle: Bundle, model_path: str) -> None:
@@ -131,14 +148,6 @@ def measure(
         "confusions": confusion_table(texts, predictions["prediction"].to_pylist()),
         "slices": slice_figures(predictions, seed=seed, training_texts=training_texts),
     }
-
-
-def pictures(prepared: Prepared, split: Split, ids: list[str]) -> dict[str, np.ndarray]:
-    """Line images (H, W) uint8 by id."""
-    filesystem, folder = storage.locate(prepared.folder(split))
-    shards = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet")
-    table = shards.to_table(columns=["id", "image"], filter=pc.field("id").isin(ids))
-    return dict(zip(table["id"].to_pylist(), images_of(table, prepared.canvas), strict=True))
 
 
 def summary(metrics: dict[str, Any]) -> str:

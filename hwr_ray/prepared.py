@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import ray.data
 
 from hwr_ray import storage
@@ -72,9 +74,9 @@ class Prepared:
             raise UserError(f"{self.path} has no {split} lines")
         return lines
 
-    def num_bytes(self, split: Split) -> int:
-        """Bytes of all line images of a split."""
-        return self.num_lines(split) * self.canvas.height * self.canvas.width
+    def num_bytes(self, num_lines: int) -> int:
+        """Bytes of that many line images."""
+        return num_lines * self.canvas.height * self.canvas.width
 
     def folder(self, split: Split) -> str:
         return storage.absolute(storage.join(self.path, split))
@@ -84,6 +86,19 @@ class Prepared:
         filesystem, inner = storage.locate(self.folder(split))
         shuffle = None if shuffle_seed is None else ray.data.FileShuffleConfig(seed=shuffle_seed)
         return ray.data.read_parquet(inner, filesystem=filesystem, num_cpus=0.25, shuffle=shuffle)
+
+    def ids(self, split: Split) -> list[str]:
+        """Ids of all lines of a split; reads no other column."""
+        return self._shards(split).to_table(columns=["id"])["id"].to_pylist()
+
+    def images(self, split: Split, ids: list[str]) -> dict[str, np.ndarray]:
+        """Line images (H, W) uint8 of some lines of a split, by id."""
+        table = self._shards(split).to_table(columns=["id", "image"], filter=pc.field("id").isin(ids))
+        return dict(zip(table["id"].to_pylist(), images_of(table, self.canvas), strict=True))
+
+    def _shards(self, split: Split) -> ds.Dataset:
+        filesystem, inner = storage.locate(self.folder(split))
+        return ds.dataset(inner, filesystem=filesystem, format="parquet")
 
 
 def images_of(table: pa.Table, canvas: Canvas) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Line images in, texts with confidences out; knows no Ray."""
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -21,6 +22,17 @@ class Reading:
     """Probability of the text under the model, summed over all its CTC alignments, 0 to 1."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A text against what the model reads in its line image."""
+
+    reading: Reading
+    prediction_log_prob: float
+    """Natural logarithm of the probability of the reading's text."""
+    text_log_prob: float
+    """Of the text; -inf where the model has no way to write it."""
+
+
 class Recognizer:
     """A bundle that is loaded once and reads batches."""
 
@@ -34,17 +46,52 @@ class Recognizer:
         """Readings of line images (N, H, W) uint8 on the bundle's canvas, 255 paper."""
         return read_batch(self.model, self.codec, torch.tensor(images, device=self.device))
 
+    def compare(self, images: np.ndarray, texts: list[str]) -> list[Comparison]:
+        """Each text (N) against the reading of its line image (N, H, W) uint8."""
+        return compare_batch(self.model, self.codec, torch.tensor(images, device=self.device), texts)
+
 
 @torch.inference_mode()
 def read_batch(model: CRNN, codec: Codec, images: Tensor) -> list[Reading]:
     """Greedy readings of line images (N, H, W) uint8 by a model in evaluation mode."""
+    return read_log_probs(log_probs_of(model, images), codec) if len(images) else []
+
+
+@torch.inference_mode()
+def compare_batch(model: CRNN, codec: Codec, images: Tensor, texts: list[str]) -> list[Comparison]:
+    """Texts (N) against the greedy readings of line images (N, H, W) uint8 by a model in evaluation mode."""
     if not len(images):
         return []
+    log_probs = log_probs_of(model, images)
+    readings = read_log_probs(log_probs, codec)
+    predictions = text_log_probs(log_probs, codec, [reading.text for reading in readings])
+    lines = zip(readings, texts, predictions, text_log_probs(log_probs, codec, texts), strict=True)
+    # The same text has the same probability, to the last bit.
+    return [Comparison(read, p, p if text == read.text else q) for read, text, p, q in lines]
+
+
+def log_probs_of(model: CRNN, images: Tensor) -> Tensor:
+    """Log-probabilities (N, T, C) float32 of the classes in each frame of line images (N, H, W) uint8."""
     logits, _ = model(to_ink(images).contiguous(memory_format=torch.channels_last))
-    log_probs = logits.float().log_softmax(-1)  # (N, T, C)
+    return logits.float().log_softmax(-1)
+
+
+def read_log_probs(log_probs: Tensor, codec: Codec) -> list[Reading]:
+    """Greedy readings (N): the likeliest class of each frame, collapsed; `log_probs` is (N, T, C) float32."""
     labels = [collapse(path) for path in log_probs.argmax(-1).tolist()]
     confidences = (-ctc_losses(log_probs, labels)).exp().clamp(max=1).tolist()
     return [Reading(codec.decode(line), p) for line, p in zip(labels, confidences, strict=True)]
+
+
+def text_log_probs(log_probs: Tensor, codec: Codec, texts: list[str]) -> list[float]:
+    """Log-probability (N) of each line's text, summed over alignments; `log_probs` is (N, T, C) float32.
+
+    -inf for a text that can't be written: it needs more than T frames, or has a character that the charset lacks.
+    """
+    can_spell = [not codec.unknown(text) for text in texts]
+    labels = [codec.encode(text) if known else [] for text, known in zip(texts, can_spell, strict=True)]
+    losses = ctc_losses(log_probs, labels).tolist()
+    return [-loss if known else -inf for loss, known in zip(losses, can_spell, strict=True)]
 
 
 def ctc_losses(log_probs: Tensor, labels: list[list[int]]) -> Tensor:

@@ -1,18 +1,14 @@
-"""Reports of a preparation and of an evaluation: one HTML file each, which asks for nothing outside itself."""
+"""Reports of a preparation, an evaluation and a search for wrong labels: an HTML file each that needs no other."""
 
-import base64
-import io
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -20,23 +16,21 @@ from matplotlib.ticker import MaxNLocator
 from hwr_ray import storage
 from hwr_ray.cleaning import REASONS
 from hwr_ray.labels import SPLITS
-from hwr_ray.line_images import Canvas, UndecodableImageError, decode, encode_png, fit
+from hwr_ray.line_images import Canvas, UndecodableImageError, decode
+from hwr_ray.pages import BAD, GOOD, PALE, data_uri, new_figure, render
 from hwr_ray.prepared import REJECTED, images_of
 from hwr_ray.slices import FEW_LINES, SLICES, weak_groups
 from hwr_ray.tally import Tally
 
-LARGEST_PICTURE = Canvas(64, 640)
-"""Larger pictures are shrunk to it: 80 of them stay below 5 MB even if they hold noise."""
 MOST_CHARACTERS = 120
 MOST_CONFUSIONS = 24
-GOOD, BAD, PALE = "#2f6db3", "#c8502f", "#b9c6d6"
 
 
 def write_preparation_report(out: str, *, facts: dict[str, Any], tally: Tally) -> None:
     """Writes `report.html` of the prepared data set in the folder `out`, whose shards are there already."""
     canvas = Canvas(*facts["canvas"])
     before, after = tally.lengths_before, tally.lengths_after
-    page = _render(
+    page = render(
         "preparation.html",
         facts=facts,
         canvas=canvas,
@@ -46,6 +40,7 @@ def write_preparation_report(out: str, *, facts: dict[str, Any], tally: Tally) -
         rejected=rejected_samples(out),
         lengths=_plot_lengths(before, after) if before else None,
         characters=character_table(tally),
+        most_characters=MOST_CHARACTERS,
         sizes=_plot_sizes(tally.sizes, canvas) if tally.sizes else None,
         shrinking=shrinking(tally.sizes, canvas),
         lines=sample_lines(out, canvas),
@@ -140,7 +135,7 @@ def write_evaluation_report(
     `predictions` has the columns `id`, `text`, `prediction`, `confidence` (0..1) and `num_edits`; `images` holds
     the pictures (H, W) uint8 of the lines to show, by id.
     """
-    page = _render(
+    page = render(
         "evaluation.html",
         metrics=metrics,
         slices=slice_tables(metrics["slices"]),
@@ -180,8 +175,40 @@ def largest_shown(rows: list[dict[str, Any]]) -> float:
     return max((row["cer_ci"][1] for row in large if row["cer_ci"]), default=0.0) or 1.0
 
 
+def write_suspects_report(
+    out: str, *, suspects: pa.Table, figures: dict[str, Any], images: Mapping[str, np.ndarray]
+) -> None:
+    """Writes `suspects.html` in the folder `out`.
+
+    `suspects` is a ranked table (hwr_ray.suspects.SUSPECTS), `figures` what is said of all of it, `images` holds the
+    pictures (H, W) uint8 of the lines to show, by id.
+    """
+    page = render(
+        "suspects.html",
+        figures=figures,
+        scores=_plot_scores(suspects, figures["threshold"]) if figures["num_differing"] else None,
+        lines=[
+            {**line, "picture": images[line["id"]]}
+            for line in suspects.slice(0, len(images)).to_pylist()
+            if line["score"] > 0
+        ],
+    )
+    storage.write_bytes(storage.join(out, "suspects.html"), page.encode())
+
+
+def _plot_scores(suspects: pa.Table, threshold: float) -> str:
+    figure, axes = new_figure()
+    scores = suspects.filter(pc.not_equal(suspects["text"], suspects["prediction"]))["score"].to_numpy()
+    last = max(scores[np.isfinite(scores)], default=0) + 1
+    axes.hist(np.minimum(scores, last), bins=60, color=GOOD)  # what can't be written stands at the right end
+    axes.axvline(threshold, color=BAD, label="threshold")
+    axes.set(xlabel="score of the lines whose reading is not their label", ylabel="lines", yscale="log")
+    axes.legend(frameon=False)
+    return data_uri(figure)
+
+
 def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:
-    figure, axes = _figure()
+    figure, axes = new_figure()
     last = max(after or before) + 4  # one label of a thousand characters must not flatten the rest
     for lengths, color, name in ((before, PALE, "all labels"), (after, GOOD, "prepared")):
         capped: Counter[int] = Counter()
@@ -191,11 +218,11 @@ def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:
     axes.set_xlabel(f"characters in the label (the bar at {last} also holds the longer ones)")
     axes.set_ylabel("labels")
     axes.legend(frameon=False)
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def _plot_sizes(sizes: Counter[tuple[int, int]], canvas: Canvas) -> str:
-    figure, axes = _figure()
+    figure, axes = new_figure()
     heights, widths = zip(*sizes, strict=True)
     areas = np.maximum(4, 300 * np.array(list(sizes.values())) / max(sizes.values()))
     # Rasterized: there may be thousands of sizes.
@@ -210,7 +237,7 @@ def _plot_sizes(sizes: Counter[tuple[int, int]], canvas: Canvas) -> str:
         axes.set_ylim(0, 1.15 * max(*heights, canvas.height))
     axes.set(xlabel="width in pixels", ylabel="height in pixels")
     axes.legend(frameon=False, loc="upper left")
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def _plot_confidence(predictions: pa.Table) -> str:
@@ -227,52 +254,4 @@ def _plot_confidence(predictions: pa.Table) -> str:
             axes.set_yticks([])
             axes.text(0.5, 0.5, f"no {name} line", transform=axes.transAxes, ha="center", va="center", color="grey")
     panels[1].set_xlabel("confidence")
-    return _data_uri(figure)
-
-
-def _figure() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _data_uri(content: Figure | np.ndarray) -> str:
-    """A plot (as SVG) or a grey picture (as PNG), inlined."""
-    if isinstance(content, Figure):
-        buffer = io.BytesIO()
-        with matplotlib.rc_context({"svg.hashsalt": "hwr_ray"}):  # without it the ids in the file are random
-            content.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
-        return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    if LARGEST_PICTURE.scale_for(*content.shape) < 1:
-        content = fit(content, LARGEST_PICTURE)
-    return f"data:image/png;base64,{base64.b64encode(encode_png(content)).decode()}"
-
-
-def _visible(character: str) -> str:
-    """The character, or a stand-in where it would not be seen on its own."""
-    if character == " ":
-        return "␣"
-    if unicodedata.combining(character):
-        return f"◌{character}"
-    return character if character.isprintable() else f"U+{ord(character):04X}"
-
-
-def _render(template: str, **values: Any) -> str:
-    environment = Environment(
-        loader=PackageLoader("hwr_ray"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": "{:,}".format,
-        "percent": "{:.1%}".format,
-        "exact_percent": "{:.2%}".format,
-        "data_uri": _data_uri,
-        "visible": _visible,
-    }
-    return environment.get_template(template).render(
-        most_characters=MOST_CHARACTERS, most_confusions=MOST_CONFUSIONS, **values
-    )
+    return data_uri(figure)

@@ -51,7 +51,7 @@ class TextPrior:
             raise UserError(f"the weight of the names must be from 0 to below 1, not {self.names_weight}")
 
     def log_prob(self, text: str) -> float:
-        """Natural logarithm of the text's probability. Raises UserError where the charset lacks one of its characters."""
+        """Natural logarithm of the text's probability. Raises UserError for a character that the charset lacks."""
         spelled = self.language_model.log_prob(self.codec.encode(text)) + math.log1p(-self.names_weight)
         known = self.names.log_prob(text)
         if not self.names_weight or known == -math.inf:

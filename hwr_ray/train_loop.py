@@ -60,6 +60,10 @@ class TrainSettings:
     """Distort the training lines at random."""
     patience: int = 30
     """Epochs without a better validation CER after which training stops."""
+    num_folds: int = 1
+    """Parts that the training lines are dealt out to, by the hash of their ids."""
+    fold: int | None = None
+    """The part to leave out of training, 0 to num-folds - 1; `evaluate --suspects` reads it with this run's model."""
     seed: int = 0
     """Of first weights, order, augmentation and dropout."""
     num_workers: int = 1
@@ -72,7 +76,15 @@ class TrainSettings:
     """Follow the run in Weights & Biases; the key comes from WANDB_API_KEY, and WANDB_MODE=offline works."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "patience", "num_workers", "cpus_per_worker"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "patience",
+            "num_folds",
+            "num_workers",
+            "cpus_per_worker",
+        ):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         for name in ("weight_decay", "shortcut_weight", "seed"):
@@ -82,6 +94,11 @@ class TrainSettings:
             raise UserError(f"--average-decay must lie in 0 to 1 (excluded), not {self.average_decay}")
         if self.batch_size % self.num_workers:
             raise UserError(f"--batch-size {self.batch_size} does not divide by --num-workers {self.num_workers}")
+        if self.num_folds == 1 and self.fold is not None:
+            raise UserError(f"--fold {self.fold} needs --num-folds of 2 or more")
+        if self.num_folds > 1 and self.fold not in range(self.num_folds):
+            given = "is missing" if self.fold is None else f"{self.fold} is none of them"
+            raise UserError(f"--num-folds {self.num_folds} has the folds 0 to {self.num_folds - 1}: --fold {given}")
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the result: a run resumes only under the same ones."""
@@ -114,9 +131,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         if rank == 0:  # what came of the epoch may not have been written before the run was stopped
             publish(state, prepared, settings, out)
     parallel = ray.train.torch.prepare_model(model)
-    train_lines = ShardLines("train", prepared.num_bytes("train") // world_size)
-    validation_lines = ShardLines("validation", prepared.num_bytes("validation") // world_size)
-    total_steps = settings.epochs * (prepared.num_lines("train") // world_size // (settings.batch_size // world_size))
+    num_lines = {"train": config["num_train_lines"], "validation": prepared.num_lines("validation")}
+    train_lines, validation_lines = (ShardLines(s, prepared.num_bytes(n) // world_size) for s, n in num_lines.items())
+    total_steps = settings.epochs * (num_lines["train"] // world_size // (settings.batch_size // world_size))
     tracker = Tracker(
         project=settings.wandb_project if rank == 0 else None,
         out=out,

@@ -2,9 +2,11 @@
 
 import json
 import logging
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -13,6 +15,7 @@ from hwr_ray.bundle import new_model
 from hwr_ray.cluster import Needs, connect, preflight
 from hwr_ray.codec import Codec
 from hwr_ray.errors import UserError
+from hwr_ray.folds import folds_of, leave_out
 from hwr_ray.ingest import EVAL_BATCH
 from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import Prepared
@@ -29,7 +32,8 @@ HANG_SECONDS = 600
 def train(settings: TrainSettings) -> None:
     """Trains or resumes the run of the settings and prints the path of its best bundle."""
     prepared = Prepared(settings.data)
-    check_feasible(prepared, settings)
+    num_lines = count_train_lines(prepared, settings)
+    check_feasible(prepared, settings, num_lines)
     connect()
     preflight(
         Needs(
@@ -42,8 +46,9 @@ def train(settings: TrainSettings) -> None:
     out = storage.absolute(settings.out)
     data = {name: prepared.facts[name] for name in ("content_hash", "canvas", "charset")}
     data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
+    data["lines"]["train"] = num_lines
     run_id = claim_run(out, {**settings.recipe(), "data": data})
-    metrics = fit(settings, prepared, out, run_id)
+    metrics = fit(settings, prepared, out, run_id, num_lines=num_lines)
     log.info(
         "best epoch %s: CER %.2f %%, exact match %.2f %%",
         metrics["epoch"],
@@ -53,12 +58,21 @@ def train(settings: TrainSettings) -> None:
     print(storage.join(out, "best"))
 
 
-def check_feasible(prepared: Prepared, settings: TrainSettings) -> None:
-    """Raises UserError where training can't work: too few lines, or a label that needs more frames than there are."""
+def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:
+    """Training lines of the run: all, or those of the other folds. Raises UserError where the set has none."""
     lines = prepared.num_lines("train")
+    if settings.fold is None:
+        return lines
+    return int((folds_of(prepared.ids("train"), settings.num_folds) != settings.fold).sum())
+
+
+def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) -> None:
+    """Raises UserError where training can't work: too few lines, or a label that needs more frames than there are."""
     prepared.num_lines("validation")
-    if lines // settings.num_workers < settings.batch_size // settings.num_workers:
-        raise UserError(f"{lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}")
+    if num_lines // settings.num_workers < settings.batch_size // settings.num_workers:
+        raise UserError(
+            f"{num_lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}"
+        )
     new_model(settings.model, Codec(prepared.charset), prepared.canvas)
     frames = prepared.canvas.width // WIDTH_STRIDE
     needed = prepared.facts["splits"]["train"]["most_frames_needed"]
@@ -101,13 +115,13 @@ def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def fit(settings: TrainSettings, prepared: Prepared, out: str, run_id: str) -> dict[str, Any]:
-    """Runs or resumes Ray Train until the last epoch; returns the metrics of the best epoch.
+def fit(settings: TrainSettings, prepared: Prepared, out: str, run_id: str, *, num_lines: int) -> dict[str, Any]:
+    """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best.
 
     Raises ray.train.TrainingFailedError where a worker fails.
     """
     datasets: dict[str, Any] = {
-        "train": prepared.read("train", shuffle_seed=settings.seed),
+        "train": read_train_lines(prepared, settings),
         "validation": prepared.read("validation").repartition(target_num_rows_per_block=EVAL_BATCH),
     }
     for dataset in datasets.values():
@@ -119,6 +133,7 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str, run_id: str) -> d
             "data": storage.absolute(settings.data),  # workers run in folders of their own
             "out": out,
             "run_id": run_id,
+            "num_train_lines": num_lines,
         },
         torch_config=TorchConfig(timeout_s=HANG_SECONDS),
         scaling_config=ray.train.ScalingConfig(
@@ -141,6 +156,15 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str, run_id: str) -> d
     )
     trainer.fit()
     return min(read_history(out), key=lambda row: row["cer"])
+
+
+def read_train_lines(prepared: Prepared, settings: TrainSettings) -> ray.data.Dataset:
+    """The training lines of the run, in blocks of a shard or more, the shards in the seed's random order."""
+    lines = prepared.read("train", shuffle_seed=settings.seed)
+    if settings.fold is None:
+        return lines
+    others = partial(leave_out, fold=settings.fold, num_folds=settings.num_folds)
+    return lines.map_batches(others, batch_format="pyarrow", batch_size=None, num_cpus=0.25)
 
 
 class WholeValidation(ray.train.DataConfig):

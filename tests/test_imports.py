@@ -14,12 +14,12 @@ JOBS = {path.stem: path for path in (ROOT / "jobs").glob("*.py")}
 
 LEVELS = {
     # texts and numbers
-    **dict.fromkeys(["errors", "codec", "metrics", "provenance"], 0),
+    **dict.fromkeys(["errors", "codec", "metrics", "calibration", "provenance"], 0),
     # files, pictures, labels, the network
     **dict.fromkeys(
-        ["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms", "slices"], 1
+        ["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms", "slices", "folds"], 1
     ),
-    **dict.fromkeys(["language_model"], 1),
+    **dict.fromkeys(["language_model", "text_prior"], 1),
     # what CTC's frames spell
     **dict.fromkeys(["alignment", "prefix_beam", "beam_search"], 2),
     # what is stored: bundles and data sets
@@ -27,7 +27,9 @@ LEVELS = {
     # the recognizer and the work of one process
     **dict.fromkeys(["recognizer", "tracking", "cluster", "ingest", "optimization", "train_loop", "batch_reading"], 3),
     # whole jobs and their reports
-    **dict.fromkeys(["reports", "preparation", "training", "tuning", "evaluation", "transcription", "demo"], 4),
+    **dict.fromkeys(
+        ["pages", "reports", "preparation", "training", "tuning", "evaluation", "suspects", "transcription", "demo"], 4
+    ),
     # the command line
     "job": 5,
 }
@@ -56,8 +58,8 @@ HOMES = {
     "safetensors": {"bundle"},
     "wandb": {"tracking"},
     "faker": {"synthesis"},
-    "matplotlib": {"forms", "reports"},
-    "jinja2": {"reports"},
+    "matplotlib": {"forms", "pages", "reports"},
+    "jinja2": {"pages"},
     "tyro": {"job"},
     "numba": {"alignment"},
 }

@@ -9,10 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
 import ray
+
+from hwr_ray.folds import fold_of
+from hwr_ray.prepared import Prepared
+from hwr_ray.recognizer import Recognizer
+from hwr_ray.train_loop import TrainSettings
+from hwr_ray.training import read_train_lines
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ["--epochs", "26", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
@@ -198,6 +205,40 @@ def test_a_csv_of_ones_own_is_dealt_out_to_the_three_splits(folder, drawn, ray_c
     facts = json.loads((folder / "own/dataset.json").read_text())["splits"]
     assert sum(split["rows"] for split in facts.values()) == len(labels)
     assert facts["train"]["rows"] / len(labels) == pytest.approx(0.8, abs=0.05)
+
+
+def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_out(folder, drawn, ray_cluster):
+    labels = pd.read_csv(drawn / "written_name_train_v2.csv", keep_default_na=False).head(150)
+    labels.loc[[3, 4], "IDENTITY"] = labels.loc[[4, 3], "IDENTITY"].to_numpy()
+    labels.to_csv(folder / "swapped.csv", index=False)
+    images, data = drawn / "train_v2/train", folder / "dealt"
+    run("prepare", "--csv", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "256")
+    lines = pd.read_parquet(data / "train").set_index("id")
+    for fold in (0, 1):
+        settings = ["--num-folds", 2, "--fold", fold, "--epochs", 1]
+        run("train", "--data", data, "--out", folder / f"fold-{fold}", *RECIPE, *settings)
+        seen = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold))
+        others = sorted(line for line in lines.index if fold_of(line, 2) != fold)
+        assert sorted(row["id"] for row in seen.take_all()) == others
+        recipe = json.loads((folder / f"fold-{fold}/recipe.json").read_text())
+        assert recipe["data"]["lines"]["train"] == len(others)
+    arguments = readme("evaluate", containing="--suspects", prepared="dealt")
+    run("evaluate", *(a for a in arguments if a != "fold-2/best"), cwd=folder)
+
+    suspects = pd.read_parquet(folder / "suspects/suspects.parquet")
+    assert sorted(suspects.id) == sorted(lines.index)
+    assert suspects["rank"].tolist() == list(range(1, len(lines) + 1))
+    assert suspects.score.is_monotonic_decreasing
+    assert (suspects.text == lines.text[suspects.id].to_numpy()).all()
+    readers = [Recognizer(str(folder / f"fold-{fold}/best")) for fold in (0, 1)]
+    for line in suspects.itertuples():
+        image = np.frombuffer(lines.image[line.id], np.uint8).reshape(1, 32, 256)
+        (expected,) = readers[fold_of(line.id, 2)].compare(image, [line.text])
+        assert line.text_log_prob == pytest.approx(expected.text_log_prob, abs=0.01)
+        if line.prediction == expected.reading.text:  # else the last bit of a logit has differed
+            assert line.prediction_log_prob == pytest.approx(expected.prediction_log_prob, abs=0.01)
+    sheet = (folder / "suspects/suspects.html").read_text()
+    assert all(line in sheet for line in suspects.id[suspects.score > 0].head(200))
 
 
 def test_a_finished_data_set_is_replaced_only_on_request(drawn, prepared):

@@ -11,6 +11,7 @@ from hwr_ray.cleaning import REASONS
 from hwr_ray.evaluation import EvaluateSettings
 from hwr_ray.preparation import PrepareSettings
 from hwr_ray.slices import SEPARATORS, SLICES
+from hwr_ray.suspects import SUSPECTS
 from hwr_ray.synthesis import SynthesisSettings
 from hwr_ray.train_loop import TrainSettings
 from hwr_ray.transcription import TRANSCRIPTS, TranscribeSettings
@@ -33,7 +34,7 @@ def quickstart_recipe():
 
 def job_commands(text):
     """(job, arguments) of each command line that runs a job."""
-    found = re.findall(r"python jobs/(\w+)\.py ([^#…\n`]+)", text)
+    found = re.findall(r"python jobs/(\w+)\.py ([^#…\n`]+)", text.replace("$fold", "0"))
     return [(job, arguments.split()) for job, arguments in found]
 
 
@@ -57,8 +58,8 @@ def test_the_file_tree_lists_every_module_once():
     assert sorted(listed) == sorted(p.name for p in (ROOT / "hwr_ray").glob("*.py") if p.name != "__init__.py")
 
 
-def test_the_reasons_the_slices_and_the_columns_of_transcripts_are_all_told():
-    for name in [*REASONS, *SLICES, *SEPARATORS, *TRANSCRIPTS.names]:
+def test_the_reasons_the_slices_and_the_columns_of_transcripts_and_suspects_are_all_told():
+    for name in [*REASONS, *SLICES, *SEPARATORS, *TRANSCRIPTS.names, *SUSPECTS.names]:
         assert f"`{name}`" in README
 
 

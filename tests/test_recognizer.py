@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hwr_ray.codec import Codec
-from hwr_ray.recognizer import Recognizer, ctc_losses, read_batch
+from hwr_ray.recognizer import Recognizer, compare_batch, ctc_losses, read_batch, text_log_probs
 
 FRAMES, CLASSES = 4, 3
 PROBABILITIES = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]])
@@ -51,6 +51,30 @@ def test_a_reading_is_the_likeliest_path_with_the_probability_of_its_text():
         assert reading.confidence == pytest.approx(probability_of(reading.text, frames), rel=1e-5)
 
 
+def test_texts_weigh_as_the_sums_over_their_paths_and_those_that_cannot_be_written_nothing():
+    texts = [*TEXTS, "ABABA", "AAA", "AAX", "X"]  # too long, too many blanks needed, not in the charset
+    found = text_log_probs(PROBABILITIES.log().expand(len(texts), -1, -1), Codec("AB"), texts)
+    for text, log_prob in zip(texts, found, strict=True):
+        probability = probability_of(text, PROBABILITIES.tolist())
+        assert log_prob == pytest.approx(log(probability) if probability else -inf, rel=1e-5)
+    assert found[-4:] == [-inf] * 4
+
+
+def test_a_comparison_weighs_the_reading_and_the_text():
+    lines = torch.stack([PROBABILITIES, PROBABILITIES, PROBABILITIES.flip(0), PROBABILITIES])
+    stub = lambda ink: (lines.log(), None)  # noqa: E731 - a model whose logits are known
+    texts = ["AB", "BA", "B", "ÄB"]
+    found = compare_batch(stub, Codec("AB"), torch.zeros(4, 16, 16, dtype=torch.uint8), texts)
+    assert [c.reading.text for c in found] == ["AB", "AB", "BA", "AB"]
+    for comparison, text, frames in zip(found[:3], texts, lines.tolist(), strict=False):
+        assert comparison.text_log_prob == pytest.approx(log(probability_of(text, frames)), rel=1e-5)
+        read = probability_of(comparison.reading.text, frames)
+        assert comparison.prediction_log_prob == pytest.approx(log(read), rel=1e-5)
+        assert comparison.reading.confidence == pytest.approx(read, rel=1e-5)
+    assert found[0].text_log_prob == found[0].prediction_log_prob
+    assert found[3].text_log_prob == -inf
+
+
 @pytest.fixture
 def images(draw_text) -> np.ndarray:
     return np.stack([draw_text(text) for text in ("ANNA", "BOB", "", "CLOE", "MWMWMW", "I")])
@@ -72,3 +96,4 @@ def test_read_only_images_are_read_and_no_images_give_no_readings(bundle_path, i
     images.setflags(write=False)
     assert len(recognizer.read(images)) == 6
     assert recognizer.read(images[:0]) == []
+    assert recognizer.compare(images[:0], []) == []

@@ -154,6 +154,11 @@ def test_patience_counts_from_the_first_best_epoch(tiny_bundle, cers, since):
         ({"learning_rate": -1.0}, "--learning-rate"),
         ({"average_decay": 1.0}, "--average-decay"),
         ({"batch_size": 10, "num_workers": 3}, "--num-workers"),
+        ({"num_folds": 0}, "--num-folds must be positive, not 0"),
+        ({"fold": 0}, "--fold 0 needs --num-folds of 2 or more"),
+        ({"num_folds": 3}, "--num-folds 3 has the folds 0 to 2: --fold is missing"),
+        ({"num_folds": 3, "fold": 3}, "--num-folds 3 has the folds 0 to 2: --fold 3 is none of them"),
+        ({"num_folds": 3, "fold": -1}, "--num-folds 3 has the folds 0 to 2: --fold -1 is none of them"),
     ],
 )
 def test_settings_that_cannot_train_are_refused_by_their_flag(wrong, flag):
@@ -165,3 +170,8 @@ def test_where_a_run_trains_is_no_part_of_its_recipe():
     here = TrainSettings(data="a", out="b", num_workers=1)
     there = TrainSettings(data="c", out="d", num_workers=2, use_gpu=True, cpus_per_worker=4, wandb_project="p")
     assert here.recipe() == there.recipe() != TrainSettings(data="a", out="b", seed=1).recipe()
+
+
+def test_the_fold_is_part_of_the_recipe():
+    recipes = [TrainSettings(data="a", out="b", num_folds=n, fold=f).recipe() for n, f in ((2, 0), (2, 1), (3, 0))]
+    assert [(r["num_folds"], r["fold"]) for r in recipes] == [(2, 0), (2, 1), (3, 0)]
