@@ -224,7 +224,7 @@ def score(model: Ancestor, codec: Codec, lines: Lines, seed: int) -> dict[str, A
 
 def short(row: dict[str, Any]) -> dict[str, float]:
     """The two rates alone."""
-    return {name: figures[name] for name in ("cer", "exact_match")}
+    return {name: row[name] for name in ("cer", "exact_match")}
 
 
 if __name__ == "__main__":
