@@ -1,12 +1,15 @@
 """A stage of Ray Data that reads line images: actors that each hold one model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import ray.data
 import torch
 
+from hwr_ray import storage
 from hwr_ray.cluster import Needs, threads_per_worker
+from hwr_ray.decoding import Reading
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of
 from hwr_ray.prepared import images_of
@@ -14,6 +17,8 @@ from hwr_ray.recognizer import Recognizer
 
 ROWS_PER_BLOCK = 512
 """Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
+ALTERNATIVES = pa.list_(pa.struct({"text": pa.string(), "share": pa.float32()}))
+"""The next best candidates with their shares, 0 to 1, of the candidates' probability."""
 FEED_CPUS = 1
 """Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
 
@@ -28,11 +33,30 @@ class ReadingSettings:
     """One GPU for each of them."""
     batch_size: int = 64
     """Lines that a model reads at once."""
+    greedy: bool = False
+    """Read without the bundle's language model: faster, and less well."""
+    names: str | None = None
+    """File of known names, one a line or `name,count`: readings among them are raised, others are not forbidden."""
+    num_best: int = 1
+    """Candidates of each line that are told: the reading and num-best - 1 `alternatives`."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "cpus_per_worker", "batch_size"):
+        for name in ("num_workers", "cpus_per_worker", "batch_size", "num_best"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        if self.greedy and (self.names or self.num_best > 1):
+            raise UserError("--greedy gives one candidate and knows no names: leave --names and --num-best out")
+
+    def recognizer(self, bundle_path: str) -> Recognizer:
+        """The bundle as these settings read it. Raises UserError where it can't be read so."""
+        device = "cuda" if self.use_gpu else "cpu"
+        return Recognizer(bundle_path, device=device, greedy=self.greedy, names=self.names)
+
+    def for_workers(self, bundle_path: str) -> "ReadingSettings":
+        """The same for processes with a working folder of their own, tried once on this one's CPU."""
+        settings = replace(self, names=storage.absolute(self.names) if self.names else None)
+        replace(settings, use_gpu=False).recognizer(bundle_path)
+        return settings
 
     def needs(self) -> Needs:
         return Needs(
@@ -48,18 +72,26 @@ class LineReader:
 
     def __init__(self, bundle_path: str, settings: ReadingSettings) -> None:
         torch.set_num_threads(threads_per_worker(settings.num_workers))
-        self.recognizer = Recognizer(bundle_path, device="cuda" if settings.use_gpu else "cpu")
+        self.recognizer, self.num_best = settings.recognizer(bundle_path), settings.num_best
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The table without its `image`, with `prediction` and `confidence`, both null where there was no image."""
+        """The table without its `image`, with `prediction`, `confidence` and `alternatives`, null without an image."""
         has_image = table["image"].is_valid()
-        readings = iter(self.recognizer.read(images_of(table.filter(has_image), self.recognizer.canvas)))
+        readings = iter(self._read(table.filter(has_image)))
         found = [next(readings) if here else None for here in has_image.to_pylist()]
         return (
             table.drop_columns("image")
             .append_column("prediction", pa.array([r.text if r else None for r in found], pa.string()))
             .append_column("confidence", pa.array([r.confidence if r else None for r in found], pa.float32()))
+            .append_column("alternatives", pa.array([_alternatives(r) if r else None for r in found], ALTERNATIVES))
         )
+
+    def _read(self, table: pa.Table) -> list[Reading]:
+        return self.recognizer.read(images_of(table, self.recognizer.canvas), num_best=self.num_best)
+
+
+def _alternatives(reading: Reading) -> list[dict[str, Any]]:
+    return [{"text": text, "share": share} for text, share in reading.alternatives]
 
 
 class FoldReader:

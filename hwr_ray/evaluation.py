@@ -11,7 +11,7 @@ import pyarrow.dataset
 
 from hwr_ray import storage
 from hwr_ray.batch_reading import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
-from hwr_ray.bundle import Bundle, load_bundle
+from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.labels import Split
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class EvaluateSettings:
     data: str
     """A prepared data set (jobs/prepare.py)."""
-    model: str | None = None
-    """A bundle, such as RUN/best (jobs/train.py)."""
+    model: str = SHIPPED
+    """A bundle, such as RUN/best (jobs/train.py); by default the one that comes with the package."""
     out: str
     """Folder or URI for metrics.json, predictions/*.parquet and report.html, or suspects.parquet and suspects.html."""
     split: Split = "validation"
@@ -47,8 +47,6 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, not {self.seed}")
-        if not self.model and not self.suspects:
-            raise UserError("there is nothing to read with: name a --model, or the --suspects bundles of all folds")
 
 
 def evaluate(settings: EvaluateSettings) -> None:
@@ -57,17 +55,18 @@ def evaluate(settings: EvaluateSettings) -> None:
     if settings.suspects:
         rank_suspects(settings, prepared)
         return
-    model_path = storage.absolute(settings.model or "")
+    model_path = storage.absolute(settings.model)
     bundle = load_bundle(model_path)
     check_canvas(prepared, bundle, model_path)
     num_lines = prepared.num_lines(settings.split)
+    reading = settings.reading.for_workers(model_path)
     with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         connect()
-        preflight(settings.reading.needs())
+        preflight(reading.needs())
         filesystem, folder = storage.locate(storage.join(out, "predictions"))
         # Ray reads small shards as one block, which would keep all but one model idle.
         blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
-        lines = read_lines_with(blocks, model_path, settings.reading)
+        lines = read_lines_with(blocks, model_path, reading)
         lines.map_batches(
             add_edits,
             batch_format="pyarrow",

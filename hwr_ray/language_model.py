@@ -49,7 +49,7 @@ class LanguageModel:
 
 
 def fit_language_model(
-    texts: Mapping[str, int] | Iterable[str], codec: Codec, *, order: int = 6, min_count: int = 10
+    texts: Mapping[str, int] | Iterable[str], codec: Codec, *, order: int = 5, min_count: int = 10
 ) -> LanguageModel:
     """The model of texts, or of texts with the number of labels that read so.
 

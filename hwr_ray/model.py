@@ -40,14 +40,15 @@ class SeparableResidual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        last = nn.BatchNorm2d(channels)
+        nn.init.zeros_(last.weight)
         self.change = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
+            last,
         )
-        nn.init.zeros_(self.change[-1].weight)
 
     def forward(self, features: Tensor) -> Tensor:
         return (features + self.change(features)).relu()

@@ -10,16 +10,10 @@ from torch import Tensor
 
 from hwr_ray.bundle import load_bundle
 from hwr_ray.codec import BLANK, Codec, collapse
+from hwr_ray.decoding import Reading, calibrated
+from hwr_ray.errors import UserError
 from hwr_ray.model import CRNN, to_ink
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the model reads in one line image."""
-
-    text: str
-    confidence: float
-    """Probability of the text under the model, summed over all its CTC alignments, 0 to 1."""
+from hwr_ray.text_prior import NameList, read_name_list
 
 
 @dataclass(frozen=True)
@@ -34,17 +28,33 @@ class Comparison:
 
 
 class Recognizer:
-    """A bundle that is loaded once and reads batches."""
+    """A bundle that is loaded once and reads batches.
 
-    def __init__(self, bundle_path: str, *, device: str | torch.device = "cpu") -> None:
+    Raises UserError where known names are given and the bundle has no language model to mix them into.
+    """
+
+    def __init__(
+        self, bundle_path: str, *, device: str | torch.device = "cpu", greedy: bool = False, names: str | None = None
+    ) -> None:
         bundle = load_bundle(bundle_path)
         self.codec, self.canvas, self.model_id = bundle.codec, bundle.canvas, bundle.model_id
+        self.decoding, self.is_greedy = bundle.decoding, greedy or bundle.decoding.language_model is None
+        if names and self.is_greedy:
+            raise UserError(f"--names needs a language model, and {bundle_path} is read greedily")
+        self.names: NameList | None = read_name_list(names, self.codec) if names else None
         self.device = torch.device(device)
         self.model = bundle.model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def read(self, images: np.ndarray) -> list[Reading]:
-        """Readings of line images (N, H, W) uint8 on the bundle's canvas, 255 paper."""
-        return read_batch(self.model, self.codec, torch.tensor(images, device=self.device))
+    @torch.inference_mode()
+    def read(self, images: np.ndarray, *, num_best: int = 1) -> list[Reading]:
+        """Readings of line images (N, H, W) uint8 on the bundle's canvas, 255 paper, with num_best - 1 alternatives
+        each; a greedy reading has none."""
+        if not len(images):
+            return []
+        log_probs = log_probs_of(self.model, torch.tensor(images, device=self.device))
+        if self.is_greedy:
+            return calibrated(read_log_probs(log_probs, self.codec), self.decoding.greedy_calibration)
+        return self.decoding.search(log_probs.cpu().numpy(), self.codec, names=self.names, num_best=num_best)
 
     def compare(self, images: np.ndarray, texts: list[str]) -> list[Comparison]:
         """Each text (N) against the reading of its line image (N, H, W) uint8."""

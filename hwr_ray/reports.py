@@ -142,6 +142,7 @@ def write_evaluation_report(
         most=largest_shown(metrics["slices"]),
         weak=weak_groups(metrics["slices"], cer=metrics["cer"]),
         few_lines=FEW_LINES,
+        most_confusions=MOST_CONFUSIONS,
         confidence=_plot_confidence(predictions) if len(predictions) else None,
         lines=[{**line, "picture": images[line["id"]]} for line in _worst_first(predictions) if line["id"] in images],
     )

@@ -72,6 +72,10 @@ class TrainSettings:
     """One GPU for each worker."""
     cpus_per_worker: float = 0.5
     """Ray's logical CPUs for each worker."""
+    label_list: str | None = None
+    """CSV with more texts than the prepared lines have, for the language model; without it those lines' are taken."""
+    label_column: str = "IDENTITY"
+    """Its column with the texts."""
     wandb_project: str | None = None
     """Follow the run in Weights & Biases; the key comes from WANDB_API_KEY, and WANDB_MODE=offline works."""
 
@@ -101,8 +105,9 @@ class TrainSettings:
             raise UserError(f"--num-folds {self.num_folds} has the folds 0 to {self.num_folds - 1}: --fold {given}")
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide the result: a run resumes only under the same ones."""
+        """The settings that decide the weights: a run resumes only under the same ones."""
         elsewhere = {"data", "out", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project"}
+        elsewhere |= {"label_list", "label_column"}  # of the decoder, which is fitted anew at the end of each run
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}
 
 

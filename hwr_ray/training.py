@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import ray
 import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -14,6 +15,7 @@ from hwr_ray import storage
 from hwr_ray.bundle import new_model
 from hwr_ray.cluster import Needs, connect, preflight
 from hwr_ray.codec import Codec
+from hwr_ray.decoder_fitting import fit_decoder, language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of, leave_out
 from hwr_ray.ingest import EVAL_BATCH
@@ -34,6 +36,7 @@ def train(settings: TrainSettings) -> None:
     prepared = Prepared(settings.data)
     num_lines = count_train_lines(prepared, settings)
     check_feasible(prepared, settings, num_lines)
+    texts = language_model_texts(prepared, settings.label_list, settings.label_column)
     connect()
     preflight(
         Needs(
@@ -55,7 +58,11 @@ def train(settings: TrainSettings) -> None:
         100 * metrics["cer"],
         100 * metrics["exact_match"],
     )
-    print(storage.join(out, "best"))
+    fit_remotely: Any = ray.remote(fit_decoder)  # type: ignore[arg-type]
+    fit_remotely = fit_remotely.options(num_cpus=settings.cpus_per_worker, num_gpus=1 if settings.use_gpu else 0)
+    best, device = storage.join(out, "best"), "cuda" if settings.use_gpu else "cpu"
+    log.info("decoder fitted: %s", ray.get(fit_remotely.remote(best, prepared, texts, device=device)))
+    print(best)
 
 
 def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:

@@ -11,8 +11,8 @@ import pyarrow.dataset
 import ray.data
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
-from hwr_ray.bundle import load_bundle
+from hwr_ray.batch_reading import ALTERNATIVES, ROWS_PER_BLOCK, ReadingSettings, read_lines_with
+from hwr_ray.bundle import SHIPPED, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.line_images import Canvas
@@ -25,7 +25,8 @@ TRANSCRIPTS = pa.schema(
     {
         "path": pa.string(),  # of the image, from --images on; unique
         "text": pa.string(),  # null where the image could not be read
-        "confidence": pa.float32(),  # probability of the text under the model, 0 to 1; null without a text
+        "confidence": pa.float32(),  # chance that the text is right, 0 to 1; null without a text
+        "alternatives": ALTERNATIVES,  # the --num-best candidates without the text; null without a text
         "error": pa.string(),  # reason and sentence, null where the image was read
         "model_id": pa.string(),  # of the bundle
         "height": pa.int32(),  # of the image, in pixels; null where it could not be decoded
@@ -39,8 +40,8 @@ TRANSCRIPTS = pa.schema(
 class TranscribeSettings:
     images: str
     """Folder or URI with images, at any depth. Every file is read, except those with a name that starts with a dot."""
-    model: str
-    """A bundle, such as RUN/best (jobs/train.py)."""
+    model: str = SHIPPED
+    """A bundle, such as RUN/best (jobs/train.py); by default the one that comes with the package."""
     out: str
     """Folder or URI for *.parquet and _run.json."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
@@ -53,9 +54,10 @@ def transcribe(settings: TranscribeSettings) -> None:
     start = time.time()
     model_path, images = storage.absolute(settings.model), storage.absolute(settings.images)
     bundle, paths = load_bundle(model_path), list_images(images)
+    reading = settings.reading.for_workers(model_path)
     with storage.staged(storage.absolute(settings.out), mark="_run.json", overwrite=settings.overwrite) as out:
         connect()
-        preflight(settings.reading.needs())
+        preflight(reading.needs())
         table = pa.table({"path": paths})
         blocks = [table.slice(i, ROWS_PER_BLOCK) for i in range(0, len(table), ROWS_PER_BLOCK)]
         pictures = ray.data.from_arrow(blocks).map_batches(
@@ -65,7 +67,7 @@ def transcribe(settings: TranscribeSettings) -> None:
             num_cpus=0.25,  # other than the actors', or Ray would decode in them
         )
         filesystem, folder = storage.locate(out)
-        read_lines_with(pictures, model_path, settings.reading).map_batches(
+        read_lines_with(pictures, model_path, reading).map_batches(
             to_transcripts,  # type: ignore[arg-type]
             fn_kwargs={"model_id": bundle.model_id},
             batch_format="pyarrow",
@@ -114,6 +116,8 @@ def fit_files(table: pa.Table, *, images: str, canvas: Canvas) -> pa.Table:
 
 def to_transcripts(table: pa.Table, *, model_id: str) -> pa.Table:
     """Readings as rows of the schema TRANSCRIPTS."""
-    columns: dict[str, Any] = {name: table[name] for name in ("path", "confidence", "error", "height", "width")}
+    columns: dict[str, Any] = {
+        name: table[name] for name in ("path", "confidence", "alternatives", "error", "height", "width")
+    }
     columns |= {"text": table["prediction"], "model_id": [model_id] * len(table)}
     return pa.table({name: columns[name] for name in TRANSCRIPTS.names}, schema=TRANSCRIPTS)

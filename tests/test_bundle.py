@@ -101,7 +101,7 @@ def test_a_broken_configuration_is_named(bundle_path, content):
         ("architecture", {"name": "crnn", "conv_widths": [4, 4, 8], "gru_size": 8, "dropout": 0.1}, CONFIG),
         ("architecture", {"name": "crnn", "conv_widths": [4, 4, 8, 8], "gru_size": 8, "depth": 3}, CONFIG),
         ("format", 2, "newer version"),
-        ("decoding", "beam", "newer version"),
+        ("decoding", {"name": "transformer"}, "newer version"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_named(bundle_path, key, value, culprit):

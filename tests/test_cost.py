@@ -67,7 +67,8 @@ def test_the_ancestor_has_19_frames_and_so_cannot_learn_20_letters():
 
 def test_the_default_model_costs_the_shortcut_in_training_only():
     model = CRNN(ModelSettings(), canvas=(48, 320), num_classes=CLASSES)
-    convolutions = [48 * 320 * 16 * 9, 24 * 160 * 32 * 16 * 9, 12 * 80 * 64 * 32 * 9, 6 * 80 * 128 * 64 * 9]
+    convolutions = [24 * 160 * 24 * 5 * 5, 24 * 160 * 32 * 24 * 9, 12 * 80 * 64 * 32 * 9, 6 * 80 * 128 * 64 * 9]
+    convolutions += [12 * 80 * 32 * (9 + 32), 6 * 80 * 64 * (9 + 64), 3 * 80 * 128 * (9 + 128)]  # the residual blocks
     expected = sum(convolutions) + gru(80, 3 * 128, 128) + gru(80, 256, 128) + 80 * 256 * CLASSES
     ink = torch.rand(1, 1, 48, 320)
     assert multiply_adds(model.eval(), ink) == expected

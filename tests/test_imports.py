@@ -21,11 +21,23 @@ LEVELS = {
     ),
     **dict.fromkeys(["language_model", "text_prior"], 1),
     # what CTC's frames spell
-    **dict.fromkeys(["alignment", "prefix_beam", "beam_search"], 2),
+    **dict.fromkeys(["alignment", "prefix_beam", "beam_search", "decoding"], 2),
     # what is stored: bundles and data sets
     **dict.fromkeys(["labels", "tally", "line_reading", "bundle", "prepared", "synthesis"], 2),
     # the recognizer and the work of one process
-    **dict.fromkeys(["recognizer", "tracking", "cluster", "ingest", "optimization", "train_loop", "batch_reading"], 3),
+    **dict.fromkeys(
+        [
+            "recognizer",
+            "tracking",
+            "cluster",
+            "ingest",
+            "optimization",
+            "train_loop",
+            "batch_reading",
+            "decoder_fitting",
+        ],
+        3,
+    ),
     # whole jobs and their reports
     **dict.fromkeys(
         ["pages", "reports", "preparation", "training", "tuning", "evaluation", "suspects", "transcription", "demo"], 4

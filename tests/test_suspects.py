@@ -86,12 +86,6 @@ def test_bundles_that_are_not_one_for_each_fold_are_refused(given, sentence):
         in_fold_order(given, PREPARED)
 
 
-def test_an_evaluation_needs_a_model_or_the_bundles_of_all_folds():
-    with pytest.raises(UserError, match="name a --model, or the --suspects bundles"):
-        EvaluateSettings(data="prepared", out="out")
-    assert EvaluateSettings(data="prepared", out="out", suspects=("a", "b")).model is None
-
-
 def page_of(tmp_path, table):
     figures = {**measure(table), "prepared": MALICIOUS, "num_folds": 2}
     images = {id: np.full((16, 64), 200, np.uint8) for id in table["id"].to_pylist()}

@@ -1,0 +1,93 @@
+"""The last step of a training run: the language model, its weight and the calibration, fitted to the best weights."""
+
+import logging
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+import torch
+
+from hwr_ray import storage
+from hwr_ray.bundle import load_bundle, save_bundle
+from hwr_ray.cleaning import CleaningSettings, normalize, reason_for
+from hwr_ray.decoding import fit_decoding
+from hwr_ray.errors import UserError
+from hwr_ray.language_model import fit_language_model
+from hwr_ray.metrics import count
+from hwr_ray.prepared import Prepared, images_of
+from hwr_ray.recognizer import log_probs_of, read_log_probs
+
+log = logging.getLogger(__name__)
+
+MOST_LINES = 5_000
+"""Validation lines that the decoder is fitted to, the first by id."""
+BATCH = 128
+
+
+def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, device: str) -> str:
+    """Writes the decoding that reads the validation lines best into a bundle; returns what came of it in a sentence."""
+    bundle = load_bundle(bundle_path)
+    filesystem, folder = storage.locate(prepared.folder("validation"))
+    table = ds.dataset(folder, filesystem=filesystem, format="parquet").to_table(columns=["id", "text", "image"])
+    lines = table.sort_by("id").slice(0, MOST_LINES)
+    model = bundle.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    log_probs, greedy = [], []
+    for start in range(0, len(lines), BATCH):
+        images = images_of(lines.slice(start, BATCH), prepared.canvas)
+        with torch.inference_mode():
+            found = log_probs_of(model, torch.tensor(images, device=device))
+        log_probs.append(found.cpu().numpy())
+        greedy += read_log_probs(found, bundle.codec)
+    truth = lines["text"].to_pylist()
+    language_model = fit_language_model(texts, bundle.codec)
+    frames = np.concatenate(log_probs)
+    decoding = fit_decoding(frames, greedy, truth, bundle.codec, language_model)
+    before = count(truth, [reading.text for reading in greedy])
+    figures = {"num_lines": len(lines), "num_language_model_texts": texts.total(), "greedy_cer": before.cer}
+    said = f"greedy CER {before.cer:.2%}"
+    if decoding.language_model:
+        after = count(truth, [reading.text for reading in decoding.search(frames, bundle.codec)])
+        figures["cer"] = after.cer
+        said += f", {after.cer:.2%} by beam search (language model {decoding.lm_weight}, bonus {decoding.length_bonus})"
+    else:
+        said += ", and the language model reads no better: it is left out"
+    training = {**bundle.training, "decoder": figures}
+    save_bundle(replace(bundle, model=model, decoding=decoding, training=training), bundle_path)
+    return said
+
+
+def language_model_texts(prepared: Prepared, label_list: str | None, column: str) -> Counter[str]:
+    """Training texts of the prepared set, or those of a label list that its cleaning rules keep, with their counts.
+
+    Raises UserError where the list is missing, lacks the column or holds no text.
+    """
+    if label_list is None:
+        filesystem, folder = storage.locate(prepared.folder("train"))
+        shards = ds.dataset(folder, filesystem=filesystem, format="parquet")
+        return Counter(shards.to_table(columns=["text"])["text"].to_pylist())
+    cleaning = prepared.facts["settings"]["cleaning"]
+    settings = CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])})
+    raw = Counter(read_column(label_list, column))
+    texts: Counter[str] = Counter()
+    for text, number in raw.items():
+        if reason_for(normalize(text), settings, is_training=True) is None:
+            texts[normalize(text)] += number
+    if not texts:
+        raise UserError(f"{label_list} holds no text that the cleaning rules of {prepared.path} keep")
+    log.info("%s: %s of %s texts for the language model", label_list, texts.total(), raw.total())
+    return texts
+
+
+def read_column(path: str, column: str) -> list[str]:
+    """A column of a CSV file, packed (.gz) or not. Raises UserError where the file or the column is missing."""
+    if not storage.is_file(path):
+        raise UserError(f"there is no file {path}")
+    filesystem, inner = storage.locate(path)
+    with filesystem.open_input_stream(inner, compression="detect") as stream:
+        try:
+            table = pd.read_csv(stream, usecols=[column], keep_default_na=False, dtype=str)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} can't be read as a CSV with a column {column}: {error}") from error
+    return table[column].to_list()

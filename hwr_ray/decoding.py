@@ -1,0 +1,125 @@
+"""How frames become texts: greedily, or by a beam search with a language model, and how sure the reading is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import numpy as np
+
+from hwr_ray.beam_search import beam_search
+from hwr_ray.calibration import Calibration, fit_calibration
+from hwr_ray.codec import Codec
+from hwr_ray.language_model import LanguageModel
+from hwr_ray.metrics import count
+from hwr_ray.text_prior import NameList, TextPrior
+
+LM_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
+LENGTH_BONUSES = (0.0, 0.5, 1.0, 1.5, 2.0)
+"""What `fit_decoding` chooses from."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model reads in one line image."""
+
+    text: str
+    confidence: float
+    """Chance that the text is right, 0 to 1. Without a calibration: of a greedy reading the probability of the text,
+    summed over all its CTC alignments; of a beam search's its share of the candidates' probability."""
+    alternatives: tuple[tuple[str, float], ...] = ()
+    """The next best candidates of a beam search with their shares of the candidates' probability."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """The decoder of a bundle: a beam search where it has a language model, else the greedy path.
+
+    A beam search's text scores log P_CTC(text | line) + lm_weight * log P(text) + length_bonus * characters.
+    """
+
+    language_model: LanguageModel | None = field(default=None, compare=False)
+    lm_weight: float = 0.0
+    length_bonus: float = 0.0
+    greedy_calibration: Calibration | None = None
+    beam_calibration: Calibration | None = None
+
+    def search(
+        self, log_probs: np.ndarray, codec: Codec, *, names: NameList | None = None, num_best: int = 1
+    ) -> list[Reading]:
+        """Readings of N lines by beam search, each with num_best - 1 alternatives; log_probs is (N, T, C) float32.
+
+        Known names are mixed into the language model and reorder the candidates. Raises ValueError without a language
+        model.
+        """
+        if self.language_model is None:
+            raise ValueError("a beam search needs a language model")
+        found = beam_search(
+            log_probs,
+            language_model=self.language_model,
+            lm_weight=self.lm_weight,
+            length_bonus=self.length_bonus,
+            num_best=max(8, num_best),
+        )
+        prior = TextPrior(self.language_model, codec, names) if names else None
+        readings = []
+        for labels, lengths, ctc, scores in zip(
+            found.labels, found.lengths, found.ctc_log_probs, found.scores, strict=True
+        ):
+            is_there = np.isfinite(scores)
+            texts = [codec.decode(line[:n]) for line, n in zip(labels[is_there], lengths[is_there], strict=True)]
+            scores = scores[is_there]
+            if prior:
+                weighed = [self.lm_weight * prior.log_prob(t) + self.length_bonus * len(t) for t in texts]
+                scores = ctc[is_there] + np.array(weighed)
+            readings.append(_reading(texts, scores, num_best))
+        return calibrated(readings, self.beam_calibration)
+
+
+def _reading(texts: list[str], scores: np.ndarray, num_best: int) -> Reading:
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    order = np.argsort(-scores, kind="stable")[:num_best]
+    best, *others = ((texts[k], float(shares[k])) for k in order)
+    return Reading(*best, alternatives=tuple(others))
+
+
+def calibrated(readings: list[Reading], calibration: Calibration | None) -> list[Reading]:
+    """The readings with calibrated confidences; as they are without a calibration."""
+    if calibration is None or not readings:
+        return readings
+    confidences = calibration.apply(np.array([reading.confidence for reading in readings])).tolist()
+    return [replace(reading, confidence=p) for reading, p in zip(readings, confidences, strict=True)]
+
+
+def fit_decoding(
+    log_probs: np.ndarray, greedy: list[Reading], texts: Sequence[str], codec: Codec, language_model: LanguageModel
+) -> Decoding:
+    """The decoding that reads N lines (log_probs (N, T, C) float32, their texts, their greedy readings) best.
+
+    The language model's weight and the length bonus are those of the lowest CER, of equal ones the smaller; a language
+    model that does not read with fewer edits than the greedy path is left out. Both calibrations are fitted on the
+    same lines.
+    """
+    greedy_calibration = _fit_calibration(greedy, texts)
+    best = Decoding(greedy_calibration=greedy_calibration)
+    fewest = count(texts, [reading.text for reading in greedy]).num_edits
+    chosen: list[Reading] = []
+    for lm_weight, length_bonus in product(LM_WEIGHTS, LENGTH_BONUSES):
+        tried = Decoding(
+            language_model=language_model,
+            lm_weight=lm_weight,
+            length_bonus=length_bonus,
+            greedy_calibration=greedy_calibration,
+        )
+        readings = tried.search(log_probs, codec)
+        edits = count(texts, [reading.text for reading in readings]).num_edits
+        if edits < fewest:
+            best, fewest, chosen = tried, edits, readings
+    return replace(best, beam_calibration=_fit_calibration(chosen, texts)) if chosen else best
+
+
+def _fit_calibration(readings: list[Reading], texts: Sequence[str]) -> Calibration | None:
+    is_right = np.array([reading.text == text for reading, text in zip(readings, texts, strict=True)])
+    return fit_calibration(np.array([reading.confidence for reading in readings]), is_right)
