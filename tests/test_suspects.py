@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from hwr_ray.errors import UserError
-from hwr_ray.evaluation import EvaluateSettings
 from hwr_ray.reports import write_suspects_report
 from hwr_ray.suspects import SUSPECTS, in_fold_order, measure, rank
 
