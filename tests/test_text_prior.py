@@ -64,5 +64,5 @@ def test_a_file_that_is_no_list_is_named_with_its_line(tmp_path, content, culpri
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(UserError, match="no file nowhere.csv"):
+    with pytest.raises(UserError, match=r"no file nowhere\.csv"):
         read_name_list("nowhere.csv", CODEC)
