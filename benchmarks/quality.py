@@ -5,6 +5,7 @@ an image nor a label lands in the result.
 """
 
 import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -26,6 +27,9 @@ from hwr_ray.provenance import versions
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- quality:begin -->\n", "<!-- quality:end -->\n"
 CANVAS = "48x320"
+ANCESTOR = {"ancestor": "last_average", "ancestor, best epoch": "best_raw_epoch"}
+"""Names of its rows, and its result's names of their scores."""
+FIGURES = ("cer", "cer_ci", "exact_match", "exact_match_ci", "num_lines", "num_edits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,10 @@ class QualitySettings:
     """Folder for prepared lines, runs and evaluations, outside the checkout: WORK/runs/NAME is the run of a row."""
     out: str = "benchmarks/results/quality.json"
     """The result, written after each row."""
+    epochs: int | None = None
+    """Of the default recipe in full; by default that of jobs/train.py."""
+    full_run: str | None = None
+    """A finished run of the default recipe (jobs/train.py --out) to read instead of training it again."""
     short_epochs: int = 10
     """Of the runs that leave an ingredient out."""
     num_workers: int = 2
@@ -77,33 +85,53 @@ class QualitySettings:
 def measure(settings: QualitySettings) -> None:
     """Runs what is missing, writes the result and puts its table into the README."""
     work, data, out = Path(settings.work).resolve(), Path(settings.data).resolve(), Path(settings.out)
+    page = ROOT / "README.md"
+    with_table(page.read_text(), "")  # hours before the table is there
+    if work.is_relative_to(ROOT):
+        raise UserError(f"{work} is in the checkout: names and images must stay outside, name another --work")
+    work.mkdir(parents=True, exist_ok=True)
     result = json.loads(out.read_text()) if out.is_file() else {"rows": {}}
     result |= {"hardware": hardware(), "versions": versions(), "short_epochs": settings.short_epochs}
     if not settings.only or "ancestor" in settings.only:
-        result["rows"]["ancestor"] = ancestor_row(work, data)
+        result["rows"] |= ancestor_rows(work, data)
+        write(out, result)
     for variant in VARIANTS:
         if not settings.only or variant.run in settings.only:
             result["rows"][variant.name] = row_of(variant, settings, work, data)
-        out.write_text(json.dumps(result, indent=1) + "\n")
-    page = ROOT / "README.md"
+            write(out, result)
     page.write_text(with_table(page.read_text(), table(result)))
     print(settings.out)
 
 
-def ancestor_row(work: Path, data: Path) -> dict[str, Any]:
-    """The ancestor's network and recipe, its weights averaged: kinder to it than its last or its best epoch."""
+def write(out: Path, result: dict[str, Any]) -> None:
+    """Writes the result as it stands."""
+    out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def ancestor_rows(work: Path, data: Path) -> dict[str, dict[str, Any]]:
+    """The ancestor's network and recipe: its weights averaged at the end, and its best epoch on the lines it is
+    scored on, which flatters it."""
     file = work / "ancestor.json"
-    run("-m", "benchmarks.ancestor", "--data", str(data), "--out", str(file), unless=file)
+    command = ("-m", "benchmarks.ancestor", "--data", str(data), "--out", str(file))
+    run(*command, done=file.is_file() and ancestor_is_whole(json.loads(file.read_text())))
     found = json.loads(file.read_text())
-    return {
+    figures = {
         "commands": [found["command"]],
         "commit": found["commit"],
+        "seed": found["settings"]["seed"],
+        "cores": found["hardware"]["threads"],
         "epochs": len(found["epochs"]),
         "minutes": sum(row["seconds"] for row in found["epochs"]) / 60,
         "parameters": found["params"],
         "multiply_adds": found["multiply_adds_per_line"],
-        **found["validation"]["last_average"],
     }
+    scores = {name: found["validation"][key] for name, key in ANCESTOR.items()}
+    return {name: {**figures, **score} for name, score in scores.items()}
+
+
+def ancestor_is_whole(found: dict[str, Any]) -> bool:
+    """Whether the ancestor's result, which is written after every epoch, holds the last one."""
+    return len(found["epochs"]) == found["settings"]["epochs"]
 
 
 def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path) -> dict[str, Any]:
@@ -112,31 +140,58 @@ def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path) 
     prepared, trained = work / f"prepared-{variant.canvas}", work / "runs" / variant.run
     height, width = variant.canvas.split("x")
     prepare = ("--data", str(data), "--out", str(prepared), "--canvas", height, width)
-    commands = [run("jobs/prepare.py", *prepare, unless=prepared)]
-    epochs = ("--epochs", str(settings.short_epochs)) if variant.short else ()
-    workers = ("--num-workers", str(settings.num_workers), "--label-list", str(labels))
-    train = ("--data", str(prepared), "--out", str(trained), *epochs, *variant.train, *workers)
-    commands.append(run("jobs/train.py", *train, unless=trained / "best"))
+    commands = [run("jobs/prepare.py", *prepare, done=prepared.exists())]
+    reused = settings.full_run if not variant.short else None
+    if reused:
+        trained = Path(reused).resolve()
+        if not is_finished(trained):
+            raise UserError(f"{trained} is no finished run: its best bundle has no fitted decoder")
+    else:
+        epochs = settings.short_epochs if variant.short else settings.epochs
+        length = () if epochs is None else ("--epochs", str(epochs))
+        workers = ("--num-workers", str(settings.num_workers), "--label-list", str(labels))
+        train = ("--data", str(prepared), "--out", str(trained), *length, *variant.train, *workers)
+        commands.append(run("jobs/train.py", *train, done=is_finished(trained), log=work / "commits" / variant.run))
+    bundle = load_bundle(str(trained / "best"))
     evaluation = work / "evaluations" / variant.name.replace(" ", "-").replace(",", "")
     reading = [w for word in variant.evaluate for w in known_names(word, work, prepared, labels)]
-    paths = ("--data", str(prepared), "--model", str(trained / "best"), "--out", str(evaluation))
-    commands.append(run("jobs/evaluate.py", *paths, *reading, unless=evaluation))
+    paths = ("--data", str(prepared), "--model", str(trained / "best"), "--out", str(evaluation), "--overwrite")
+    done = read_by(evaluation, bundle.model_id)
+    commands.append(run("jobs/evaluate.py", *paths, *reading, done=done, log=work / "commits" / evaluation.name))
     metrics = json.loads((evaluation / "metrics.json").read_text())
     history = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    bundle = load_bundle(str(trained / "best"))
     ink = torch.zeros(1, 1, bundle.canvas.height, bundle.canvas.width)
     return {
         "commands": commands,
-        "commit": commit(),
+        "commit": bundle.training.get("commit") if reused else commit_of(work / "commits" / variant.run),
+        "evaluation_commit": commit_of(work / "commits" / evaluation.name),
+        "recipe": bundle.training["recipe"],
+        "seed": bundle.training["recipe"]["seed"],
+        "cores": hardware()["cores"],
         "epochs": len(history),
         "minutes": sum(row["seconds"] for row in history) / 60,
         "parameters": num_parameters(bundle.model),
         "multiply_adds": multiply_adds(bundle.model, ink),
         "model_id": bundle.model_id,
-        **{
-            name: metrics[name] for name in ("cer", "cer_ci", "exact_match", "exact_match_ci", "num_lines", "num_edits")
-        },
+        **{name: metrics[name] for name in FIGURES},
     }
+
+
+def is_finished(trained: Path) -> bool:
+    """Whether a run came to its end: `best` is there from the first epoch on, its decoder's figures from the last."""
+    config = trained / "best/config.json"
+    return config.is_file() and "decoder" in json.loads(config.read_text())["training"]
+
+
+def read_by(evaluation: Path, model_id: str) -> bool:
+    """Whether an evaluation is there and of this very bundle."""
+    file = evaluation / "metrics.json"
+    return file.is_file() and json.loads(file.read_text())["model_id"] == model_id
+
+
+def commit_of(log: Path) -> str | None:
+    """The commit that `run` noted when it made something; None for what was not made by this benchmark."""
+    return log.read_text().strip() if log.is_file() else None
 
 
 def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str]:
@@ -149,12 +204,15 @@ def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str
     return ["--names", str(file)]
 
 
-def run(*command: str, unless: Path) -> str:
-    """Runs a job or module from the checkout's root, unless what it writes is there; returns its command line."""
-    if not unless.exists():
+def run(*command: str, done: bool, log: Path | None = None) -> str:
+    """Runs a job or module from the root, notes the commit in `log`, unless done; returns its command line."""
+    if not done:
         print("python", *command, file=sys.stderr, flush=True)
+        if log:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(commit() + "\n")
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-    return " ".join(["python", *command])
+    return shlex.join(["python", *command])
 
 
 def table(result: dict[str, Any]) -> str:
@@ -163,7 +221,7 @@ def table(result: dict[str, Any]) -> str:
         "| what | epochs | minutes | parameters | multiply-adds a line | CER (95 %) | exact match (95 %) |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in ("ancestor", *(variant.name for variant in VARIANTS)):
+    for name in (*ANCESTOR, *(variant.name for variant in VARIANTS)):
         row = result["rows"].get(name)
         if row is None:
             lines.append(f"| {name} | not run | | | | | |")
@@ -179,8 +237,8 @@ def table(result: dict[str, Any]) -> str:
 
 def with_table(page: str, rows: str) -> str:
     """The page with the rows between its marks. Raises UserError where a mark is missing."""
-    if BEGIN not in page or END not in page:
-        raise UserError(f"README.md lacks {BEGIN.strip()} or {END.strip()}")
+    if END not in page.partition(BEGIN)[2]:
+        raise UserError(f"README.md lacks {BEGIN.strip()}, or {END.strip()} after it")
     before, rest = page.split(BEGIN, 1)
     return before + BEGIN + rows + END + rest.split(END, 1)[1]
 

@@ -1,8 +1,20 @@
 """The quality table in the README, from a result made by hand."""
 
+import json
+
 import pytest
 
-from benchmarks.quality import BEGIN, END, VARIANTS, table, with_table
+from benchmarks.quality import (
+    ANCESTOR,
+    BEGIN,
+    END,
+    VARIANTS,
+    ancestor_is_whole,
+    is_finished,
+    read_by,
+    table,
+    with_table,
+)
 from hwr_ray.errors import UserError
 
 ROW = {
@@ -19,10 +31,10 @@ ROW = {
 
 def test_a_row_holds_its_figures_and_a_row_that_was_not_run_says_so():
     lines = table({"rows": {"default recipe": ROW}}).splitlines()
-    assert len(lines) == 2 + 1 + len(VARIANTS)
+    assert len(lines) == 2 + len(ANCESTOR) + len(VARIANTS)
     (row,) = [line for line in lines if line.startswith("| default recipe")]
     assert row == ("| default recipe | 60 | 48 | 0.86 M | 145 M | 4.29 % (3.29 to 5.42) | 83.9 % (80.4 to 86.9) |")
-    assert sum("not run" in line for line in lines) == len(VARIANTS)
+    assert sum("not run" in line for line in lines) == len(ANCESTOR) + len(VARIANTS) - 1
 
 
 def test_the_table_replaces_the_one_between_the_marks():
@@ -30,9 +42,31 @@ def test_the_table_replaces_the_one_between_the_marks():
     assert with_table(page, "new\n") == f"a\n{BEGIN}new\n{END}b\n"
 
 
-def test_a_page_without_the_marks_is_refused():
+@pytest.mark.parametrize("page", ["a\n", BEGIN, END, END + BEGIN])
+def test_a_page_without_both_marks_in_order_is_refused(page):
     with pytest.raises(UserError, match="lacks"):
-        with_table("a\n", "new\n")
+        with_table(page, "new\n")
+
+
+def test_a_run_is_finished_once_its_decoder_is_fitted(tmp_path):
+    config = tmp_path / "best/config.json"
+    assert not is_finished(tmp_path)
+    config.parent.mkdir()
+    config.write_text(json.dumps({"training": {"recipe": {}}}))  # after its first epoch
+    assert not is_finished(tmp_path)
+    config.write_text(json.dumps({"training": {"recipe": {}, "decoder": {}}}))
+    assert is_finished(tmp_path)
+
+
+def test_an_evaluation_of_another_bundle_does_not_count(tmp_path):
+    assert not read_by(tmp_path, "abc")
+    (tmp_path / "metrics.json").write_text(json.dumps({"model_id": "abc"}))
+    assert read_by(tmp_path, "abc") and not read_by(tmp_path, "def")
+
+
+def test_the_ancestors_result_is_whole_with_its_last_epoch():
+    assert not ancestor_is_whole({"settings": {"epochs": 2}, "epochs": [{}]})
+    assert ancestor_is_whole({"settings": {"epochs": 2}, "epochs": [{}, {}]})
 
 
 def test_variants_of_one_run_are_trained_alike():
