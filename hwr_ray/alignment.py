@@ -6,7 +6,7 @@ import numpy as np
 from hwr_ray.codec import BLANK
 
 
-def compiled(function):  # type: ignore[no-untyped-def]
+def compiled(function):
     """The function compiled at its first call, and kept on disk where numba finds a folder that it may write.
 
     A compiled function may call another one of its own module only: numba doesn't see that what it keeps on disk is
@@ -42,7 +42,7 @@ def ctc_log_probs(log_probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray
 
 
 @compiled
-def _forward(probs, labels, lengths, total):  # type: ignore[no-untyped-def]
+def _forward(probs, labels, lengths, total):
     """Fills `total` (N, K)."""
     room = np.empty(2 * labels.shape[2] + 1)
     for n in range(lengths.shape[0]):
@@ -52,7 +52,7 @@ def _forward(probs, labels, lengths, total):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _log_prob(probs, labels, positions, forward):  # type: ignore[no-untyped-def]
+def _log_prob(probs, labels, positions, forward):
     """Log-probability of the labels of one text given a line (T, C).
 
     `forward` is room for the text's positions, blanks at the even ones. Each frame is scaled to a sum of 1.

@@ -49,8 +49,7 @@ class Beam(NamedTuple):
     node: np.ndarray
     blank: np.ndarray
     label: np.ndarray
-    next_blank: np.ndarray
-    """After the current frame, as is `next_label`."""
+    next_blank: np.ndarray  # after the current frame
     next_label: np.ndarray
 
 
@@ -75,7 +74,7 @@ def search(log_probs: np.ndarray, settings: Settings, num_best: int) -> tuple[np
 
 
 @compiled
-def _child(prefixes, node, label):  # type: ignore[no-untyped-def]
+def _child(prefixes, node, label):
     """The node of the prefix with one label more, or NONE."""
     child = prefixes.first_child[node]
     while child != NONE and prefixes.label[child] != label:
@@ -84,7 +83,7 @@ def _child(prefixes, node, label):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _added(prefixes, node, label, size, settings):  # type: ignore[no-untyped-def]
+def _added(prefixes, node, label, size, settings):
     """A new node `size` for the prefix with one label more."""
     state = prefixes.state[node]
     prefixes.parent[size] = node
@@ -100,14 +99,14 @@ def _added(prefixes, node, label, size, settings):  # type: ignore[no-untyped-de
 
 
 @compiled
-def _prior(prefixes, node, label, settings):  # type: ignore[no-untyped-def]
+def _prior(prefixes, node, label, settings):
     """`prior` of a node's prefix with one label more."""
     log_prob = settings.lm_log_probs[prefixes.state[node], label]
     return prefixes.prior[node] + settings.lm_weight * log_prob + settings.length_bonus
 
 
 @compiled
-def _stay(beam, width, prefixes, frame):  # type: ignore[no-untyped-def]
+def _stay(beam, width, prefixes, frame):
     """The paths on which a frame adds no label: it is blank, or repeats the last one."""
     for slot in range(width):
         beam.next_blank[slot] = (beam.blank[slot] + beam.label[slot]) * frame[BLANK]
@@ -117,7 +116,7 @@ def _stay(beam, width, prefixes, frame):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _extend(beam, width, prefixes, extensions, frame, labels, settings):  # type: ignore[no-untyped-def]
+def _extend(beam, width, prefixes, extensions, frame, labels, settings):
     """The paths on which a frame adds one of `labels`; returns how many lead out of the beam."""
     count = 0
     for slot in range(width):
@@ -143,7 +142,7 @@ def _extend(beam, width, prefixes, extensions, frame, labels, settings):  # type
 
 
 @compiled
-def _limit(scores, settings):  # type: ignore[no-untyped-def]
+def _limit(scores, settings):
     """The score below which a prefix is given up."""
     best = np.full(settings.beam_width, -np.inf)  # the highest scores, ascending
     for score in scores:
@@ -157,7 +156,7 @@ def _limit(scores, settings):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _prune(beam, width, prefixes, extensions, count, size, settings):  # type: ignore[no-untyped-def]
+def _prune(beam, width, prefixes, extensions, count, size, settings):
     """Keeps the best prefixes of the beam and its extensions; returns the beam's width and the number of nodes."""
     scores = extensions.score[: width + count]
     limit = _limit(scores, settings)
@@ -185,18 +184,18 @@ def _prune(beam, width, prefixes, extensions, count, size, settings):  # type: i
 
 
 @compiled
-def _rescale(beam, width):  # type: ignore[no-untyped-def]
+def _rescale(beam, width):
     """Makes the next frame's probabilities the current ones, scaled to a sum of 1: long lines must not underflow."""
     total = 0.0
     for slot in range(width):
         total += beam.next_blank[slot] + beam.next_label[slot]
     for slot in range(width):
-        beam.blank[slot] = beam.next_blank[slot] / total if total > 0 else 0.0
-        beam.label[slot] = beam.next_label[slot] / total if total > 0 else 0.0
+        beam.blank[slot] = beam.next_blank[slot] / total if total else 0.0
+        beam.label[slot] = beam.next_label[slot] / total if total else 0.0
 
 
 @compiled
-def _follow(probs, beam, prefixes, extensions, settings):  # type: ignore[no-untyped-def]
+def _follow(probs, beam, prefixes, extensions, settings):
     """The search over the frames (T, C) of a line; returns the beam's width at the end."""
     width, size = 1, 1
     beam.node[0], beam.blank[0], beam.label[0] = 0, 1.0, 0.0
@@ -218,7 +217,7 @@ def _follow(probs, beam, prefixes, extensions, settings):  # type: ignore[no-unt
 
 
 @compiled
-def _finish(beam, width, prefixes, settings, labels, lengths):  # type: ignore[no-untyped-def]
+def _finish(beam, width, prefixes, settings, labels, lengths):
     """Writes the best texts of the beam into `labels` (K, T) and `lengths` (K), best first."""
     scores = np.empty(width)
     for slot in range(width):
@@ -238,7 +237,7 @@ def _finish(beam, width, prefixes, settings, labels, lengths):  # type: ignore[n
 
 
 @compiled
-def _search(probs, settings, labels, lengths):  # type: ignore[no-untyped-def]
+def _search(probs, settings, labels, lengths):
     """Fills `labels` (N, K, T) and `lengths` (N, K) line by line, in the same room."""
     width, nodes = settings.beam_width, 1 + probs.shape[1] * settings.beam_width
     beam = Beam(np.empty(width, np.int64), np.empty(width), np.empty(width), np.empty(width), np.empty(width))

@@ -51,7 +51,7 @@ class TextPrior:
             raise UserError(f"the weight of the names must be from 0 to below 1, not {self.names_weight}")
 
     def log_prob(self, text: str) -> float:
-        """Natural logarithm of the text's probability. Raises UserError where the charset lacks one of its characters."""
+        """Natural logarithm of the text's probability. Raises UserError where the charset lacks a character of it."""
         spelled = self.language_model.log_prob(self.codec.encode(text)) + math.log1p(-self.names_weight)
         known = self.names.log_prob(text)
         if not self.names_weight or known == -math.inf:
@@ -71,7 +71,7 @@ def read_name_list(path: str, codec: Codec) -> NameList:
     reader = csv.reader(_text(path).splitlines())
     try:
         for fields in reader:
-            if any(fields):
+            if any(map(str.strip, fields)):
                 name, count = _name(fields, f"{path}, line {reader.line_num}")
                 counts[name] += count
     except csv.Error as error:

@@ -16,11 +16,10 @@ LEVELS = {
     # texts and numbers
     **dict.fromkeys(["errors", "codec", "metrics", "provenance"], 0),
     # files, pictures, labels, the network
-    **dict.fromkeys(
-        ["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms", "language_model"], 1
-    ),
-    # what CTC's frames spell
-    **dict.fromkeys(["alignment", "prefix_beam", "beam_search"], 2),
+    **dict.fromkeys(["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms"], 1),
+    # how probable a text is: before its line is seen, in its line
+    **dict.fromkeys(["language_model", "text_prior", "alignment", "prefix_beam"], 1),
+    "beam_search": 2,
     # what is stored: bundles and data sets
     **dict.fromkeys(["labels", "tally", "line_reading", "bundle", "prepared", "synthesis"], 2),
     # the recognizer and the work of one process
