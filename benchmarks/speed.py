@@ -15,14 +15,16 @@ import numpy as np
 import torch
 
 from hwr_ray.augmentation import augment
+from hwr_ray.beam_search import beam_search
 from hwr_ray.bundle import Bundle, new_model
-from hwr_ray.codec import Codec
+from hwr_ray.codec import BLANK, Codec
+from hwr_ray.language_model import fit_language_model
 from hwr_ray.line_images import Canvas, decode, fit
 from hwr_ray.model import ModelSettings, to_ink
 from hwr_ray.optimization import TrainState, train_step, update_average
 from hwr_ray.provenance import versions
 from hwr_ray.recognizer import read_batch
-from hwr_ray.synthesis import SynthesisSettings, synthesize
+from hwr_ray.synthesis import Names, SynthesisSettings, synthesize, without_accents
 
 NUM_LINES = 512
 BATCH = 64
@@ -36,6 +38,20 @@ def lines_per_second(step: Callable[[], object], num_lines: int, repeats: int = 
         step()
         seconds.append(time.perf_counter() - start)
     return round(num_lines / statistics.median(seconds[1:]))
+
+
+def drawn_frames(texts: list[str], codec: Codec, *, frames: int = 80) -> np.ndarray:
+    """Log-probabilities (N, T, C) float32 as a trained model gives them: the texts spelled by a frame a letter, most
+    frames sure of the blank, the letters less so."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(len(texts), frames, codec.num_classes)).astype(np.float32)
+    logits[:, :, BLANK] += 13
+    for line, text in zip(logits, texts, strict=True):
+        for place, label in enumerate(codec.encode(text), start=1):
+            at = place * frames // (len(text) + 1)
+            line[at, BLANK] -= 9
+            line[at, label] += rng.uniform(4, 9)
+    return torch.from_numpy(logits).log_softmax(-1).numpy()
 
 
 def main() -> None:
@@ -54,11 +70,17 @@ def main() -> None:
     bundle = Bundle(model=copy.deepcopy(model).eval(), settings=ModelSettings(), codec=codec, canvas=canvas)
     state = TrainState(model, copy.deepcopy(model), torch.optim.AdamW(model.parameters()))
     ids = [str(i) for i in range(BATCH)]
+    names, rng = Names.draw(seed=0), np.random.default_rng(0)
+    texts = [text for _ in range(NUM_LINES) if not codec.unknown(text := without_accents(names.draw_one(rng)))]
+    frames, language_model = drawn_frames(texts, codec), fit_language_model(texts, codec, min_count=2)
 
     def train() -> None:
         ink = augment(to_ink(images), ids, seed=0, epoch=0)
         train_step(state, model.train(), ink, [codec.encode("BALTHAZ")] * BATCH, shortcut_weight=0.1)
         update_average(state.average, model, 0.99)
+
+    def search() -> None:
+        beam_search(frames, language_model=language_model, lm_weight=0.35, length_bonus=1.5)
 
     result = {
         "lines_per_second": {
@@ -68,6 +90,7 @@ def main() -> None:
             "augment": lines_per_second(lambda: augment(to_ink(images), ids, seed=0, epoch=0), BATCH),
             "train_step": lines_per_second(train, BATCH),
             "read": lines_per_second(lambda: read_batch(bundle.model, codec, images), BATCH),
+            "beam_search": lines_per_second(search, len(texts)),
         },
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1},
         "versions": versions(),

@@ -49,8 +49,7 @@ class Beam(NamedTuple):
     node: np.ndarray
     blank: np.ndarray
     label: np.ndarray
-    next_blank: np.ndarray
-    """After the current frame, as is `next_label`."""
+    next_blank: np.ndarray  # after the current frame
     next_label: np.ndarray
 
 
@@ -191,8 +190,8 @@ def _rescale(beam, width):
     for slot in range(width):
         total += beam.next_blank[slot] + beam.next_label[slot]
     for slot in range(width):
-        beam.blank[slot] = beam.next_blank[slot] / total if total > 0 else 0.0
-        beam.label[slot] = beam.next_label[slot] / total if total > 0 else 0.0
+        beam.blank[slot] = beam.next_blank[slot] / total if total else 0.0
+        beam.label[slot] = beam.next_label[slot] / total if total else 0.0
 
 
 @compiled

@@ -71,7 +71,7 @@ def read_name_list(path: str, codec: Codec) -> NameList:
     reader = csv.reader(_text(path).splitlines())
     try:
         for fields in reader:
-            if any(fields):
+            if any(map(str.strip, fields)):
                 name, count = _name(fields, f"{path}, line {reader.line_num}")
                 counts[name] += count
     except csv.Error as error:

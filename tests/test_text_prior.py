@@ -1,6 +1,7 @@
-"""Known names: a mixture by hand, and files that are refused by name and line."""
+"""Lists of names, good and bad, and what they do to a text's probability."""
 
-from math import exp, inf, log
+import logging
+import math
 
 import pytest
 
@@ -9,60 +10,76 @@ from hwr_ray.errors import UserError
 from hwr_ray.language_model import fit_language_model
 from hwr_ray.text_prior import NameList, TextPrior, read_name_list
 
-CODEC = Codec("ABC")
-MODEL = fit_language_model({"AB": 3, "CA": 1}, CODEC, order=2, min_count=1)
-NAMES = NameList({"AB": 1, "CCC": 3})
+CODEC = Codec(" -ABEHNOT")
+MODEL = fit_language_model({"ANNA": 40, "HANNA": 20, "BETH": 30}, CODEC)
 
 
-def test_a_text_has_the_mixture_of_both_probabilities():
-    prior = TextPrior(MODEL, CODEC, NAMES, names_weight=0.25)
-    for text, share in (("AB", 1 / 4), ("CCC", 3 / 4), ("BA", 0)):
-        expected = 0.75 * exp(MODEL.log_prob(CODEC.encode(text))) + 0.25 * share
-        assert exp(prior.log_prob(text)) == pytest.approx(expected)
+def read(folder, content):
+    (folder / "names.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_name_list(str(folder / "names.csv"), CODEC)
 
 
-def test_a_known_name_is_raised_and_no_other_is_forbidden():
-    prior = TextPrior(MODEL, CODEC, NAMES)
-    assert prior.log_prob("CCC") > MODEL.log_prob(CODEC.encode("CCC")) + log(10)
-    assert -inf < prior.log_prob("BBB") < MODEL.log_prob(CODEC.encode("BBB"))
+def test_the_mixture_is_worked_out_by_hand():
+    prior = TextPrior(MODEL, CODEC, NameList({"BETH": 1, "ANNA": 3}), names_weight=0.2)
+    for text, share in {"ANNA": 0.75, "BETH": 0.25, "HANNA": 0.0, "NOTABEE": 0.0}.items():
+        spelled = math.exp(MODEL.log_prob(CODEC.encode(text)))
+        assert prior.log_prob(text) == pytest.approx(math.log(0.8 * spelled + 0.2 * share))
 
 
-def test_a_weight_of_0_leaves_the_language_model():
-    prior = TextPrior(MODEL, CODEC, NAMES, names_weight=0)
-    assert prior.log_prob("CCC") == pytest.approx(MODEL.log_prob(CODEC.encode("CCC")))
+def test_a_known_name_gains_and_an_unknown_one_is_never_forbidden():
+    known, unknown = TextPrior(MODEL, CODEC, NameList({"NOAH": 1})), TextPrior(MODEL, CODEC, NameList({"BETH": 1}))
+    assert known.log_prob("NOAH") > unknown.log_prob("NOAH") + 3
+    assert unknown.log_prob("NOAH") == pytest.approx(MODEL.log_prob(CODEC.encode("NOAH")) + math.log(0.5))
 
 
-@pytest.mark.parametrize("weight", [-0.1, 1.0])
-def test_a_weight_that_would_forbid_is_refused(weight):
-    with pytest.raises(UserError, match="from 0 to below 1"):
-        TextPrior(MODEL, CODEC, NAMES, names_weight=weight)
+def test_names_of_no_weight_change_nothing():
+    prior = TextPrior(MODEL, CODEC, NameList({"ANNA": 1}), names_weight=0)
+    assert prior.log_prob("ANNA") == MODEL.log_prob(CODEC.encode("ANNA"))
 
 
-def test_a_list_holds_names_with_and_without_counts(tmp_path, caplog):
-    file = tmp_path / "names.csv"
-    file.write_bytes("\ufeffAB,2\nCCC\n\nAB\n  B  C ,4\nÉA\n".encode())
-    assert read_name_list(str(file), CODEC).counts == {"AB": 3, "CCC": 1, "B C": 4, "ÉA": 1}
-    assert "2 of 4 names" in caplog.text  # the space and the accent are in no charset here
+@pytest.mark.parametrize("weight", [-0.1, 1.0, math.nan])
+def test_a_weight_that_would_forbid_unknown_names_is_refused(weight):
+    with pytest.raises(UserError, match="weight of the names"):
+        TextPrior(MODEL, CODEC, NameList({}), names_weight=weight)
+
+
+def test_a_text_that_is_no_name_has_no_share():
+    assert NameList({"ANNA": 1}).log_prob("BETH") == NameList({}).log_prob("BETH") == -math.inf
+
+
+def test_names_are_read_with_and_without_counts(tmp_path):
+    names = read(tmp_path, '\ufeffANNA,3\r\n\r\n  BETH \nANNA\n"NOAH",2\nANNA-BETH, 4\n')
+    assert names.counts == {"ANNA": 4, "BETH": 1, "NOAH": 2, "ANNA-BETH": 4}
 
 
 @pytest.mark.parametrize(
-    ("content", "culprit"),
+    ("content", "sentence"),
     [
-        (b"AB\nCA,many\n", "line 2.*'many' is no count"),
-        (b"AB,0\n", "line 1.*'0' is no count"),
-        (b"AB,1,2\n", "line 1.*3 fields"),
-        (b"AB\n,3\n", "line 2.*no name"),
-        (b"AB\nC\xc9\n", "line 2.*not UTF-8"),
-        (b"\n\n", "holds no name"),
+        ("ANNA\nBETH,many\n", "line 2: 'many' is no count"),
+        ("ANNA,0\n", "line 1: '0' is no count"),
+        ("ANNA,-1\n", "line 1: '-1' is no count"),
+        ("ANNA,1.5\n", "line 1: '1.5' is no count"),
+        ("ANNA,\n", "line 1: '' is no count"),
+        ("\nANNA,BETH,3\n", "line 2: a name and a count were expected, not 3 fields"),
+        (",3\n", "line 1: there is a count and no name"),
+        (b"ANNA\nBETH\nNO\xcb\n", "line 3: not UTF-8"),
+        ("\n \n", "holds no name"),
+        ("", "holds no name"),
     ],
 )
-def test_a_file_that_is_no_list_is_named_with_its_line(tmp_path, content, culprit):
-    file = tmp_path / "names.csv"
-    file.write_bytes(content)
-    with pytest.raises(UserError, match=f"names.csv.*{culprit}"):
-        read_name_list(str(file), CODEC)
+def test_a_bad_list_is_refused_with_its_file_and_line(tmp_path, content, sentence):
+    with pytest.raises(UserError) as error:
+        read(tmp_path, content)
+    assert str(tmp_path / "names.csv") in str(error.value)
+    assert sentence in str(error.value)
 
 
-def test_a_missing_file_is_named():
-    with pytest.raises(UserError, match=r"no file nowhere\.csv"):
-        read_name_list("nowhere.csv", CODEC)
+def test_a_missing_list_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no file .*nowhere\.csv"):
+        read_name_list(str(tmp_path / "nowhere.csv"), CODEC)
+
+
+def test_names_that_can_not_be_read_are_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        read(tmp_path, "Anna\nBETH\nZOË\n")
+    assert "2 of 3 names" in caplog.text
