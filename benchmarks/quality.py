@@ -23,6 +23,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.job import run_job
 from hwr_ray.prepared import Prepared
 from hwr_ray.provenance import versions
+from hwr_ray.train_loop import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- quality:begin -->\n", "<!-- quality:end -->\n"
@@ -199,7 +200,9 @@ def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str
     if word != "names":
         return [word]
     file = work / "names.csv"
-    counts: Counter[str] = language_model_texts(Prepared(str(prepared)), str(labels), "IDENTITY")
+    counts: Counter[str] = language_model_texts(
+        Prepared(str(prepared)), TrainSettings(data="", out="", label_list=str(labels))
+    )
     file.write_text("".join(f"{name},{count}\n" for name, count in counts.items()))
     return ["--names", str(file)]
 
@@ -223,8 +226,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name in (*ANCESTOR, *(variant.name for variant in VARIANTS)):
         row = result["rows"].get(name)
-        if row is None:
-            lines.append(f"| {name} | not run | | | | | |")
+        if row is None:  # not run yet
             continue
         (low, high), (least, most) = row["cer_ci"], row["exact_match_ci"]
         lines.append(

@@ -9,7 +9,7 @@ import torch
 
 from hwr_ray import storage
 from hwr_ray.cluster import Needs, threads_per_worker
-from hwr_ray.decoding import Reading
+from hwr_ray.decoding import NUM_CANDIDATES, Reading
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of
 from hwr_ray.prepared import images_of
@@ -36,7 +36,7 @@ class ReadingSettings:
     greedy: bool = False
     """Read without the bundle's language model: faster, and less well."""
     names: str | None = None
-    """File of known names, one a line or `name,count`: readings among them are raised, others are not forbidden."""
+    """File of known names, one a line or `name,count`: candidates among them are raised, others are not forbidden."""
     num_best: int = 1
     """Candidates of each line that are told: the reading and num-best - 1 `alternatives`."""
 
@@ -46,6 +46,8 @@ class ReadingSettings:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         if self.greedy and (self.names or self.num_best > 1):
             raise UserError("--greedy gives one candidate and knows no names: leave --names and --num-best out")
+        if self.num_best > NUM_CANDIDATES:
+            raise UserError(f"--num-best can be {NUM_CANDIDATES} at most, not {self.num_best}")
 
     def recognizer(self, bundle_path: str) -> Recognizer:
         """The bundle as these settings read it. Raises UserError where it can't be read so."""
@@ -55,7 +57,9 @@ class ReadingSettings:
     def for_workers(self, bundle_path: str) -> "ReadingSettings":
         """The same for processes with a working folder of their own, tried once on this one's CPU."""
         settings = replace(self, names=storage.absolute(self.names) if self.names else None)
-        replace(settings, use_gpu=False).recognizer(bundle_path)
+        recognizer = replace(settings, use_gpu=False).recognizer(bundle_path)
+        if recognizer.is_greedy and self.num_best > 1:
+            raise UserError(f"{bundle_path} has no language model and gives one candidate: leave --num-best out")
         return settings
 
     def needs(self) -> Needs:

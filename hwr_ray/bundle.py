@@ -54,7 +54,7 @@ def save_bundle(bundle: Bundle, path: str) -> None:
     if language_model:
         files[LANGUAGE_MODEL] = safetensors.numpy.save(language_model.to_tensors())
     config = {
-        "format": 1,
+        "format": 2,
         "architecture": {"name": "crnn", **asdict(bundle.settings)},
         "charset": bundle.codec.charset,
         "canvas": [bundle.canvas.height, bundle.canvas.width],
@@ -86,8 +86,10 @@ def load_bundle(path: str) -> Bundle:
     config = storage.read_json(storage.join(path, CONFIG)) if _read(path, CONFIG) else {}
     try:
         architecture = dict(config["architecture"])
+        if config["format"] == 1:
+            raise UserError("it was made by an older version of hwr_ray: train it again")
         decoder = config["decoding"]["name"]
-        if config["format"] != 1 or architecture.pop("name") != "crnn" or decoder not in ("greedy", "beam"):
+        if config["format"] != 2 or architecture.pop("name") != "crnn" or decoder not in ("greedy", "beam"):
             raise UserError("it was made by a newer version of hwr_ray")
         architecture["conv_widths"] = tuple(architecture["conv_widths"])
         height, width = config["canvas"]

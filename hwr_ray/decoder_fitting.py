@@ -14,10 +14,12 @@ from hwr_ray.bundle import load_bundle, save_bundle
 from hwr_ray.cleaning import CleaningSettings, normalize, reason_for
 from hwr_ray.decoding import fit_decoding
 from hwr_ray.errors import UserError
+from hwr_ray.folds import leave_out
 from hwr_ray.language_model import fit_language_model
 from hwr_ray.metrics import count
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.recognizer import log_probs_of, read_log_probs
+from hwr_ray.train_loop import TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ BATCH = 128
 
 def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, device: str) -> str:
     """Writes the decoding that reads the validation lines best into a bundle; returns what came of it in a sentence."""
+    torch.set_num_threads(1)  # it may share its cores, and waiting threads cost more than they bring
     bundle = load_bundle(bundle_path)
     filesystem, folder = storage.locate(prepared.folder("validation"))
     table = ds.dataset(folder, filesystem=filesystem, format="parquet").to_table(columns=["id", "text", "image"])
@@ -58,21 +61,25 @@ def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, de
     return said
 
 
-def language_model_texts(prepared: Prepared, label_list: str | None, column: str) -> Counter[str]:
-    """Training texts of the prepared set, or those of a label list that its cleaning rules keep, with their counts.
+def language_model_texts(prepared: Prepared, settings: TrainSettings) -> Counter[str]:
+    """Texts that the run trains on, or those of its label list that the cleaning rules keep, with their counts.
 
     Raises UserError where the list is missing, lacks the column or holds no text.
     """
+    label_list = settings.label_list
     if label_list is None:
         filesystem, folder = storage.locate(prepared.folder("train"))
         shards = ds.dataset(folder, filesystem=filesystem, format="parquet")
-        return Counter(shards.to_table(columns=["text"])["text"].to_pylist())
+        table = shards.to_table(columns=["id", "text"])
+        if settings.fold is not None:
+            table = leave_out(table, fold=settings.fold, num_folds=settings.num_folds)
+        return Counter(table["text"].to_pylist())
     cleaning = prepared.facts["settings"]["cleaning"]
-    settings = CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])})
-    raw = Counter(read_column(label_list, column))
+    rules = CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])})
+    raw = Counter(read_column(label_list, settings.label_column))
     texts: Counter[str] = Counter()
     for text, number in raw.items():
-        if reason_for(normalize(text), settings, is_training=True) is None:
+        if reason_for(normalize(text), rules, is_training=True) is None:
             texts[normalize(text)] += number
     if not texts:
         raise UserError(f"{label_list} holds no text that the cleaning rules of {prepared.path} keep")
@@ -88,6 +95,6 @@ def read_column(path: str, column: str) -> list[str]:
     with filesystem.open_input_stream(inner, compression="detect") as stream:
         try:
             table = pd.read_csv(stream, usecols=[column], keep_default_na=False, dtype=str)
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, OSError) as error:
             raise UserError(f"{path} can't be read as a CSV with a column {column}: {error}") from error
     return table[column].to_list()

@@ -18,6 +18,8 @@ from hwr_ray.text_prior import NameList, TextPrior
 LM_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 LENGTH_BONUSES = (0.0, 0.5, 1.0, 1.5, 2.0)
 """What `fit_decoding` chooses from."""
+NUM_CANDIDATES = 8
+"""Texts of a line among which its reading is chosen, known names reorder, and confidence is shared."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ class Decoding:
     ) -> list[Reading]:
         """Readings of N lines by beam search, each with num_best - 1 alternatives; log_probs is (N, T, C) float32.
 
-        Known names are mixed into the language model and reorder the candidates. Raises ValueError without a language
-        model.
+        Known names are mixed into the language model and reorder the candidates; the calibration was fitted without
+        them. Raises ValueError without a language model, or for more than NUM_CANDIDATES.
         """
+        if num_best > NUM_CANDIDATES:
+            raise ValueError(f"a beam search gives {NUM_CANDIDATES} candidates, not {num_best}")
         if self.language_model is None:
             raise ValueError("a beam search needs a language model")
         found = beam_search(
@@ -60,7 +64,7 @@ class Decoding:
             language_model=self.language_model,
             lm_weight=self.lm_weight,
             length_bonus=self.length_bonus,
-            num_best=max(8, num_best),
+            num_best=NUM_CANDIDATES,
         )
         prior = TextPrior(self.language_model, codec, names) if names else None
         readings = []

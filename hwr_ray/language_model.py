@@ -39,7 +39,7 @@ class LanguageModel:
         return total + float(self.log_probs[state, END])
 
     def to_tensors(self) -> dict[str, np.ndarray]:
-        """The n-grams as a trie, 4 bytes an n-gram (charsets below 255 characters); see `from_tensors`.
+        """The n-grams as a trie, 4 bytes an n-gram (charsets below 254 characters); see `from_tensors`.
 
         Breadth first, siblings by label; the root stands for no character. `num_followers` (n-grams + 1) counts the
         children of each node. Its label and its share of its context's probability are in `labels` and `shares` (one
@@ -78,7 +78,7 @@ def fit_language_model(
             followers[ngram[:-1]] += 1
             labels.append(ngram)
             shares.append(share[ngram])
-    small = np.min_scalar_type(codec.num_classes)
+    small = np.min_scalar_type(codec.num_classes + 1)  # anything may be followed by the start of a text too
     return from_tensors(
         {
             "shape": np.array([order, codec.num_classes], np.int32),
@@ -128,6 +128,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> LanguageModel:
     if not len(num_followers) == len(labels) + 1 == len(shares) + 1 == num_followers.sum() + 1:
         raise ValueError("the tensors are no trie: each node but the root is one follower of one node")
     order, num_labels = tensors["shape"].tolist()
+    _check(num_followers, labels, shares, num_labels)
     next_state, probs = _automaton(num_followers, labels, shares, num_labels)
     return LanguageModel(
         order=order,
@@ -136,6 +137,18 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> LanguageModel:
         log_probs=np.log(probs).astype(np.float32),
         tensors=dict(tensors),
     )
+
+
+def _check(num_followers: np.ndarray, labels: np.ndarray, shares: np.ndarray, num_labels: int) -> None:
+    """Raises ValueError where nodes, labels or shares can't be those of n-grams."""
+    if (num_followers.cumsum()[:-1] <= np.arange(len(labels))).any():
+        raise ValueError("the tensors are no trie: a node stands before the one that it follows")
+    context = np.repeat(np.arange(len(num_followers)), num_followers)
+    in_order = (np.diff(context * (num_labels + 1) + labels) > 0).all()
+    if not (in_order and ((labels >= 0) & (labels <= num_labels)).all()):
+        raise ValueError(f"the tensors are no trie: a node's followers are not labels from 0 to {num_labels} in order")
+    if not ((shares >= 0).all() and (np.bincount(context, weights=shares) < 1).all()):
+        raise ValueError("the tensors are no trie: the shares of a node's followers leave nothing to its suffix")
 
 
 def _automaton(

@@ -89,6 +89,8 @@ def _text(path: str) -> str:
         data = storage.read_bytes(path)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error}") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -33,10 +33,10 @@ HANG_SECONDS = 600
 
 def train(settings: TrainSettings) -> None:
     """Trains or resumes the run of the settings and prints the path of its best bundle."""
-    prepared = Prepared(settings.data)
+    prepared = Prepared(storage.absolute(settings.data))  # workers run in folders of their own
     num_lines = count_train_lines(prepared, settings)
     check_feasible(prepared, settings, num_lines)
-    texts = language_model_texts(prepared, settings.label_list, settings.label_column)
+    texts = language_model_texts(prepared, settings)
     connect()
     preflight(
         Needs(

@@ -100,7 +100,8 @@ def test_a_broken_configuration_is_named(bundle_path, content):
         ("canvas", [32, 64], f"{WEIGHTS} does not fit {CONFIG}"),
         ("architecture", {"name": "crnn", "conv_widths": [4, 4, 8], "gru_size": 8, "dropout": 0.1}, CONFIG),
         ("architecture", {"name": "crnn", "conv_widths": [4, 4, 8, 8], "gru_size": 8, "depth": 3}, CONFIG),
-        ("format", 2, "newer version"),
+        ("format", 3, "newer version"),
+        ("format", 1, "older version"),
         ("decoding", {"name": "transformer"}, "newer version"),
     ],
 )
