@@ -68,7 +68,7 @@ def read_name_list(path: str, codec: Codec) -> NameList:
     that the charset lacks: they can't be read. Raises UserError that names the file and the line.
     """
     counts: Counter[str] = Counter()
-    reader = csv.reader(_text(path).splitlines())
+    reader = csv.reader(_text(path).splitlines(), strict=True)  # else an open quote swallows the names after it
     try:
         for fields in reader:
             if any(map(str.strip, fields)):
@@ -94,7 +94,7 @@ def _text(path: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8: {error.reason}") from error
 
 

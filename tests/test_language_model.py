@@ -162,3 +162,19 @@ def test_texts_with_unknown_characters_are_skipped_and_counted(caplog):
 def test_an_order_or_a_limit_below_one_is_refused(settings):
     with pytest.raises(ValueError, match="must be positive"):
         fit_language_model(["A"], CODEC, **settings)
+
+
+@pytest.mark.parametrize("size", [253, 254, 255])
+def test_charsets_around_the_size_of_a_byte_keep_their_rows(size):
+    codec = Codec("".join(map(chr, range(1000, 1000 + size))))
+    model = fit_language_model(dict.fromkeys(codec.charset, 10), codec, order=2)
+    assert np.exp(model.log_probs.astype(float)).sum(1) == pytest.approx(np.ones(len(model.log_probs)), abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "place", "value"), [("labels", 0, 7), ("shares", 0, 1.5), ("shares", 1, np.nan)])
+def test_damaged_tensors_are_refused(name, place, value):
+    tensors = fit_language_model({"A": 2, "AB": 1}, Codec("AB"), order=2, min_count=1).to_tensors()
+    damaged = tensors[name].copy()
+    damaged[place] = value
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="no trie"):
+        from_tensors({**tensors, name: damaged})

@@ -83,3 +83,11 @@ def test_names_that_can_not_be_read_are_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         read(tmp_path, "Anna\nBETH\nZOË\n")
     assert "2 of 3 names" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfAB\n\xc9\n", b'AB\n"CA\nBB\n'])
+def test_a_broken_line_after_a_mark_and_an_open_quote_are_named(tmp_path, content):
+    file = tmp_path / "names.csv"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"names\.csv, line [23]"):
+        read_name_list(str(file), Codec("ABC"))
