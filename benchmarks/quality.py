@@ -56,6 +56,7 @@ VARIANTS = (
     Variant(name="short, greedy, no augmentation", run="no-augmentation", train=("--no-augmentation",)),
     Variant(name="short, greedy, no average of weights", run="no-average", train=("--average-decay", "0")),
     Variant(name="short, greedy, no shortcut head", run="no-shortcut", train=("--shortcut-weight", "0")),
+    Variant(name="short, greedy, no lines trimmed", run="no-trimming", train=("--trimmed-share", "0")),
     Variant(name="short, greedy, no residual blocks", run="no-residual", train=("--no-residual",)),
     Variant(name="short, greedy, no dropout", run="no-dropout", train=("--dropout", "0")),
     Variant(name="short, greedy, canvas 32x256", run="canvas-32x256", canvas="32x256"),
@@ -74,7 +75,7 @@ class QualitySettings:
     """Of the default recipe in full; by default that of jobs/train.py."""
     full_run: str | None = None
     """A finished run of the default recipe (jobs/train.py --out) to read instead of training it again."""
-    short_epochs: int = 10
+    short_epochs: int = 6
     """Of the runs that leave an ingredient out."""
     num_workers: int = 2
     """Of training."""

@@ -31,7 +31,7 @@ def state_of(bundle, *, learning_rate: float = 1e-2) -> TrainState:
 
 def take_step(state: TrainState, ink: torch.Tensor, *, seed: int) -> float:
     torch.manual_seed(seed)  # dropout's
-    loss, _ = train_step(state, state.model, ink, LABELS, shortcut_weight=0.1)
+    loss, _ = train_step(state, state.model, ink, LABELS, shortcut_weight=0.1, trimmed_share=0)
     update_average(state.average, state.model, 0.9)
     return loss.item()
 
@@ -115,10 +115,22 @@ def test_steps_on_one_batch_learn_it(tiny_bundle, ink):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
-def test_a_line_that_needs_more_frames_than_there_are_shows_as_an_infinite_loss(tiny_bundle, ink):
-    loss, _ = train_step(
-        state := state_of(tiny_bundle), state.model, ink[:1], [[1] * 9], shortcut_weight=0.1
-    )  # 17 of 16 frames
+@pytest.mark.parametrize(("trimmed_share", "num_kept"), [(0.0, 4), (0.25, 3), (0.3, 3), (0.5, 2), (0.99, 1)])
+def test_the_lines_with_the_highest_losses_are_trimmed(tiny_bundle, ink, trimmed_share, num_kept):
+    state = state_of(tiny_bundle)
+    torch.manual_seed(0)
+    logits, _ = copy.deepcopy(state.model)(ink)
+    losses = ctc_losses(logits.log_softmax(-1), LABELS).tolist()
+    per_character = sorted(loss / len(label) for loss, label in zip(losses, LABELS, strict=True))
+    torch.manual_seed(0)
+    loss, _ = train_step(state, state.model, ink, LABELS, shortcut_weight=0.1, trimmed_share=trimmed_share)
+    assert loss.item() == pytest.approx(np.mean(per_character[:num_kept]), rel=1e-4)
+
+
+@pytest.mark.parametrize("trimmed_share", [0.0, 0.5])
+def test_a_line_that_needs_more_frames_than_there_are_shows_as_an_infinite_loss(tiny_bundle, ink, trimmed_share):
+    state, labels = state_of(tiny_bundle), [[1] * 9, [1]]  # 17 of 16 frames
+    loss, _ = train_step(state, state.model, ink[:2], labels, shortcut_weight=0.1, trimmed_share=trimmed_share)
     assert loss.item() == math.inf
 
 
