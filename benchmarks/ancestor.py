@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cost import multiply_adds, num_parameters
-from benchmarks.names import commit, hardware
+from benchmarks.machine import commit, hardware
 from hwr_ray.cleaning import CleaningSettings, normalize, reason_for
 from hwr_ray.codec import Codec, collapse, frames_needed
 from hwr_ray.errors import UserError

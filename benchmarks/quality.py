@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.cost import multiply_adds, num_parameters
-from benchmarks.names import commit, hardware
+from benchmarks.machine import commit, hardware
 from hwr_ray.bundle import load_bundle
 from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
@@ -30,7 +30,7 @@ BEGIN, END = "<!-- quality:begin -->\n", "<!-- quality:end -->\n"
 CANVAS = "48x320"
 ANCESTOR = {"ancestor": "last_average", "ancestor, best epoch": "best_raw_epoch"}
 """Names of its rows, and its result's names of their scores."""
-FIGURES = ("cer", "cer_ci", "exact_match", "exact_match_ci", "num_lines", "num_edits")
+FIGURES = ("cer", "cer_ci", "exact_match", "exact_match_ci", "calibration_error", "num_lines", "num_edits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +168,7 @@ def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path) 
         "commit": bundle.training.get("commit") if reused else commit_of(work / "commits" / variant.run),
         "evaluation_commit": commit_of(work / "commits" / evaluation.name),
         "recipe": bundle.training["recipe"],
+        "decoder": bundle.training["decoder"],
         "seed": bundle.training["recipe"]["seed"],
         "cores": hardware()["cores"],
         "epochs": len(history),

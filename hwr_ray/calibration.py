@@ -68,6 +68,16 @@ def calibration_error(confidences: np.ndarray, is_right: np.ndarray, *, num_bins
     return float(sum(gaps) / len(confidences))
 
 
+def errors_before_and_after(confidences: np.ndarray, is_right: np.ndarray) -> tuple[float, float]:
+    """Calibration errors of readings (N), told and calibrated, each half of them by what the other half says."""
+    is_odd = np.arange(len(confidences)) % 2 == 1
+    calibrated = np.array(confidences, np.float64)
+    for half in (is_odd, ~is_odd):
+        if calibration := fit_calibration(confidences[~half], is_right[~half]):
+            calibrated[half] = calibration.apply(confidences[half])
+    return calibration_error(confidences, is_right), calibration_error(calibrated, is_right)
+
+
 def _logit(probabilities: np.ndarray) -> np.ndarray:
     kept = np.clip(np.asarray(probabilities, np.float64), EPSILON, 1 - EPSILON)
     return np.log(kept) - np.log1p(-kept)

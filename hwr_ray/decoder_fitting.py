@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import pyarrow.dataset as ds
 import torch
 
 from hwr_ray import storage
 from hwr_ray.bundle import load_bundle, save_bundle
+from hwr_ray.calibration import errors_before_and_after
 from hwr_ray.cleaning import CleaningSettings, normalize, reason_for
 from hwr_ray.decoding import fit_decoding
 from hwr_ray.errors import UserError
@@ -32,9 +32,8 @@ def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, de
     """Writes the decoding that reads the validation lines best into a bundle; returns what came of it in a sentence."""
     torch.set_num_threads(1)  # it may share its cores, and waiting threads cost more than they bring
     bundle = load_bundle(bundle_path)
-    filesystem, folder = storage.locate(prepared.folder("validation"))
-    table = ds.dataset(folder, filesystem=filesystem, format="parquet").to_table(columns=["id", "text", "image"])
-    lines = table.sort_by("id").slice(0, MOST_LINES)
+    ids = sorted(prepared.table("validation", ["id"])["id"].to_pylist())[:MOST_LINES]
+    lines = prepared.table("validation", ["id", "text", "image"], ids=ids).sort_by("id")
     model = bundle.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     log_probs, greedy = [], []
     for start in range(0, len(lines), BATCH):
@@ -49,13 +48,17 @@ def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, de
     decoding = fit_decoding(frames, greedy, truth, bundle.codec, language_model)
     before = count(truth, [reading.text for reading in greedy])
     figures = {"num_lines": len(lines), "num_language_model_texts": texts.total(), "greedy_cer": before.cer}
-    said = f"greedy CER {before.cer:.2%}"
+    readings, said = greedy, f"greedy CER {before.cer:.2%}"
     if decoding.language_model:
-        after = count(truth, [reading.text for reading in decoding.search(frames, bundle.codec)])
-        figures["cer"] = after.cer
-        said += f", {after.cer:.2%} by beam search (language model {decoding.lm_weight}, bonus {decoding.length_bonus})"
+        readings = replace(decoding, beam_calibration=None).search(frames, bundle.codec)
+        figures["cer"] = count(truth, [reading.text for reading in readings]).cer
+        said += f", {figures['cer']:.2%} by beam search"
+        said += f" (language model {decoding.lm_weight}, bonus {decoding.length_bonus})"
     else:
         said += ", and the language model reads no better: it is left out"
+    confidences = np.array([reading.confidence for reading in readings])
+    is_right = np.array([reading.text == text for reading, text in zip(readings, truth, strict=True)])
+    figures["calibration_error"], figures["uncalibrated_error"] = errors_before_and_after(confidences, is_right)[::-1]
     training = {**bundle.training, "decoder": figures}
     save_bundle(replace(bundle, model=model, decoding=decoding, training=training), bundle_path)
     return said
@@ -68,9 +71,7 @@ def language_model_texts(prepared: Prepared, settings: TrainSettings) -> Counter
     """
     label_list = settings.label_list
     if label_list is None:
-        filesystem, folder = storage.locate(prepared.folder("train"))
-        shards = ds.dataset(folder, filesystem=filesystem, format="parquet")
-        table = shards.to_table(columns=["id", "text"])
+        table = prepared.table("train", ["id", "text"])
         if settings.fold is not None:
             table = leave_out(table, fold=settings.fold, num_folds=settings.num_folds)
         return Counter(table["text"].to_pylist())

@@ -6,12 +6,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
 from hwr_ray import storage
 from hwr_ray.batch_reading import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
+from hwr_ray.calibration import calibration_error
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.labels import Split
@@ -132,9 +134,7 @@ def training_texts(prepared: Prepared) -> set[str] | None:
     """The texts of the training split, or None where the set has none."""
     if not prepared.facts["splits"].get("train", {}).get("prepared"):
         return None
-    filesystem, folder = storage.locate(prepared.folder("train"))
-    shards = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet")
-    return set(shards.to_table(columns=["text"])["text"].to_pylist())
+    return set(prepared.table("train", ["text"])["text"].to_pylist())
 
 
 def measure(
@@ -144,6 +144,7 @@ def measure(
     texts, edits = predictions["text"].to_pylist(), predictions["num_edits"].to_pylist()
     return {
         **figures(texts, edits, seed=seed),
+        "calibration_error": calibration_error(predictions["confidence"].to_numpy(), np.array(edits) == 0),
         # Each of them counts as an error: the model has no way to write it.
         "num_unknown_characters": sum(c not in bundle.codec.charset for text in texts for c in text),
         "confusions": confusion_table(texts, predictions["prediction"].to_pylist()),

@@ -87,18 +87,16 @@ class Prepared:
         shuffle = None if shuffle_seed is None else ray.data.FileShuffleConfig(seed=shuffle_seed)
         return ray.data.read_parquet(inner, filesystem=filesystem, num_cpus=0.25, shuffle=shuffle)
 
-    def ids(self, split: Split) -> list[str]:
-        """Ids of all lines of a split; reads no other column."""
-        return self._shards(split).to_table(columns=["id"])["id"].to_pylist()
+    def table(self, split: Split, columns: list[str], *, ids: list[str] | None = None) -> pa.Table:
+        """Some columns of all lines of a split, or of those with the ids, in this process; reads no other column."""
+        filesystem, inner = storage.locate(self.folder(split))
+        shards = ds.dataset(inner, filesystem=filesystem, format="parquet")
+        return shards.to_table(columns=columns, filter=None if ids is None else pc.field("id").isin(ids))
 
     def images(self, split: Split, ids: list[str]) -> dict[str, np.ndarray]:
         """Line images (H, W) uint8 of some lines of a split, by id."""
-        table = self._shards(split).to_table(columns=["id", "image"], filter=pc.field("id").isin(ids))
+        table = self.table(split, ["id", "image"], ids=ids)
         return dict(zip(table["id"].to_pylist(), images_of(table, self.canvas), strict=True))
-
-    def _shards(self, split: Split) -> ds.Dataset:
-        filesystem, inner = storage.locate(self.folder(split))
-        return ds.dataset(inner, filesystem=filesystem, format="parquet")
 
 
 def images_of(table: pa.Table, canvas: Canvas) -> np.ndarray:

@@ -32,6 +32,7 @@ from hwr_ray.provenance import versions
 from hwr_ray.recognizer import read_batch
 from hwr_ray.tracking import Sample, Tracker
 
+METRICS = "metrics.jsonl"
 NUM_SAMPLES = 32
 """Validation lines in wandb's table."""
 PROGRESS_SECONDS = 30.0
@@ -136,7 +137,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             state.load(folder)
-        if rank == 0:  # what came of the epoch may not have been written before the run was stopped
+        if rank == 0 and len(read_history(out)) < len(
+            state.history
+        ):  # stopped between the checkpoint and its publication
             publish(state, prepared, settings, out)
     parallel = ray.train.torch.prepare_model(model)
     num_lines = {"train": config["num_train_lines"], "validation": prepared.num_lines("validation")}
@@ -171,9 +174,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
 
 def publish(state: TrainState, prepared: Prepared, settings: TrainSettings, out: str) -> None:
-    """Writes metrics.jsonl, and the average of the weights as the bundle OUT/best if the last epoch is the best."""
-    history = "".join(json.dumps(row) + "\n" for row in state.history)
-    storage.write_bytes(storage.join(out, "metrics.jsonl"), history.encode())
+    """Writes the average of the weights as the bundle OUT/best if the last epoch is the best, then metrics.jsonl."""
     if state.epochs_since_best() == 0:
         provenance = {"recipe": settings.recipe(), "data": prepared.facts["content_hash"], "versions": versions()}
         bundle = Bundle(
@@ -184,6 +185,14 @@ def publish(state: TrainState, prepared: Prepared, settings: TrainSettings, out:
             training={**provenance, "metrics": state.history[-1]},
         )
         save_bundle(bundle, storage.join(out, "best"))
+    storage.write_bytes(storage.join(out, METRICS), "".join(json.dumps(row) + "\n" for row in state.history).encode())
+
+
+def read_history(out: str) -> list[dict[str, Any]]:
+    """The metrics of a run's epochs so far, from its metrics.jsonl."""
+    path = storage.join(out, METRICS)
+    lines = storage.read_bytes(path).decode().splitlines() if storage.is_file(path) else []
+    return [json.loads(line) for line in lines]
 
 
 def train_epoch(

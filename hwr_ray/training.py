@@ -1,6 +1,5 @@
 """A training run: Ray Train over a prepared data set, one folder that it can be resumed from."""
 
-import json
 import logging
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ from hwr_ray.folds import folds_of, leave_out
 from hwr_ray.ingest import EVAL_BATCH
 from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import Prepared
-from hwr_ray.train_loop import TrainSettings, train_loop_per_worker
+from hwr_ray.train_loop import TrainSettings, read_history, train_loop_per_worker
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:
     lines = prepared.num_lines("train")
     if settings.fold is None:
         return lines
-    return int((folds_of(prepared.ids("train"), settings.num_folds) != settings.fold).sum())
+    return int((folds_of(prepared.table("train", ["id"])["id"].to_pylist(), settings.num_folds) != settings.fold).sum())
 
 
 def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) -> None:
@@ -188,9 +187,3 @@ class WholeValidation(ray.train.DataConfig):
             for shard, part in zip(shards, parts, strict=True):
                 shard["validation"] = part
         return shards
-
-
-def read_history(out: str) -> list[dict[str, Any]]:
-    """The metrics of a run's epochs, from metrics.jsonl."""
-    lines = storage.read_bytes(storage.join(out, "metrics.jsonl")).decode().splitlines()
-    return [json.loads(line) for line in lines]

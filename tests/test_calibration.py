@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hwr_ray.calibration import Calibration, calibration_error, fit_calibration
+from hwr_ray.calibration import Calibration, calibration_error, errors_before_and_after, fit_calibration
 
 
 def overconfident(num: int, *, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -29,6 +29,13 @@ def test_calibrated_confidences_are_the_true_chances_on_other_readings():
     assert np.abs(calibrated - new_true).max() < 0.05
     assert calibration_error(new_told, new_right) > 0.05
     assert calibration_error(calibrated, new_right) < 0.025
+
+
+def test_the_error_after_is_that_of_readings_the_calibration_has_not_seen():
+    told, _, is_right = overconfident(5_000, seed=4)
+    before, after = errors_before_and_after(told, is_right)
+    assert before == calibration_error(told, is_right) > 0.05
+    assert after < 0.025
 
 
 def test_the_order_by_confidence_stays():

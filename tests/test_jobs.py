@@ -119,6 +119,7 @@ def test_training_lowers_the_error_and_counts_every_validation_line(prepared, tr
     assert sorted(p.name for p in (trained / "best").iterdir()) == sorted(["config.json", *config["sha256"]])
     decoder = config["training"]["decoder"]
     assert decoder["num_lines"] == lines
+    assert all(0 <= decoder[name] <= 1 for name in ("calibration_error", "uncalibrated_error"))
     assert decoder["greedy_cer"] == pytest.approx(min(row["cer"] for row in epochs), abs=0.01)
     if config["decoding"]["name"] == "beam":  # it is there only where it reads better
         assert decoder["cer"] < decoder["greedy_cer"]
