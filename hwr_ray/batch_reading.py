@@ -52,7 +52,7 @@ class ReadingSettings:
     def recognizer(self, bundle_path: str) -> Recognizer:
         """The bundle as these settings read it. Raises UserError where it can't be read so."""
         device = "cuda" if self.use_gpu else "cpu"
-        return Recognizer(bundle_path, device=device, greedy=self.greedy, names=self.names)
+        return Recognizer(bundle_path, device=device, batch_size=self.batch_size, greedy=self.greedy, names=self.names)
 
     def for_workers(self, bundle_path: str) -> "ReadingSettings":
         """The same for processes with a working folder of their own, tried once on this one's CPU."""
@@ -104,7 +104,7 @@ class FoldReader:
     def __init__(self, bundle_paths: list[str], settings: ReadingSettings) -> None:
         torch.set_num_threads(threads_per_worker(settings.num_workers))
         device = "cuda" if settings.use_gpu else "cpu"
-        self.recognizers = [Recognizer(path, device=device) for path in bundle_paths]
+        self.recognizers = [Recognizer(path, device=device, batch_size=settings.batch_size) for path in bundle_paths]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table without its `image`, its rows by fold, each compared by the model that did not train on it.
@@ -130,24 +130,24 @@ class FoldReader:
 
 def read_lines_with(dataset: ray.data.Dataset, bundle_path: str, settings: ReadingSettings) -> ray.data.Dataset:
     """The data set with its `image` column read: see LineReader."""
-    return _read(dataset, LineReader, bundle_path, settings, settings.batch_size)
+    return _read(dataset, LineReader, bundle_path, settings)
 
 
 def compare_out_of_fold(
     dataset: ray.data.Dataset, bundle_paths: list[str], settings: ReadingSettings
 ) -> ray.data.Dataset:
     """The data set of training lines read by the bundles of all folds, in the folds' order: see FoldReader."""
-    return _read(dataset, FoldReader, bundle_paths, settings, settings.batch_size * len(bundle_paths))
+    return _read(dataset, FoldReader, bundle_paths, settings)
 
 
 def _read(
-    dataset: ray.data.Dataset, actor: type, bundles: str | list[str], settings: ReadingSettings, batch_size: int
+    dataset: ray.data.Dataset, actor: type, bundles: str | list[str], settings: ReadingSettings
 ) -> ray.data.Dataset:
     return dataset.map_batches(
         actor,
         fn_constructor_args=(bundles, settings),
         batch_format="pyarrow",
-        batch_size=batch_size,
+        batch_size=None,  # whole blocks: the network takes its batches from them
         compute=ray.data.ActorPoolStrategy(size=settings.num_workers),
         num_cpus=settings.cpus_per_worker,
         num_gpus=1 if settings.use_gpu else 0,

@@ -9,6 +9,7 @@ import numpy as np
 EPSILON = 1e-6
 """Confidences are kept this far from 0 and 1, where the logit is infinite."""
 NEWTON_STEPS = 50
+NUM_QUANTILES = 201
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +22,25 @@ class Calibration:
 
     slope: float
     intercept: float
+    quantiles: tuple[float, ...] = ()
+    """Of the calibrated confidences of the lines it was fitted on, from the least to the most, evenly spaced."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "quantiles", tuple(self.quantiles))  # a list, as JSON has it
         if not (np.isfinite([self.slope, self.intercept]).all() and self.slope > 0):
             raise ValueError(f"a calibration needs a positive slope and a finite intercept: {self}")
 
     def apply(self, confidences: np.ndarray) -> np.ndarray:
         """Calibrated confidences (N), 0 to 1, of the decoder's (N)."""
         return _sigmoid(self.slope * _logit(confidences) + self.intercept)
+
+    def review_threshold(self, precision: float) -> tuple[float, float]:
+        """The least confidence from which on readings are right with the precision (0 to 1) on average, and the share
+        of lines that reach it, both by the lines of the fit. (inf, 0) where even the surest lines fall short."""
+        quantiles = np.sort(self.quantiles)[::-1]
+        passes = np.cumsum(quantiles) / np.arange(1, len(quantiles) + 1) >= precision
+        num_passing = int(passes.sum())  # the averages only fall: they pass up to some line
+        return (float(quantiles[num_passing - 1]), num_passing / len(quantiles)) if num_passing else (np.inf, 0.0)
 
 
 def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibration | None:
@@ -54,7 +66,11 @@ def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibratio
         if np.abs(step).max() < 1e-9:
             break
     slope, intercept = parameters.tolist()
-    return Calibration(slope=slope, intercept=intercept) if slope > 0 else None
+    if slope <= 0:
+        return None
+    calibrated = Calibration(slope=slope, intercept=intercept).apply(confidences)
+    quantiles = np.quantile(calibrated, np.linspace(0, 1, NUM_QUANTILES)).round(6).tolist()
+    return Calibration(slope=slope, intercept=intercept, quantiles=tuple(quantiles))
 
 
 def calibration_error(confidences: np.ndarray, is_right: np.ndarray, *, num_bins: int = 10) -> float:

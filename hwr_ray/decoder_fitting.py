@@ -17,15 +17,15 @@ from hwr_ray.errors import UserError
 from hwr_ray.folds import leave_out
 from hwr_ray.language_model import fit_language_model
 from hwr_ray.metrics import count
+from hwr_ray.network import Network
 from hwr_ray.prepared import Prepared, images_of
-from hwr_ray.recognizer import log_probs_of, read_log_probs
+from hwr_ray.recognizer import read_log_probs
 from hwr_ray.train_loop import TrainSettings
 
 log = logging.getLogger(__name__)
 
 MOST_LINES = 5_000
 """Validation lines that the decoder is fitted to, the first by id."""
-BATCH = 128
 
 
 def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, device: str) -> str:
@@ -34,17 +34,11 @@ def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, de
     bundle = load_bundle(bundle_path)
     ids = sorted(prepared.table("validation", ["id"])["id"].to_pylist())[:MOST_LINES]
     lines = prepared.table("validation", ["id", "text", "image"], ids=ids).sort_by("id")
-    model = bundle.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    log_probs, greedy = [], []
-    for start in range(0, len(lines), BATCH):
-        images = images_of(lines.slice(start, BATCH), prepared.canvas)
-        with torch.inference_mode():
-            found = log_probs_of(model, torch.tensor(images, device=device))
-        log_probs.append(found.cpu().numpy())
-        greedy += read_log_probs(found, bundle.codec)
+    log_probs = Network(bundle, device=device)(images_of(lines, prepared.canvas))
+    greedy = read_log_probs(log_probs, bundle.codec)
     truth = lines["text"].to_pylist()
     language_model = fit_language_model(texts, bundle.codec)
-    frames = np.concatenate(log_probs)
+    frames = log_probs.cpu().numpy()
     decoding = fit_decoding(frames, greedy, truth, bundle.codec, language_model)
     before = count(truth, [reading.text for reading in greedy])
     figures = {"num_lines": len(lines), "num_language_model_texts": texts.total(), "greedy_cer": before.cer}
@@ -60,7 +54,7 @@ def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, de
     is_right = np.array([reading.text == text for reading, text in zip(readings, truth, strict=True)])
     figures["calibration_error"], figures["uncalibrated_error"] = errors_before_and_after(confidences, is_right)[::-1]
     training = {**bundle.training, "decoder": figures}
-    save_bundle(replace(bundle, model=model, decoding=decoding, training=training), bundle_path)
+    save_bundle(replace(bundle, decoding=decoding, training=training), bundle_path)
     return said
 
 

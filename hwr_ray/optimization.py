@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hwr_ray.model import CRNN
+from hwr_ray.network import has_bfloat16
 from hwr_ray.recognizer import ctc_losses
 
 WARM_UP_STEPS, MOST_WARM_UP = 500, 0.15
@@ -93,11 +94,3 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
             kept.lerp_(now, 1 - decay)
         else:
             kept.copy_(now)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, where autocast then saves time."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

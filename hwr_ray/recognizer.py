@@ -12,7 +12,8 @@ from hwr_ray.bundle import load_bundle
 from hwr_ray.codec import BLANK, Codec, collapse
 from hwr_ray.decoding import Reading, calibrated
 from hwr_ray.errors import UserError
-from hwr_ray.model import CRNN, to_ink
+from hwr_ray.model import CRNN
+from hwr_ray.network import Network, log_probs_of
 from hwr_ray.text_prior import NameList, read_name_list
 
 
@@ -34,7 +35,13 @@ class Recognizer:
     """
 
     def __init__(
-        self, bundle_path: str, *, device: str | torch.device = "cpu", greedy: bool = False, names: str | None = None
+        self,
+        bundle_path: str,
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int = 64,
+        greedy: bool = False,
+        names: str | None = None,
     ) -> None:
         bundle = load_bundle(bundle_path)
         self.codec, self.canvas, self.model_id = bundle.codec, bundle.canvas, bundle.model_id
@@ -42,23 +49,21 @@ class Recognizer:
         if names and self.is_greedy:
             raise UserError(f"--names needs a language model, and {bundle_path} is read greedily")
         self.names: NameList | None = read_name_list(names, self.codec) if names else None
-        self.device = torch.device(device)
-        self.model = bundle.model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = Network(bundle, device=device, batch_size=batch_size)
 
-    @torch.inference_mode()
     def read(self, images: np.ndarray, *, num_best: int = 1) -> list[Reading]:
         """Readings of line images (N, H, W) uint8 on the bundle's canvas, 255 paper, with num_best - 1 alternatives
         each; a greedy reading has none."""
         if not len(images):
             return []
-        log_probs = log_probs_of(self.model, torch.tensor(images, device=self.device))
+        log_probs = self.network(images)
         if self.is_greedy:
             return calibrated(read_log_probs(log_probs, self.codec), self.decoding.greedy_calibration)
         return self.decoding.search(log_probs.cpu().numpy(), self.codec, names=self.names, num_best=num_best)
 
     def compare(self, images: np.ndarray, texts: list[str]) -> list[Comparison]:
         """Each text (N) against the reading of its line image (N, H, W) uint8."""
-        return compare_batch(self.model, self.codec, torch.tensor(images, device=self.device), texts)
+        return compare_log_probs(self.network(images), self.codec, texts) if len(images) else []
 
 
 @torch.inference_mode()
@@ -67,23 +72,13 @@ def read_batch(model: CRNN, codec: Codec, images: Tensor) -> list[Reading]:
     return read_log_probs(log_probs_of(model, images), codec) if len(images) else []
 
 
-@torch.inference_mode()
-def compare_batch(model: CRNN, codec: Codec, images: Tensor, texts: list[str]) -> list[Comparison]:
-    """Texts (N) against the greedy readings of line images (N, H, W) uint8 by a model in evaluation mode."""
-    if not len(images):
-        return []
-    log_probs = log_probs_of(model, images)
+def compare_log_probs(log_probs: Tensor, codec: Codec, texts: list[str]) -> list[Comparison]:
+    """Texts (N) against the greedy readings of lines; `log_probs` is (N, T, C) float32."""
     readings = read_log_probs(log_probs, codec)
     predictions = text_log_probs(log_probs, codec, [reading.text for reading in readings])
     lines = zip(readings, texts, predictions, text_log_probs(log_probs, codec, texts), strict=True)
     # The same text has the same probability, to the last bit.
     return [Comparison(read, p, p if text == read.text else q) for read, text, p, q in lines]
-
-
-def log_probs_of(model: CRNN, images: Tensor) -> Tensor:
-    """Log-probabilities (N, T, C) float32 of the classes in each frame of line images (N, H, W) uint8."""
-    logits, _ = model(to_ink(images).contiguous(memory_format=torch.channels_last))
-    return logits.float().log_softmax(-1)
 
 
 def read_log_probs(log_probs: Tensor, codec: Codec) -> list[Reading]:

@@ -38,6 +38,25 @@ def test_the_error_after_is_that_of_readings_the_calibration_has_not_seen():
     assert after < 0.025
 
 
+@pytest.mark.parametrize("precision", [0.8, 0.9, 0.95])
+def test_the_lines_that_pass_the_review_threshold_have_the_precision(precision):
+    told, _, is_right = overconfident(20_000, seed=5)
+    calibration = fit_calibration(told, is_right)
+    threshold, share = calibration.review_threshold(precision)
+    new_told, _, new_right = overconfident(20_000, seed=6)
+    passes = calibration.apply(new_told) >= threshold
+    assert new_right[passes].mean() == pytest.approx(precision, abs=0.015)
+    assert passes.mean() == pytest.approx(share, abs=0.02)
+    assert new_right.mean() < precision
+
+
+def test_no_line_passes_where_even_the_surest_are_not_sure_enough_and_all_where_all_are():
+    calibration = Calibration(slope=1, intercept=0, quantiles=(0.2, 0.5, 0.8))
+    assert calibration.review_threshold(0.81) == (np.inf, 0)
+    assert calibration.review_threshold(0.5) == (0.2, 1)
+    assert calibration.review_threshold(0.65) == (0.5, pytest.approx(2 / 3))
+
+
 def test_the_order_by_confidence_stays():
     told = np.sort(np.random.default_rng(3).random(100))
     assert (np.diff(Calibration(slope=0.3, intercept=-2).apply(told)) > 0).all()

@@ -27,6 +27,7 @@ LEVELS = {
     # the recognizer and the work of one process
     **dict.fromkeys(
         [
+            "network",
             "recognizer",
             "tracking",
             "cluster",
@@ -74,6 +75,7 @@ HOMES = {
     "jinja2": {"pages"},
     "tyro": {"job"},
     "numba": {"alignment"},
+    "openvino": {"network"},
 }
 """Packages that only these modules import."""
 

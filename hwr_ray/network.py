@@ -1,0 +1,89 @@
+"""The network as it reads: compiled by OpenVINO for a CPU, by torch on a GPU."""
+
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwr_ray.bundle import Bundle
+from hwr_ray.model import CRNN, to_ink
+
+# OpenVINO would tell its makers of every import; without this package it uses a stub of its own.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino as ov  # noqa: E402
+from openvino.frontend import FrontEndManager  # noqa: E402
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: E402
+
+
+class Network:
+    """A bundle's model, from line images to log-probabilities.
+
+    It computes in bfloat16 where the hardware does. On a CPU, a line's log-probabilities do not depend on its batch.
+    Why OpenVINO: benchmarks/results/runtimes.json.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str | torch.device = "cpu", batch_size: int = 64) -> None:
+        self.device, self.batch_size = torch.device(device), batch_size
+        self._model = bundle.model.to(self.device)
+        if self.device.type == "cpu":
+            self._request = _compile(self._model, (bundle.canvas.height, bundle.canvas.width)).create_infer_request()
+        else:
+            self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        """Log-probabilities (N, T, C) float32, on the device, of line images (N, H, W) uint8, 255 paper; N > 0."""
+        read = self._on_cpu if self.device.type == "cpu" else self._on_gpu
+        return torch.cat([read(images[i : i + self.batch_size]) for i in range(0, len(images), self.batch_size)])
+
+    def _on_cpu(self, images: np.ndarray) -> Tensor:
+        return torch.from_numpy(self._request.infer({0: images}, share_inputs=True)[0].copy())
+
+    @torch.inference_mode()
+    def _on_gpu(self, images: np.ndarray) -> Tensor:
+        """Waits for nothing: the batches of a call are on their way together."""
+        batch = torch.tensor(images)
+        batch = batch.pin_memory() if self.device.type == "cuda" else batch
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device)):
+            return log_probs_of(self._model, batch.to(self.device, non_blocking=True))
+
+
+class _Reading(nn.Module):
+    def __init__(self, model: CRNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return log_probs_of(self.model, images)
+
+
+def _compile(model: CRNN, canvas: tuple[int, int]) -> Any:
+    """The model compiled for this machine's CPU, with as many threads as torch has in this process."""
+    example = (torch.zeros((2, *canvas), dtype=torch.uint8),)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the GRU, whose checks hold for any batch
+        traced = torch.jit.trace(_Reading(model).eval(), example, check_trace=False)
+    # What openvino.convert_model does, without its telemetry.
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(traced, example_input=example)  # must outlive the conversion
+    found = frontend.convert(frontend.load(decoder))
+    found.reshape({found.inputs[0]: ov.PartialShape([-1, *canvas])})
+    # Pinned, the threads of all processes would share the first cores.
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "ENABLE_CPU_PINNING": False}
+    return ov.Core().compile_model(found, "CPU", settings)
+
+
+def log_probs_of(model: CRNN, images: Tensor) -> Tensor:
+    """Log-probabilities (N, T, C) float32 of the classes in each frame of line images (N, H, W) uint8, 255 paper."""
+    logits, _ = model(to_ink(images).contiguous(memory_format=torch.channels_last))
+    return logits.float().log_softmax(-1)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, where autocast then saves time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
