@@ -1,9 +1,11 @@
 """A stage of Ray Data that reads line images: actors that each hold one model."""
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 import torch
 
@@ -25,8 +27,8 @@ FEED_CPUS = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingSettings:
-    num_workers: int = 1
-    """Processes that each hold a model."""
+    num_workers: int | None = None
+    """Processes that each hold a model; by default one for each CPU of the cluster, or for each GPU."""
     cpus_per_worker: float = 0.5
     """Ray's logical CPUs for each of them."""
     use_gpu: bool = False
@@ -42,8 +44,8 @@ class ReadingSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "cpus_per_worker", "batch_size", "num_best"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+            if (given := getattr(self, name)) is not None and given <= 0:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, not {given}")
         if self.greedy and (self.names or self.num_best > 1):
             raise UserError("--greedy gives one candidate and knows no names: leave --names and --num-best out")
         if self.num_best > NUM_CANDIDATES:
@@ -62,9 +64,19 @@ class ReadingSettings:
             raise UserError(f"{bundle_path} has no language model and gives one candidate: leave --num-best out")
         return settings
 
+    def sized(self) -> "ReadingSettings":
+        """The same with a number of workers, by default what the cluster holds beside what feeds them."""
+        if self.num_workers:
+            return self
+        cluster = ray.cluster_resources()
+        cpus = cluster.get("CPU", 0)
+        fitting = min(cpus, (cpus - FEED_CPUS) / self.cpus_per_worker)
+        return replace(self, num_workers=max(1, int(cluster.get("GPU", 0) if self.use_gpu else fitting)))
+
     def needs(self) -> Needs:
+        """What `sized` settings need."""
         return Needs(
-            num_workers=self.num_workers,
+            num_workers=self.num_workers or 1,
             cpus_per_worker=self.cpus_per_worker,
             gpus_per_worker=1 if self.use_gpu else 0,
             other_cpus=FEED_CPUS,
@@ -75,7 +87,7 @@ class LineReader:
     """The actor: loads a bundle once, then turns tables with an `image` column into tables with readings."""
 
     def __init__(self, bundle_path: str, settings: ReadingSettings) -> None:
-        torch.set_num_threads(threads_per_worker(settings.num_workers))
+        torch.set_num_threads(threads_per_worker(settings.num_workers or 1))
         self.recognizer, self.num_best = settings.recognizer(bundle_path), settings.num_best
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -98,11 +110,20 @@ def _alternatives(reading: Reading) -> list[dict[str, Any]]:
     return [{"text": text, "share": share} for text, share in reading.alternatives]
 
 
+class TimedLineReader(LineReader):
+    """The same, which also tells the seconds that each table took, as `model_seconds`."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        start = time.monotonic()
+        read = super().__call__(table)
+        return read.append_column("model_seconds", pa.array([time.monotonic() - start] * len(table)))
+
+
 class FoldReader:
     """The actor: loads the bundle of each fold once, then compares tables of training lines out of fold."""
 
     def __init__(self, bundle_paths: list[str], settings: ReadingSettings) -> None:
-        torch.set_num_threads(threads_per_worker(settings.num_workers))
+        torch.set_num_threads(threads_per_worker(settings.num_workers or 1))
         device = "cuda" if settings.use_gpu else "cpu"
         self.recognizers = [Recognizer(path, device=device, batch_size=settings.batch_size) for path in bundle_paths]
 
@@ -128,27 +149,29 @@ class FoldReader:
         )
 
 
-def read_lines_with(dataset: ray.data.Dataset, bundle_path: str, settings: ReadingSettings) -> ray.data.Dataset:
-    """The data set with its `image` column read: see LineReader."""
-    return _read(dataset, LineReader, bundle_path, settings)
+def read_lines_with(
+    dataset: ray.data.Dataset, bundle_path: str, settings: ReadingSettings, *, num_blocks: int, timed: bool = False
+) -> ray.data.Dataset:
+    """The data set, of so many blocks, with its `image` column read: see LineReader."""
+    return _read(dataset, TimedLineReader if timed else LineReader, bundle_path, settings, num_blocks)
 
 
 def compare_out_of_fold(
-    dataset: ray.data.Dataset, bundle_paths: list[str], settings: ReadingSettings
+    dataset: ray.data.Dataset, bundle_paths: list[str], settings: ReadingSettings, *, num_blocks: int
 ) -> ray.data.Dataset:
     """The data set of training lines read by the bundles of all folds, in the folds' order: see FoldReader."""
-    return _read(dataset, FoldReader, bundle_paths, settings)
+    return _read(dataset, FoldReader, bundle_paths, settings, num_blocks)
 
 
 def _read(
-    dataset: ray.data.Dataset, actor: type, bundles: str | list[str], settings: ReadingSettings
+    dataset: ray.data.Dataset, actor: type, bundles: str | list[str], settings: ReadingSettings, num_blocks: int
 ) -> ray.data.Dataset:
     return dataset.map_batches(
         actor,
         fn_constructor_args=(bundles, settings),
         batch_format="pyarrow",
         batch_size=None,  # whole blocks: the network takes its batches from them
-        compute=ray.data.ActorPoolStrategy(size=settings.num_workers),
+        compute=ray.data.ActorPoolStrategy(size=min(settings.num_workers or 1, num_blocks)),
         num_cpus=settings.cpus_per_worker,
         num_gpus=1 if settings.use_gpu else 0,
     )

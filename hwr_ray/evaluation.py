@@ -64,11 +64,12 @@ def evaluate(settings: EvaluateSettings) -> None:
     reading = settings.reading.for_workers(model_path)
     with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         connect()
+        reading = reading.sized()
         preflight(reading.needs())
         filesystem, folder = storage.locate(storage.join(out, "predictions"))
         # Ray reads small shards as one block, which would keep all but one model idle.
         blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
-        lines = read_lines_with(blocks, model_path, reading)
+        lines = read_lines_with(blocks, model_path, reading, num_blocks=-(-num_lines // ROWS_PER_BLOCK))
         lines.map_batches(
             add_edits,
             batch_format="pyarrow",

@@ -1,7 +1,5 @@
 """Label CSVs: rows of (file name, text), read whole or refused with the line that is wrong."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -10,9 +8,10 @@ from typing import Literal
 
 import pyarrow as pa
 
+from hwr_ray import csv_files
 from hwr_ray.cleaning import is_safe
 from hwr_ray.errors import UserError
-from hwr_ray.storage import is_file, is_folder, join, locate, read_bytes
+from hwr_ray.storage import is_file, is_folder, join
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -68,51 +67,16 @@ def read_rows(file: LabelFile, *, rows_per_table: int = 4096) -> Iterator[pa.Tab
         raise UserError(f"there is no file {file.csv}")
     if not is_folder(file.images):
         raise UserError(f"there is no image folder {file.images} for {file.csv}")
-    filesystem, inner = locate(file.csv)
-    encoding = "utf-8-sig" if file.encoding.lower() in ("utf-8", "utf8") else file.encoding
-    with filesystem.open_input_stream(inner) as raw:
-        try:
-            text = io.TextIOWrapper(io.BufferedReader(raw), encoding=encoding, newline="")
-        except LookupError as error:
-            raise UserError(f"--encoding {file.encoding} is not known") from error
-        reader = csv.reader(text, strict=True)  # else a quote that is never closed swallows the rows after it
-        try:
-            yield from _tables(file, reader, rows_per_table)
-        except UnicodeDecodeError as error:
-            line = _first_bad_line(read_bytes(file.csv), encoding)
-            raise UserError(
-                f"{file.csv} is not {file.encoding}: byte 0x{error.object[error.start]:02x} in line {line}; "
-                f"save it as UTF-8, or name its --encoding (latin-1, say)"
-            ) from error
-        except UnicodeError as error:  # UTF-16 without its mark
-            raise UserError(f"{file.csv} is not {file.encoding}: {error}") from error
-        except csv.Error as error:
-            raise UserError(f"{file.csv}, line {reader.line_num}: {error}") from error
+    yield from _tables(file, csv_files.rows(file.csv, encoding=file.encoding), rows_per_table)
 
 
-def _first_bad_line(data: bytes, encoding: str) -> int:
-    """Number of the first line that is not text in the encoding; the reader itself decodes ahead of its line."""
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError as error:
-        return data[: error.start].count(b"\n") + 1
-    raise ValueError(f"all of the text is {encoding}")
-
-
-def _tables(file: LabelFile, reader: Iterator[list[str]], rows_per_table: int) -> Iterator[pa.Table]:
-    header = [name.strip() for name in next(filter(None, reader), [])]
-    if not header:
-        raise UserError(f"{file.csv} is empty")
-    for column in file.columns:
-        if column not in header:
-            other = next((c for c in ";\t|" if len(header) == 1 and c in header[0]), None)
-            hint = f" (its columns seem to be separated by {other!r}, not by commas)" if other else ""
-            raise UserError(f"{file.csv} has no column {column}: its header reads {', '.join(header)}{hint}")
+def _tables(file: LabelFile, rows: Iterator[list[str]], rows_per_table: int) -> Iterator[pa.Table]:
+    header = csv_files.header(file.csv, rows, file.columns)
     seen: set[str] = set()
-    numbered = enumerate((fields for fields in reader if fields), start=1)  # blank lines are no rows
+    numbered = enumerate(rows, start=1)
     while chunk := list(islice(numbered, rows_per_table)):
-        rows = [_row(file, header, number, fields, seen) for number, fields in chunk]
-        yield pa.Table.from_pylist(rows, schema=ROWS)
+        found = [_row(file, header, number, fields, seen) for number, fields in chunk]
+        yield pa.Table.from_pylist(found, schema=ROWS)
     if not seen:
         raise UserError(f"{file.csv} holds a header and no rows")
 

@@ -1,8 +1,10 @@
 """Files by path or URI: local folders, s3://, gs:// and whatever else pyarrow or fsspec reads."""
 
+import errno
 import json
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,7 @@ from uuid import uuid4
 
 import fsspec
 import pyarrow as pa
+from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from hwr_ray.errors import UserError
@@ -62,16 +65,52 @@ def is_folder(path: str) -> bool:
 
 
 def list_files(folder: str) -> list[str]:
-    """Paths, from the folder on, of all files below it at any depth, sorted. A folder that is not there holds none.
+    """Paths, from the folder on, of all files below it at any depth, sorted. A folder that is not there holds none."""
+    return sorted(walk_files(folder))
+
+
+def walk_files(folder: str) -> Iterator[str]:
+    """The same paths one by one, as the folders are listed: always in the same order.
 
     Bytes of a local name that are not UTF-8 are shown as `\\xff`.
     """
     filesystem, inner = locate(folder)
     if isinstance(filesystem, fs.LocalFileSystem):  # not Arrow's listing: it fails on names that are not UTF-8
-        found = [os.path.join(at, name) for at, _, names in os.walk(inner) for name in names]  # noqa: PTH118
-        return sorted(os.fsencode(path).decode("utf-8", "backslashreplace")[len(inner) + 1 :] for path in found)
-    infos = filesystem.get_file_info(fs.FileSelector(inner, recursive=True, allow_not_found=True))
-    return sorted(info.path.removeprefix(inner.rstrip("/") + "/") for info in infos if info.is_file)
+        for at, folders, names in os.walk(inner):
+            folders.sort()
+            for name in sorted(names):
+                path = os.path.join(at, name)  # noqa: PTH118
+                yield os.fsencode(path).decode("utf-8", "backslashreplace")[len(inner.rstrip("/")) + 1 :]
+        return
+    waiting = [inner]
+    while waiting:
+        infos = filesystem.get_file_info(fs.FileSelector(waiting.pop(), allow_not_found=True))
+        infos = sorted(infos, key=lambda info: info.path)
+        yield from (info.path.removeprefix(inner.rstrip("/") + "/") for info in infos if info.is_file)
+        waiting += [info.path for info in reversed(infos) if info.type == fs.FileType.Directory]
+
+
+def list_sizes(folder: str) -> dict[str, int]:
+    """Bytes of the files that lie in a folder itself, by name, sorted. A folder that is not there holds none."""
+    filesystem, inner = locate(folder)
+    infos = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+    return {info.base_name: info.size for info in sorted(infos, key=lambda info: info.path) if info.is_file}
+
+
+def split_glob(pattern: str) -> tuple[str, re.Pattern[str]]:
+    """The folder before a pattern's first wildcard, and what paths from there on must match.
+
+    `*` and `?` stand for characters of one name, `[...]` for one of them, `**` for folders at any depth.
+    """
+    parts = pattern.split("/")
+    wild = next(i for i, part in enumerate(parts) if has_wildcard(part))
+    return "/".join(parts[:wild]) or ("/" if pattern.startswith("/") else "."), re.compile(
+        glob_translate("/".join(parts[wild:]))
+    )
+
+
+def has_wildcard(path: str) -> bool:
+    return any(character in path for character in "*?[")
 
 
 def read_bytes(path: str) -> bytes:
@@ -81,8 +120,11 @@ def read_bytes(path: str) -> bytes:
         return stream.read()
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Writes the whole file or leaves the one before: a reader never meets a half-written one."""
+def write_bytes(path: str, data: bytes | pa.Buffer) -> None:
+    """Writes the whole file or leaves the one before: a reader never meets a half-written one.
+
+    Raises UserError where no space is left.
+    """
     filesystem, inner = locate(path)
     filesystem.create_dir(posixpath.dirname(inner), recursive=True)
     partial = f"{inner}.partial" if isinstance(filesystem, fs.LocalFileSystem) else inner  # object stores put at once
@@ -91,9 +133,11 @@ def write_bytes(path: str, data: bytes) -> None:
             stream.write(data)
         if partial != inner:
             filesystem.move(partial, inner)
-    except BaseException:
+    except BaseException as error:
         if partial != inner and filesystem.get_file_info(partial).is_file:
             filesystem.delete_file(partial)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space is left to write {path}") from error
         raise
 
 
@@ -120,7 +164,7 @@ def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
     out = out.rstrip("/")
     _check_free(out, mark, overwrite)
     for stale in _siblings(out):
-        _delete(stale)
+        delete(stale)
     partial = f"{out}.partial-{uuid4().hex[:8]}"
     filesystem, inner = locate(partial)
     filesystem.create_dir(inner, recursive=True)
@@ -135,9 +179,9 @@ def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
             _move(out, f"{out}.replaced", mark)
         _move(partial, out, mark)
     except BaseException:
-        _delete(partial)
+        delete(partial)
         raise
-    _delete(f"{out}.replaced")
+    delete(f"{out}.replaced")
 
 
 def _check_free(out: str, mark: str, overwrite: bool) -> None:
@@ -165,16 +209,22 @@ def recover(out: str) -> None:
         _move(f"{out}.replaced", out)
 
 
-def _delete(folder: str) -> None:
+def delete(folder: str) -> None:
+    """Deletes a folder with all that is in it, if it is there."""
     if is_folder(folder):
         filesystem, inner = locate(folder)
         filesystem.delete_dir(inner)
 
 
+def delete_file(path: str) -> None:
+    filesystem, inner = locate(path)
+    filesystem.delete_file(inner)
+
+
 def _move(source: str, destination: str, mark: str = "") -> None:
     filesystem, old = locate(source)
     _, new = locate(destination)
-    _delete(destination)
+    delete(destination)
     if isinstance(filesystem, fs.LocalFileSystem):
         filesystem.move(old, new)
         return
@@ -185,4 +235,4 @@ def _move(source: str, destination: str, mark: str = "") -> None:
         filesystem.copy_file(join(old, name), join(new, name))
     for name in reversed(names):
         filesystem.delete_file(join(old, name))
-    _delete(source)
+    delete(source)

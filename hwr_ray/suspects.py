@@ -81,10 +81,12 @@ def find_suspects(
     num_lines = prepared.num_lines("train")
     with storage.staged(storage.absolute(out), mark="suspects.parquet", overwrite=overwrite) as partial:
         connect()
+        reading = reading.sized()
         preflight(reading.needs())
         # Ray reads small shards as one block, which would keep all but one worker idle.
         blocks = prepared.read("train").repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
-        compared = compare_out_of_fold(blocks, bundle_paths, reading)
+        num_blocks = -(-num_lines // ROWS_PER_BLOCK)
+        compared = compare_out_of_fold(blocks, bundle_paths, reading, num_blocks=num_blocks)
         tables = list(compared.iter_batches(batch_size=None, batch_format="pyarrow"))
         if sum(map(len, tables)) != num_lines:
             raise RuntimeError(f"{sum(map(len, tables))} of {num_lines} lines came back: the ranking is not whole")

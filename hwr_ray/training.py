@@ -20,6 +20,7 @@ from hwr_ray.folds import folds_of, leave_out
 from hwr_ray.ingest import EVAL_BATCH
 from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import Prepared
+from hwr_ray.resuming import difference
 from hwr_ray.train_loop import TrainSettings, read_history, train_loop_per_worker
 
 log = logging.getLogger(__name__)
@@ -104,21 +105,10 @@ def claim_run(out: str, recipe: dict[str, Any]) -> str:
         return run_id
     found = storage.read_json(path)
     run_id = found.pop("run_id")
-    there, here = _flat(found), _flat(recipe)
-    for name in [*there, *here]:
-        if there.get(name) != here.get(name):
-            raise UserError(f"{out} is a run with {name} = {there.get(name)}, not {here.get(name)}: name another --out")
+    if differs := difference(found, recipe):
+        name, there, here = differs
+        raise UserError(f"{out} is a run with {name} = {there}, not {here}: name another --out")
     return run_id
-
-
-def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in recipe.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def fit(settings: TrainSettings, prepared: Prepared, out: str, run_id: str, *, num_lines: int) -> dict[str, Any]:

@@ -1,31 +1,40 @@
-"""A folder of images to Parquet transcripts: a row for every file, whatever is in it."""
+"""Images by the million to Parquet transcripts: a row for each of them, whatever is in it, whatever is killed."""
 
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
+import pyarrow.compute as pc
 import ray.data
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ALTERNATIVES, ROWS_PER_BLOCK, ReadingSettings, read_lines_with
-from hwr_ray.bundle import SHIPPED, load_bundle
+from hwr_ray.batch_reading import ALTERNATIVES, ReadingSettings, read_lines_with
+from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
+from hwr_ray.inputs import Inputs, InputSettings, open_inputs
 from hwr_ray.line_images import Canvas
-from hwr_ray.line_reading import read_lines
+from hwr_ray.line_reading import lines_of
+from hwr_ray.parts import WORK, Parts, inputs_of, read_parquet, repeated_key, write_output
+from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
 
 log = logging.getLogger(__name__)
 
 TRANSCRIPTS = pa.schema(
     {
-        "path": pa.string(),  # of the image, from --images on; unique
+        "id": pa.string(),  # key of the row, where the inputs have one; unique
+        "path": pa.string(),  # of the image, from --images on or as the manifest has it; unique where there is no id
         "text": pa.string(),  # null where the image could not be read
         "confidence": pa.float32(),  # chance that the text is right, 0 to 1; null without a text
+        "needs_review": pa.bool_(),  # whether the confidence is too low for --precision; true without a text
         "alternatives": ALTERNATIVES,  # the --num-best candidates without the text; null without a text
         "error": pa.string(),  # reason and sentence, null where the image was read
         "model_id": pa.string(),  # of the bundle
@@ -34,90 +43,280 @@ TRANSCRIPTS = pa.schema(
     }
 )
 """Columns of OUT/*.parquet."""
+STAGES = ("read", "decode", "model", "write")
+"""Of a part: bytes from files, pictures from bytes, texts from pictures, rows to a file."""
+MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
+"""Of a part: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
+LISTING_SECONDS = 10
+"""For which the first wave waits for more inputs."""
+MODEL_BOUND = 0.8
+"""Share of the time in which the models read, from which on they bound the speed."""
+FEWEST_ROWS = 1000
+"""Rows after which --max-error-rate may stop the job; at its end it always may."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranscribeSettings:
-    images: str
-    """Folder or URI with images, at any depth. Every file is read, except those with a name that starts with a dot."""
+    inputs: InputSettings
     model: str = SHIPPED
     """A bundle, such as RUN/best (jobs/train.py); by default the one that comes with the package."""
     out: str
-    """Folder or URI for *.parquet and _run.json."""
+    """Folder or URI for *.parquet and _run.json. The same command again goes on, and adds images that are new."""
+    precision: float = 0.99
+    """Share of right texts, 0 to 1, among those that need no review."""
+    max_error_rate: float = 1.0
+    """Share of images, 0 to 1, that may fail before the job stops."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
     overwrite: bool = False
-    """Replace transcripts that are there."""
+    """Delete the transcripts that are there and start over."""
+
+    def __post_init__(self) -> None:
+        for name in ("precision", "max_error_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} must lie in 0 to 1, not {getattr(self, name)}")
 
 
 def transcribe(settings: TranscribeSettings) -> None:
     """Writes the transcripts of the settings. Raises UserError for what its user can mend."""
     start = time.time()
-    model_path, images = storage.absolute(settings.model), storage.absolute(settings.images)
-    bundle, paths = load_bundle(model_path), list_images(images)
+    model_path, out = storage.absolute(settings.model), storage.absolute(settings.out)
+    bundle, inputs = load_bundle(model_path), open_inputs(settings.inputs)
     reading = settings.reading.for_workers(model_path)
-    with storage.staged(storage.absolute(settings.out), mark="_run.json", overwrite=settings.overwrite) as out:
-        connect()
-        preflight(reading.needs())
-        table = pa.table({"path": paths})
-        blocks = [table.slice(i, ROWS_PER_BLOCK) for i in range(0, len(table), ROWS_PER_BLOCK)]
-        pictures = ray.data.from_arrow(blocks).map_batches(
-            fit_files,  # type: ignore[arg-type]
-            fn_kwargs={"images": images, "canvas": bundle.canvas},
-            batch_format="pyarrow",
-            num_cpus=0.25,  # other than the actors', or Ray would decode in them
-        )
-        filesystem, folder = storage.locate(out)
-        read_lines_with(pictures, model_path, reading).map_batches(
-            to_transcripts,  # type: ignore[arg-type]
-            fn_kwargs={"model_id": bundle.model_id},
-            batch_format="pyarrow",
-            num_cpus=0.25,
-        ).write_parquet(folder, filesystem=filesystem)
-        written = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table(columns=["error"])
-        if len(written) != len(paths):
-            raise RuntimeError(f"{len(written)} of {len(paths)} images came back: the transcripts are not whole")
-        by_reason = Counter(error.split(":")[0] for error in written["error"].to_pylist() if error)
-        run = {
-            "num_images": len(paths),
-            "num_read": len(paths) - by_reason.total(),
-            "errors": dict(by_reason),
+    if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
+        raise UserError(f"{settings.inputs.images} has {repeated} twice: name a unique --id-column")
+    threshold, share = review_threshold(bundle, reading, settings.precision)
+    parts = Parts(out, facts_of(settings, bundle, reading), overwrite=settings.overwrite)
+    connect()
+    reading = reading.sized()
+    preflight(reading.needs())
+    job = Job(settings, inputs, bundle, reading, parts, threshold)
+    job.run()
+    if not parts.num_rows:
+        storage.delete(storage.join(out, WORK))
+        raise UserError(f"{settings.inputs.images} holds no image")
+    parts.finish()
+    counts = summarize(parts)
+    if counts["num_images"] != parts.num_rows:
+        raise RuntimeError(f"{counts['num_images']} of {parts.num_rows} images came back: {out} is not whole")
+    parts.close(
+        {
+            **counts,
+            "review_threshold": threshold if threshold is not None and np.isfinite(threshold) else None,
             "seconds": round(time.time() - start, 1),
+            "speed": job.speed(),
             "model_id": bundle.model_id,
             "settings": asdict(settings),
             "versions": versions(),
         }
-        storage.write_json(storage.join(out, "_run.json"), run)
-    errors = ", ".join(f"{reason} {n}" for reason, n in by_reason.items()) or "none"
-    log.info("%s of %s images read, errors: %s", run["num_read"], len(paths), errors)
-    print(storage.absolute(settings.out))
+    )
+    errors = ", ".join(f"{reason} {n}" for reason, n in counts["errors"].items()) or "none"
+    log.info("%s of %s images read, errors: %s", counts["num_read"], counts["num_images"], errors)
+    log.info("%s", told_of_review(counts, threshold, share, settings.precision))
+    print(out)
 
 
-def list_images(folder: str) -> list[str]:
-    """Paths, from the folder on, of all files in it whose name starts with no dot. Raises UserError without one."""
-    if not storage.is_folder(folder):
-        raise UserError(f"there is no image folder {folder}")
-    paths = [path for path in storage.list_files(folder) if not path.rsplit("/", 1)[-1].startswith(".")]
-    if not paths:
-        raise UserError(f"the folder {folder} holds no file")
-    return paths
+class Job:
+    """Reads the inputs part by part."""
+
+    def __init__(
+        self,
+        settings: TranscribeSettings,
+        inputs: Inputs,
+        bundle: Bundle,
+        reading: ReadingSettings,
+        parts: Parts,
+        threshold: float | None,
+    ) -> None:
+        self.settings, self.inputs, self.bundle, self.reading = settings, inputs, bundle, reading
+        self.parts, self.threshold = parts, threshold
+        self.waiting = parts.undone()
+        self.is_stopped = False
+        self.num_rows = self.num_failed = 0
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.wall = 0.0
+
+    def run(self) -> None:
+        """Lists the inputs and reads them as they come, in waves: what one wave leaves unlisted is in the next.
+
+        Raises UserError where too many images fail, or another run took over.
+        """
+        done = self.parts.num_rows - sum(len(inputs_of(self.parts.out, name)) for name in self.waiting)
+        if done or self.waiting:
+            log.info("going on: %s images are read already", f"{done:,}")
+        with ThreadPoolExecutor(1) as pool:
+            listing = pool.submit(self._list)
+            progress = Progress("images", lambda: self.parts.num_rows if listing.done() else None, done=done)
+            try:
+                while self.waiting or not listing.done():
+                    wait([listing], LISTING_SECONDS)
+                    wave, self.waiting = self.waiting, []
+                    for result in self._read(wave):
+                        progress.advance(result["num_rows"])
+                        self._count(result)
+                listing.result()
+            finally:
+                self.is_stopped = True
+                progress.close()
+        self._check_errors(at_end=True)
+
+    def speed(self) -> dict[str, Any]:
+        """Images a second of this run, the seconds that each stage was busy in all processes, and what bounded it."""
+        busy = self.seconds["model"] / max(self.wall * (self.reading.num_workers or 1), 1e-9)
+        others = [stage for stage in STAGES if stage != "model"]
+        slowest = max(others, key=self.seconds.__getitem__)
+        return {
+            "num_images": self.num_rows,
+            "images_per_second": round(self.num_rows / self.wall, 1) if self.wall else None,
+            "wall_seconds": round(self.wall, 1),
+            "busy_seconds": {stage: round(seconds, 1) for stage, seconds in self.seconds.items()},
+            "model_busy": round(busy, 3),
+            "bound_by": "model" if busy > MODEL_BOUND else slowest,
+        }
+
+    def _list(self) -> None:
+        canvas = self.bundle.canvas
+        most = min(MOST_ROWS, max(1, BYTES_OF_A_PART // (canvas.height * canvas.width)))
+        for name in self.parts.deal(self.inputs.tables(), most=most):
+            if self.is_stopped:
+                return
+            self.waiting.append(name)
+
+    def _read(self, names: list[str]) -> Iterator[dict[str, Any]]:
+        """What came of each part, as they are done."""
+        if not names:
+            return
+        blocks = [pa.table({"part": [name]}) for name in names]
+        pictures = ray.data.from_arrow(blocks).map_batches(
+            load_part,  # type: ignore[arg-type]
+            fn_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=0.25,  # other than the actors', or Ray would decode in them
+        )
+        model_path = storage.absolute(self.settings.model)
+        stored = read_lines_with(pictures, model_path, self.reading, num_blocks=len(blocks), timed=True).map_batches(
+            store_part,  # type: ignore[arg-type]
+            fn_kwargs={"out": self.parts.out, "model_id": self.bundle.model_id, "threshold": self.threshold},
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=0.25,
+        )
+        stored.context.enable_progress_bars = False
+        start = time.monotonic()
+        yield from stored.iter_rows()
+        self.wall += time.monotonic() - start
+
+    def _count(self, result: dict[str, Any]) -> None:
+        self.num_rows += result["num_rows"]
+        self.num_failed += result["num_failed"]
+        for stage in STAGES:
+            self.seconds[stage] += result[f"{stage}_seconds"]
+        self.parts.check_owner()
+        self._check_errors(at_end=False)
+
+    def _check_errors(self, *, at_end: bool) -> None:
+        most = self.settings.max_error_rate
+        if (at_end or self.num_rows >= FEWEST_ROWS) and self.num_failed > most * self.num_rows:
+            raise UserError(
+                f"{self.num_failed} of {self.num_rows} images failed, more than --max-error-rate {most:g}: "
+                f"see `error` in {self.parts.out}/_work/outputs; with a higher one the same command goes on"
+            )
 
 
-def fit_files(table: pa.Table, *, images: str, canvas: Canvas) -> pa.Table:
-    """The table with `path`, read: adds `image` on the canvas, `height`, `width` and `error`."""
-    lines = read_lines(images, table["path"].to_pylist(), canvas)
-    added: dict[str, pa.Array] = {
+def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSettings) -> dict[str, Any]:
+    """What decides the rows of a job: another attempt must have the same."""
+    inputs = {**asdict(settings.inputs), "images": storage.absolute(settings.inputs.images)}
+    names = sha256(storage.read_bytes(reading.names)).hexdigest() if reading.names else None
+    return {
+        "inputs": inputs,
+        "model_id": bundle.model_id,
+        "greedy": reading.greedy,
+        "names": names,
+        "num_best": reading.num_best,
+        "precision": settings.precision,
+    }
+
+
+def review_threshold(bundle: Bundle, reading: ReadingSettings, precision: float) -> tuple[float | None, float]:
+    """The confidence from which on texts need no review, None without a calibration; and the share to be expected."""
+    decoding = bundle.decoding
+    is_greedy = reading.greedy or decoding.language_model is None
+    calibration = decoding.greedy_calibration if is_greedy else decoding.beam_calibration
+    return calibration.review_threshold(precision) if calibration and calibration.quantiles else (None, 0.0)
+
+
+def told_of_review(counts: dict[str, Any], threshold: float | None, share: float, precision: float) -> str:
+    """One sentence on how many texts need no review."""
+    if threshold is None:
+        return "the bundle holds no calibration: `needs_review` is null"
+    passed = counts["num_images"] - counts["num_review"]
+    return (
+        f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a precision "
+        f"of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
+    )
+
+
+def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
+    """The rows of the part that a table with one row names, with `image` on the canvas, `height`, `width`, `error`."""
+    (name,) = table["part"].to_pylist()
+    rows = inputs_of(out, name)
+    start = time.monotonic()
+    files = inputs.fetch(rows)
+    read = time.monotonic()
+    lines = lines_of(files, canvas)
+    decoded = time.monotonic()
+    columns = {
+        "part": [name] * len(rows),
+        "num_rows": [len(rows)] * len(rows),
+        "read_seconds": [read - start] * len(rows),
+        "decode_seconds": [decoded - read] * len(rows),
+        "id": rows["id"],
+        "path": rows["path"],
         "image": pa.array([None if line.image is None else line.image.tobytes() for line in lines], pa.binary()),
         "height": pa.array([line.height for line in lines], pa.int32()),
         "width": pa.array([line.width for line in lines], pa.int32()),
         "error": pa.array([f"{line.reason}: {line.detail}" if line.reason else None for line in lines], pa.string()),
     }
-    return pa.table({"path": table["path"], **added})
+    return pa.table(columns)
 
 
-def to_transcripts(table: pa.Table, *, model_id: str) -> pa.Table:
+def store_part(table: pa.Table, *, out: str, model_id: str, threshold: float | None) -> pa.Table:
+    """Writes the readings of a part as transcripts; returns a row of what it cost.
+
+    Raises RuntimeError where rows of the part are missing, UserError where no space is left.
+    """
+    first = table.select(["part", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
+    if len(table) != first["num_rows"] or pc.count_distinct(table["part"]).as_py() != 1:
+        raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the part {first['part']} came back")
+    start = time.monotonic()
+    write_output(out, first["part"], to_transcripts(table, model_id=model_id, threshold=threshold))
+    failed = len(table) - table["error"].null_count
+    return pa.table(
+        {**{k: [v] for k, v in first.items()}, "num_failed": [failed], "write_seconds": [time.monotonic() - start]}
+    )
+
+
+def to_transcripts(table: pa.Table, *, model_id: str, threshold: float | None) -> pa.Table:
     """Readings as rows of the schema TRANSCRIPTS."""
-    columns: dict[str, Any] = {
-        name: table[name] for name in ("path", "confidence", "alternatives", "error", "height", "width")
-    }
+    columns = {name: table[name] for name in TRANSCRIPTS.names if name in table.column_names}
     columns |= {"text": table["prediction"], "model_id": [model_id] * len(table)}
+    passes = pc.fill_null(pc.greater_equal(table["confidence"], threshold or 0.0), False)
+    columns["needs_review"] = pa.nulls(len(table), pa.bool_()) if threshold is None else pc.invert(passes)
     return pa.table({name: columns[name] for name in TRANSCRIPTS.names}, schema=TRANSCRIPTS)
+
+
+def summarize(parts: Parts) -> dict[str, Any]:
+    """Counts over all transcripts."""
+    errors, num_images, num_review, num_judged = Counter[str](), 0, 0, 0
+    for path in parts.files():
+        table = read_parquet(path, columns=["error", "needs_review"])
+        num_images += len(table)
+        num_review += pc.sum(table["needs_review"]).as_py() or 0
+        num_judged += len(table) - table["needs_review"].null_count
+        errors += Counter(error.split(":")[0] for error in table["error"].drop_null().to_pylist())
+    return {
+        "num_images": num_images,
+        "num_read": num_images - errors.total(),
+        "num_review": num_review if num_judged else None,
+        "errors": dict(errors),
+    }

@@ -17,13 +17,27 @@ LEVELS = {
     **dict.fromkeys(["errors", "codec", "metrics", "calibration", "provenance"], 0),
     # files, pictures, labels, the network
     **dict.fromkeys(
-        ["storage", "line_images", "cleaning", "model", "augmentation", "glyphs", "forms", "slices", "folds"], 1
+        [
+            "storage",
+            "csv_files",
+            "resuming",
+            "progress",
+            "line_images",
+            "cleaning",
+            "model",
+            "augmentation",
+            "glyphs",
+            "forms",
+            "slices",
+            "folds",
+        ],
+        1,
     ),
     **dict.fromkeys(["language_model", "text_prior"], 1),
     # what CTC's frames spell
     **dict.fromkeys(["alignment", "prefix_beam", "beam_search", "decoding"], 2),
     # what is stored: bundles and data sets
-    **dict.fromkeys(["labels", "tally", "line_reading", "bundle", "prepared", "synthesis"], 2),
+    **dict.fromkeys(["labels", "tally", "line_reading", "inputs", "parts", "bundle", "prepared", "synthesis"], 2),
     # the recognizer and the work of one process
     **dict.fromkeys(
         [
