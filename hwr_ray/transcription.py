@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ALTERNATIVES, ReadingSettings, read_lines_with
+from hwr_ray.batch_reading import ALTERNATIVES, CHARACTERS, ReadingSettings, read_lines_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
@@ -36,6 +36,7 @@ TRANSCRIPTS = pa.schema(
         "confidence": pa.float32(),  # chance that the text is right, 0 to 1; null without a text
         "needs_review": pa.bool_(),  # whether the confidence is too low for --precision; true without a text
         "alternatives": ALTERNATIVES,  # the --num-best candidates without the text; null without a text
+        "characters": CHARACTERS,  # of the text, with --characters; else null
         "error": pa.string(),  # reason and sentence, null where the image was read
         "model_id": pa.string(),  # of the bundle
         "height": pa.int32(),  # of the image, in pixels; null where it could not be decoded
@@ -233,6 +234,7 @@ def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSetti
         "greedy": reading.greedy,
         "names": names,
         "num_best": reading.num_best,
+        "characters": reading.characters,
         "precision": settings.precision,
     }
 
@@ -251,8 +253,8 @@ def told_of_review(counts: dict[str, Any], threshold: float | None, share: float
         return "the bundle holds no calibration: `needs_review` is null"
     passed = counts["num_images"] - counts["num_review"]
     return (
-        f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a precision "
-        f"of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
+        f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
+        f"precision of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
     )
 
 
