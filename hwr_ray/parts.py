@@ -46,7 +46,7 @@ class Parts:
             raise UserError(f"{out} holds something else (it has no {SUMMARY}): name another --out")
         if overwrite:
             storage.delete(self.out)
-        elif known and (found := difference(known["facts"], facts)):
+        elif known and (found := difference(known.get("facts", {}), facts)):
             name, there, here = found
             raise UserError(
                 f"{out} was begun with {name} = {there}, not {here}: name another --out, or --overwrite to start over"

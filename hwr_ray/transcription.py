@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,8 @@ class Job:
     ) -> None:
         self.settings, self.inputs, self.bundle, self.reading = settings, inputs, bundle, reading
         self.parts, self.threshold = parts, threshold
-        self.waiting = parts.undone()
+        self.waiting = SimpleQueue[str]()
+        """Names of parts to read."""
         self.is_stopped = False
         self.num_rows = self.num_failed = 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -141,16 +143,20 @@ class Job:
 
         Raises UserError where too many images fail, or another run took over.
         """
-        done = self.parts.num_rows - sum(len(inputs_of(self.parts.out, name)) for name in self.waiting)
-        if done or self.waiting:
+        undone = self.parts.undone()
+        done = self.parts.num_rows - sum(len(inputs_of(self.parts.out, name)) for name in undone)
+        if self.parts.num_rows:
             log.info("going on: %s images are read already", f"{done:,}")
+        for name in undone:
+            self.waiting.put(name)
         with ThreadPoolExecutor(1) as pool:
-            listing = pool.submit(self._list)
+            listing, is_last = pool.submit(self._list), False
             progress = Progress("images", lambda: self.parts.num_rows if listing.done() else None, done=done)
             try:
-                while self.waiting or not listing.done():
+                while not is_last:
                     wait([listing], LISTING_SECONDS)
-                    wave, self.waiting = self.waiting, []
+                    is_last = listing.done()  # before the queue is emptied: nothing comes after
+                    wave = [self.waiting.get() for _ in range(self.waiting.qsize())]
                     for result in self._read(wave):
                         progress.advance(result["num_rows"])
                         self._count(result)
@@ -180,7 +186,7 @@ class Job:
         for name in self.parts.deal(self.inputs.tables(), most=most):
             if self.is_stopped:
                 return
-            self.waiting.append(name)
+            self.waiting.put(name)
 
     def _read(self, names: list[str]) -> Iterator[dict[str, Any]]:
         """What came of each part, as they are done."""
