@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cost import multiply_adds, num_parameters
 from benchmarks.machine import commit, hardware
 from hwr_ray.cleaning import CleaningSettings, normalize, reason_for
 from hwr_ray.codec import Codec, collapse, frames_needed
+from hwr_ray.cost import multiply_adds, num_parameters
 from hwr_ray.errors import UserError
 from hwr_ray.job import run_job
 from hwr_ray.labels import Split, find_label_files, read_rows

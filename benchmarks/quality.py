@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.cost import multiply_adds, num_parameters
 from benchmarks.machine import commit, hardware
 from hwr_ray.bundle import load_bundle
+from hwr_ray.cost import multiply_adds, num_parameters
 from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.job import run_job

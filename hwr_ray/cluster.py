@@ -30,8 +30,11 @@ class Needs:
     """For what feeds the workers."""
 
 
-def connect() -> None:
-    """Joins the running cluster (RAY_ADDRESS, a job, a local head), or starts one on this machine."""
+def connect(*, show_workers: bool = True) -> None:
+    """Joins the running cluster (RAY_ADDRESS, a job, a local head), or starts one on this machine.
+
+    What workers print is shown, unless it would be too much.
+    """
     if not ray.is_initialized():
         # Workers need the tracker's settings and token, which must not stand on a command line.
         passed_on = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
@@ -40,7 +43,7 @@ def connect() -> None:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         told = (job.get("runtime_env") or {}).get("env_vars") or {}
         new = {name: value for name, value in passed_on.items() if name not in told}
-        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR)
+        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR, log_to_driver=show_workers)
     # Ray leaves a handler that ends the process on the spot; this one lets half-written output be cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     context = ray.data.DataContext.get_current()
@@ -78,6 +81,27 @@ def preflight(needs: Needs) -> None:
     places = sum(_places(node["Resources"], needs) for node in _working_nodes())
     if places < needs.num_workers:
         raise UserError(f"the cluster's nodes hold {places} of the {needs.num_workers} workers at once: {remedy}")
+
+
+def room_for(needs: Needs) -> int:
+    """How many jobs with these needs the cluster holds at the same time, wherever their parts come to lie.
+
+    Each may need a whole CPU for a while, to list files (`other_cpus` is what it holds always). One is free on some
+    node as long as all jobs together hold no more than all nodes have beyond one CPU each.
+    """
+    nodes = [node["Resources"] for node in _working_nodes()]
+    return jobs_at_once([node["CPU"] for node in nodes], [node.get("GPU", 0) for node in nodes], needs)
+
+
+def jobs_at_once(cpus: list[float], gpus: list[float], needs: Needs) -> int:
+    """See `room_for`; `cpus` and `gpus` are those of each node."""
+    held = needs.other_cpus + needs.num_workers * needs.cpus_per_worker
+    places = (sum(max(0.0, count - 1) for count in cpus) + TOLERANCE) // held
+    # A worker computes with a core at least, whatever share of one it says it needs.
+    places = min(places, max(1, sum(cpus) // needs.num_workers))
+    if needs.gpus_per_worker:
+        places = min(places, sum(gpus) // (needs.num_workers * needs.gpus_per_worker))
+    return int(places)
 
 
 def _places(resources: dict[str, float], needs: Needs) -> int:

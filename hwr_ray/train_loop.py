@@ -124,7 +124,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     settings: TrainSettings = config["settings"]
     prepared, out = Prepared(config["data"]), config["out"]
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs a long line a report; the epochs' own tell more
-    torch.set_num_threads(threads_per_worker(settings.num_workers))
+    torch.set_num_threads(threads_per_worker(config["num_processes"]))
     torch.manual_seed(settings.seed)
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()

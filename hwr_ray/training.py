@@ -1,6 +1,8 @@
 """A training run: Ray Train over a prepared data set, one folder that it can be resumed from."""
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -58,11 +60,17 @@ def train(settings: TrainSettings) -> None:
         100 * metrics["cer"],
         100 * metrics["exact_match"],
     )
+    best = storage.join(out, "best")
+    fit_decoder_remotely(best, prepared, texts, settings)
+    print(best)
+
+
+def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], settings: TrainSettings) -> None:
+    """Fits the decoder of a bundle on a node with what a training worker has."""
     fit_remotely: Any = ray.remote(fit_decoder)  # type: ignore[arg-type]
     fit_remotely = fit_remotely.options(num_cpus=settings.cpus_per_worker, num_gpus=1 if settings.use_gpu else 0)
-    best, device = storage.join(out, "best"), "cuda" if settings.use_gpu else "cpu"
+    device = "cuda" if settings.use_gpu else "cpu"
     log.info("decoder fitted: %s", ray.get(fit_remotely.remote(best, prepared, texts, device=device)))
-    print(best)
 
 
 def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:
@@ -111,10 +119,20 @@ def claim_run(out: str, recipe: dict[str, Any]) -> str:
     return run_id
 
 
-def fit(settings: TrainSettings, prepared: Prepared, out: str, run_id: str, *, num_lines: int) -> dict[str, Any]:
+def fit(
+    settings: TrainSettings,
+    prepared: Prepared,
+    out: str,
+    run_id: str,
+    *,
+    num_lines: int,
+    callbacks: Sequence[Any] = (),
+    runs_at_once: int = 1,
+) -> dict[str, Any]:
     """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best.
 
-    Raises ray.train.TrainingFailedError where a worker fails.
+    `callbacks` are Ray Train's; as many runs like this one as `runs_at_once` says share the cluster. Raises
+    ray.train.TrainingFailedError where a worker fails.
     """
     datasets: dict[str, Any] = {
         "train": read_train_lines(prepared, settings),
@@ -130,6 +148,7 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str, run_id: str, *, n
             "out": out,
             "run_id": run_id,
             "num_train_lines": num_lines,
+            "num_processes": settings.num_workers * runs_at_once,
         },
         torch_config=TorchConfig(timeout_s=HANG_SECONDS),
         scaling_config=ray.train.ScalingConfig(
@@ -146,6 +165,7 @@ def fit(settings: TrainSettings, prepared: Prepared, out: str, run_id: str, *, n
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             # A worker group that can't start would otherwise be tried again for ever.
             failure_config=ray.train.FailureConfig(controller_failure_limit=3),  # type: ignore[call-arg]
+            callbacks=list(callbacks),
         ),
         datasets=datasets,
         dataset_config=WholeValidation(),

@@ -14,7 +14,7 @@ JOBS = {path.stem: path for path in (ROOT / "jobs").glob("*.py")}
 
 LEVELS = {
     # texts and numbers
-    **dict.fromkeys(["errors", "codec", "metrics", "calibration", "provenance"], 0),
+    **dict.fromkeys(["errors", "codec", "metrics", "calibration", "provenance", "front"], 0),
     # files, pictures, labels, the network
     **dict.fromkeys(
         [
@@ -38,6 +38,7 @@ LEVELS = {
     **dict.fromkeys(["alignment", "prefix_beam", "beam_search", "decoding"], 2),
     # what is stored: bundles and data sets
     **dict.fromkeys(["labels", "tally", "line_reading", "inputs", "parts", "bundle", "prepared", "synthesis"], 2),
+    **dict.fromkeys(["trials", "trials_view"], 2),
     # the recognizer and the work of one process
     **dict.fromkeys(
         [
@@ -50,6 +51,8 @@ LEVELS = {
             "train_loop",
             "batch_reading",
             "decoder_fitting",
+            "cost",
+            "search_space",
         ],
         3,
     ),
@@ -57,6 +60,7 @@ LEVELS = {
     **dict.fromkeys(
         ["pages", "reports", "preparation", "training", "tuning", "evaluation", "suspects", "transcription", "demo"], 4
     ),
+    **dict.fromkeys(["sweep", "sweep_report"], 4),
     # the command line
     "job": 5,
 }
@@ -77,7 +81,7 @@ HOMES = {
         "tuning",
         "evaluation",
     }
-    | {"transcription"},
+    | {"transcription", "sweep"},
     "cv2": {"line_images", "line_reading", "glyphs", "forms", "synthesis"},
     "PIL": {"line_images", "forms"},
     "editdistance": {"metrics"},
@@ -85,7 +89,10 @@ HOMES = {
     "safetensors": {"bundle"},
     "wandb": {"tracking"},
     "faker": {"synthesis"},
-    "matplotlib": {"forms", "pages", "reports"},
+    "matplotlib": {"forms", "pages", "reports", "sweep_report"},
+    "optuna": {"search_space", "sweep_report"},
+    "scipy": {"sweep_report"},
+    "rich": {"trials_view"},
     "jinja2": {"pages"},
     "tyro": {"job"},
     "numba": {"alignment"},

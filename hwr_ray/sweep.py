@@ -1,0 +1,204 @@
+"""Trials under Ray Tune: each a training run in a folder of its own, all of them in the books."""
+
+import os
+import time
+import traceback
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import ray.tune
+import torch
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from hwr_ray import storage
+from hwr_ray.bundle import new_model
+from hwr_ray.codec import Codec
+from hwr_ray.cost import multiply_adds, num_parameters
+from hwr_ray.prepared import Prepared
+from hwr_ray.search_space import settings_of
+from hwr_ray.train_loop import TrainSettings, read_history
+from hwr_ray.training import fit
+from hwr_ray.trials import KEPT, Ledger, Trial, read_trial, run_folder
+from hwr_ray.trials_view import TrialsView
+
+TRIAL_CPUS = 0.25
+"""Logical CPUs of the process that follows a trial's workers."""
+REDUCTION = 2
+"""ASHA goes on with one in so many trials at each rung; each rung has so many times the epochs of the one before."""
+
+
+def asha_scheduler(epochs: int, grace_epochs: int | None, ledger: Ledger) -> TrialScheduler:
+    """Ray's ASHA as if it had seen the epochs of the trials that are over; none where grace leaves it no epoch.
+
+    The last epoch has no rung: a trial that gets there ends by itself, with its best bundle written.
+    """
+    grace = grace_epochs or max(1, epochs // 4)
+    if epochs <= grace:
+        return FIFOScheduler()
+    asha = ASHAScheduler(
+        time_attr="epoch",
+        metric="cer",
+        mode="min",
+        max_t=epochs - 1,
+        grace_period=grace,
+        reduction_factor=REDUCTION,
+        stop_last_trials=False,
+    )
+    for trial in ledger.in_state("finished", "stopped"):
+        stand_in: Any = SimpleNamespace(trial_id=f"known-{trial.number}")
+        asha.on_trial_add(None, stand_in)  # type: ignore[arg-type]
+        for row in trial.epochs:
+            asha.on_trial_result(None, stand_in, row)  # type: ignore[arg-type]
+    return asha
+
+
+class Sweep:
+    """Trials under Ray Tune, written to a ledger."""
+
+    def __init__(self, base: TrainSettings, prepared: Prepared, folder: str, run_id: str, at_once: int) -> None:
+        self.base, self.prepared, self.ledger = base, prepared, Ledger(folder)
+        self.run_id, self.at_once = run_id, at_once
+
+    def run(
+        self,
+        propose: Callable[[int], dict[str, Any]],
+        learn: Callable[[Trial], None] = lambda trial: None,
+        scheduler: TrialScheduler | None = None,
+        *,
+        limit: int,
+        minutes: float | None = None,
+    ) -> None:
+        """Goes on with unfinished trials, then tries what is proposed until there are `limit` trials."""
+        unfinished = self.ledger.in_state("unfinished")
+        to_come = len(unfinished) + max(0, limit - len(self.ledger.trials))
+        if not to_come:
+            return
+        state = storage.join(self.ledger.folder, "state")  # Ray Tune's own; nothing is read from it
+        storage.delete(state)
+        # Ray Tune would write files of its own for each trial, and turn an interrupt into a normal end.
+        os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+        with TrialsView(self.ledger, self.base.epochs, limit) as view:
+            ray.tune.run(
+                self.trainable(),
+                name="state",
+                storage_path=self.ledger.folder,
+                resources_per_trial={"CPU": TRIAL_CPUS},
+                num_samples=to_come,
+                search_alg=_Proposals(self, propose, unfinished),
+                scheduler=scheduler,
+                callbacks=[_Record(self.ledger, learn, view, resumed={trial.number for trial in unfinished})],
+                max_concurrent_trials=self.at_once,
+                time_budget_s=None if minutes is None else minutes * 60,
+                raise_on_failed_trial=False,
+                verbose=0,
+            )
+        storage.delete(state)
+
+    def trainable(self) -> Callable[[dict[str, Any]], None]:
+        """The function that Ray Tune runs for each trial."""
+        base, prepared, folder = self.base, self.prepared, self.ledger.folder
+        run_id, at_once = self.run_id, self.at_once
+
+        def run_trial(config: dict[str, Any]) -> None:
+            out = run_folder(folder, config["number"])
+            trial = read_trial(out)
+            for row in read_history(out):  # of an interrupted trial; its workers go on from their checkpoint
+                ray.tune.report(row)
+            try:
+                best = fit(
+                    settings_of(base, trial.values),
+                    prepared,
+                    out,
+                    f"{run_id}-{trial.number}",
+                    num_lines=prepared.num_lines("train"),
+                    callbacks=[TuneReportCallback()],
+                    runs_at_once=at_once,
+                )
+            except Exception as error:
+                reasons = list(getattr(error, "worker_failures", {}).values()) or [error]
+                said = f"{reasons[0]}\n\n{traceback.format_exc()}"
+                storage.write_bytes(storage.join(out, "failure.txt"), said.encode())
+                raise
+            ray.tune.report({**best, "is_finished": True})
+
+        return run_trial
+
+    def new_trial(self, values: dict[str, Any]) -> Trial:
+        """A trial of those values, with the next number, written to the ledger."""
+        trial_settings, prepared = settings_of(self.base, values), self.prepared
+        model = new_model(trial_settings.model, Codec(prepared.charset), prepared.canvas).eval()
+        trial = Trial(
+            number=max(self.ledger.trials, default=-1) + 1,
+            values=values,
+            conv_widths=list(trial_settings.model.conv_widths),
+            multiply_adds=multiply_adds(model, torch.zeros(1, 1, prepared.canvas.height, prepared.canvas.width)),
+            num_parameters=num_parameters(model),
+        )
+        self.ledger.save(trial)
+        return trial
+
+
+class _Proposals(Searcher):
+    """Numbers of trials for Ray Tune: the unfinished ones, then new ones."""
+
+    def __init__(self, sweep: Sweep, propose: Callable[[int], dict[str, Any]], unfinished: list[Trial]) -> None:
+        super().__init__(metric="cer", mode="min")
+        self.sweep, self.propose, self.unfinished = sweep, propose, list(unfinished)
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        if self.unfinished:
+            return {"number": self.unfinished.pop(0).number}
+        number = max(self.sweep.ledger.trials, default=-1) + 1
+        return {"number": self.sweep.new_trial(self.propose(number)).number}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger holds all."""
+
+
+class _Record(ray.tune.Callback):
+    """Writes what Ray Tune tells of its trials to the ledger."""
+
+    def __init__(self, ledger: Ledger, learn: Callable[[Trial], None], view: TrialsView, *, resumed: set[int]) -> None:
+        self.ledger, self.learn, self.view, self.resumed = ledger, learn, view, resumed
+        self.started: dict[int, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        known = self.ledger.trials[trial.config["number"]]
+        self.started[known.number], known.epochs = time.monotonic(), []
+        self.view.started(known)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        known = self.ledger.trials[trial.config["number"]]
+        if result.get("is_finished"):
+            rows = read_history(self.ledger.path(known))
+            known.state, known.epochs = "finished", [{name: row[name] for name in KEPT} for row in rows]
+        else:
+            known.epochs.append({name: result[name] for name in KEPT})
+            self.view.advanced(known)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        known = self.ledger.trials[trial.config["number"]]
+        if known.state != "finished":
+            known.state, known.reason = "stopped", f"ASHA: in the worse half after epoch {len(known.epochs)}"
+        self._close(known)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        known = self.ledger.trials[trial.config["number"]]
+        told = storage.join(self.ledger.path(known), "failure.txt")
+        known.state, known.reason = "failed", "its process died"
+        if storage.is_file(told):
+            known.reason = storage.read_bytes(told).decode().splitlines()[0]
+        self._close(known)
+
+    def _close(self, known: Trial) -> None:
+        if known.number not in self.resumed:
+            known.seconds = time.monotonic() - self.started[known.number]
+        self.ledger.save(known)
+        self.learn(known)
+        self.view.ended(known)

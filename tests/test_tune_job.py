@@ -1,0 +1,165 @@
+"""A sweep on a cluster of two CPUs, killed half way and gone on with."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Not the session's cluster: two CPUs, the fewest that a sweep must do with, and a dashboard, through which Ray gives
+# back what stopped trials held.
+CLUSTER = """
+import sys
+import ray
+context = ray.init(num_cpus=2, include_dashboard=True, object_store_memory=200 << 20, logging_level="ERROR")
+print(context.address_info["address"], flush=True)
+for line in sys.stdin:
+    print(ray.available_resources().get("CPU", 0), flush=True)
+"""
+SWEEP = ["--trials", "4", "--epochs", "3", "--grace-epochs", "1", "--search", "random", "--repeat", "1"]
+SWEEP += ["--space", "scale=0.25,0.5", "gru_size=8,16", "batch_size=16", "augmentation=false"]
+
+
+class Cluster:
+    """Two CPUs in a process of their own, and jobs on them."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        environment.pop("RAY_ADDRESS", None)
+        command = [sys.executable, "-c", CLUSTER]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        lines = iter(self.process.stdout.readline, "")
+        address = next(line.strip() for line in lines if re.fullmatch(r"[\d.]+:\d+\n", line))
+        self.environment = {**environment, "RAY_ADDRESS": address}
+
+    def free_cpus(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def start(self, job, *arguments):
+        command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
+        )
+
+    def run(self, job, *arguments, status=0):
+        process = self.start(job, *arguments)
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == status, f"{job} ended with {process.returncode}\n{out}\n{err}"
+        return err
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = Cluster()
+    yield cluster
+    cluster.process.stdin.close()
+    cluster.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def prepared(cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune")
+    cluster.run("synthesize", "--out", folder / "drawn", "--lines", "200", "--seed", "3")
+    cluster.run("prepare", "--data", folder / "drawn", "--out", folder / "prepared", "--canvas", "16", "128")
+    return folder / "prepared"
+
+
+def trials_in(sweep):
+    return [json.loads(path.read_text()) for path in sorted(sweep.glob("trials/*/trial.json"))]
+
+
+def wait_for(condition, process=None, timeout=400):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def sweep(cluster, prepared):
+    """A sweep that was killed in its second trial, whose fourth can't write its state, and that went on to its end."""
+    out = prepared.parent / "sweep"
+    command = ["tune", "--data", prepared, "--out", out, *SWEEP]
+    process = cluster.start(*command)
+    wait_for(lambda: (out / "trials/001/metrics.jsonl").exists(), process)
+    process.kill()
+    process.communicate()
+    finished = [trial["number"] for trial in trials_in(out) if trial["state"] == "finished"]
+    assert finished == [0]
+    before = (out / "trials/000/metrics.jsonl").stat()
+    begun = (out / "trials/001/metrics.jsonl").read_text().splitlines()
+    (out / "trials/003").mkdir()
+    (out / "trials/003/state").write_text("not a folder")
+    said = cluster.run(*command)
+    assert (out / "trials/000/metrics.jsonl").stat() == before  # not trained again
+    assert (out / "trials/001/metrics.jsonl").read_text().splitlines()[: len(begun)] == begun  # gone on with
+    assert "1 trials at a time: a trial holds 0.75 CPUs" in said
+    return out
+
+
+def test_a_trial_that_raises_is_marked_and_the_sweep_goes_on(sweep):
+    trials = trials_in(sweep)
+    assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
+    assert {trial["state"] for trial in trials[:3]} <= {"finished", "stopped"}
+    assert trials[3]["state"] == "failed"
+    assert "state" in trials[3]["reason"]
+    for trial in trials[:3]:
+        epochs = [row["epoch"] for row in trial["epochs"]]
+        assert epochs == list(range(1, len(epochs) + 1))
+        assert len(epochs) == 3 or trial["state"] == "stopped"
+
+
+def test_every_cpu_is_free_after_a_sweep(cluster, sweep):
+    wait_for(lambda: cluster.free_cpus() == 2, timeout=60)
+
+
+def test_the_table_and_the_report_tell_of_all_trials(sweep):
+    trials, rows = trials_in(sweep), pd.read_csv(sweep / "trials.csv")
+    assert rows.trial.tolist() == [0, 1, 2, 3]
+    assert rows.state.tolist() == [trial["state"] for trial in trials]
+    finished = rows[rows.state == "finished"]
+    chosen = rows[rows.chosen]
+    assert len(chosen) == 1 and chosen.cer.item() == finished.cer.min()
+    assert (finished.reading_speed > 0).all()
+    assert rows.loc[0, "overhead_seconds"] > 0
+    assert rows.loc[1, ["seconds"]].isna().all()  # it was interrupted
+    report = (sweep / "report.html").read_text()
+    assert report.count("data:image/svg") == 3
+    assert not re.search(r'(src|href)="(?!data:)', report)
+    assert "with 1 other seed:" in report
+    repeats = list(sweep.glob("repeats-*/*/trial.json"))
+    assert [json.loads(path.read_text())["values"]["seed"] for path in repeats] == [1]
+
+
+def test_evaluate_confirms_the_error_of_the_chosen_bundle(cluster, prepared, sweep):
+    out = sweep.parent / "evaluation"
+    cluster.run(
+        "evaluate", "--data", prepared, "--model", sweep / "best", "--out", out, "--greedy", "--num-workers", "1"
+    )
+    metrics = json.loads((out / "metrics.json").read_text())
+    chosen = pd.read_csv(sweep / "trials.csv").query("chosen")
+    # the network is read by another library than it was trained with: a logit's last bit may differ
+    assert metrics["num_edits"] == pytest.approx(chosen.cer.item() * metrics["num_characters"], abs=2)
+    training = json.loads((sweep / "best/config.json").read_text())["training"]
+    assert metrics["cer"] == pytest.approx(training["decoder"]["greedy_cer"])
+    assert f"{metrics['cer']:.2%}" in (sweep / "report.html").read_text()
+    assert training["sweep"]["trial"] == chosen.trial.item()
+
+
+def test_another_space_is_refused_in_the_same_folder_and_a_mistyped_setting_anywhere(cluster, prepared, sweep):
+    said = cluster.run("tune", "--data", prepared, "--out", sweep, "--epochs", "3", "--search", "random", status=2)
+    assert "is a run with" in said.splitlines()[-1]
+    said = cluster.run("tune", "--data", prepared, "--out", "none", "--space", "gru_siz=8", status=2)
+    assert "did you mean gru_size?" in said.splitlines()[-1]
+    assert "Traceback" not in said
