@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from hwr_ray import cluster
-from hwr_ray.cluster import Needs, preflight, threads_per_worker
+from hwr_ray.cluster import Needs, jobs_at_once, preflight, threads_per_worker
 from hwr_ray.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -71,3 +72,36 @@ def test_the_cluster_file_passes_rays_own_validation_and_names_the_pinned_versio
     validate_config(prepare_config(config))
     pinned = re.search(r"ray\[.*\]==(\d+\.\d+)\.\*", (ROOT / "pyproject.toml").read_text())[1]
     assert f":{pinned}." in config["docker"]["image"]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "needs", "expected"),
+    [
+        ([2], [0], {}, 1),  # 1 CPU beside the reader's, 0.75 a trial
+        ([3], [0], {}, 2),
+        ([4], [0], {}, 4),
+        ([4], [0], {"num_workers": 2}, 2),
+        ([1.5], [0], {}, 0),
+        ([16], [0], {"cpus_per_worker": 0.1}, 16),  # a core a worker
+        ([1, 1], [0, 0], {}, 0),  # a trial's two parts could leave no node a whole CPU
+        ([2, 2], [0, 0], {}, 2),
+        ([0, 8], [0, 2], {"gpus_per_worker": 1}, 2),
+        ([8], [3], {"gpus_per_worker": 1, "num_workers": 2}, 1),
+    ],
+)
+def test_as_many_jobs_fit_as_leave_a_cpu_for_reading(cpus, gpus, needs, expected):
+    needs = Needs(**{"num_workers": 1, "cpus_per_worker": 0.5, "other_cpus": 0.25, **needs})
+    assert jobs_at_once(cpus, gpus, needs) == expected
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_however_jobs_come_to_lie_a_whole_cpu_stays_free_on_some_node(seed):
+    rng = np.random.default_rng(seed)
+    cpus = rng.integers(1, 9, rng.integers(1, 5)).astype(float).tolist()
+    needs = Needs(num_workers=int(rng.integers(1, 4)), cpus_per_worker=0.5, other_cpus=0.25)
+    free, parts = list(cpus), [0.25, *[0.5] * needs.num_workers] * jobs_at_once(cpus, [0] * len(cpus), needs)
+    for part in parts:  # the worst way: each where most is free
+        fitting = [node for node in range(len(free)) if free[node] >= part]
+        node = max(fitting, key=lambda node: free[node])
+        free[node] -= part
+    assert max(free) >= 1

@@ -15,6 +15,7 @@ from hwr_ray.suspects import SUSPECTS
 from hwr_ray.synthesis import SynthesisSettings
 from hwr_ray.train_loop import TrainSettings
 from hwr_ray.transcription import TRANSCRIPTS, TranscribeSettings
+from hwr_ray.tuning import TuneSettings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,6 +25,7 @@ SETTINGS = {
     "train": TrainSettings,
     "evaluate": EvaluateSettings,
     "transcribe": TranscribeSettings,
+    "tune": TuneSettings,
 }
 
 
