@@ -36,8 +36,9 @@ def connect(*, show_workers: bool = True) -> None:
     What workers print is shown, unless it would be too much.
     """
     if not ray.is_initialized():
-        # Workers need the tracker's settings and token, which must not stand on a command line.
-        passed_on = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+        # Workers need the tracker's settings and token, which must not stand on a command line, and Ray Train's cleaner
+        # the address, where a machine has two clusters.
+        passed_on = {name: value for name, value in os.environ.items() if name.startswith(("WANDB_", "RAY_ADDRESS"))}
         passed_on["RAY_DATA_LOG_LEVEL"] = "WARNING"
         # What `ray job submit` set reaches the workers by itself, and Ray refuses to be told twice.
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))

@@ -12,6 +12,7 @@ import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hwr_ray import storage
 from hwr_ray.bundle import new_model
@@ -73,6 +74,8 @@ class Sweep:
     ) -> None:
         """Goes on with unfinished trials, then tries what is proposed until there are `limit` trials."""
         unfinished = self.ledger.in_state("unfinished")
+        for trial in unfinished:  # of a driver that was killed
+            give_back(trial)
         to_come = len(unfinished) + max(0, limit - len(self.ledger.trials))
         if not to_come:
             return
@@ -141,6 +144,17 @@ class Sweep:
         return trial
 
 
+def give_back(trial: Trial) -> None:
+    """Frees what the workers of a trial hold, and ends them, where they still do.
+
+    Ray Train's own cleaner asks the dashboard, which may not be there, and gives up where a machine has two clusters.
+    """
+    if trial.placement_group:
+        group = ray.PlacementGroupID(bytes.fromhex(trial.placement_group))
+        remove_placement_group(PlacementGroup(group))
+        trial.placement_group = None
+
+
 class _Proposals(Searcher):
     """Numbers of trials for Ray Tune: the unfinished ones, then new ones."""
 
@@ -178,9 +192,12 @@ class _Record(ray.tune.Callback):
         if result.get("is_finished"):
             rows = read_history(self.ledger.path(known))
             known.state, known.epochs = "finished", [{name: row[name] for name in KEPT} for row in rows]
-        else:
-            known.epochs.append({name: result[name] for name in KEPT})
-            self.view.advanced(known)
+            return
+        known.epochs.append({name: result[name] for name in KEPT})
+        self.view.advanced(known)
+        if (holds := result.get("placement_group", known.placement_group)) != known.placement_group:
+            known.placement_group = holds
+            self.ledger.save(known)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         known = self.ledger.trials[trial.config["number"]]
@@ -197,6 +214,7 @@ class _Record(ray.tune.Callback):
         self._close(known)
 
     def _close(self, known: Trial) -> None:
+        give_back(known)
         if known.number not in self.resumed:
             known.seconds = time.monotonic() - self.started[known.number]
         self.ledger.save(known)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -128,6 +129,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     torch.manual_seed(settings.seed)
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    placement = ray.util.get_current_placement_group()
     codec = Codec(prepared.charset)
     model = new_model(settings.model, codec, prepared.canvas).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -162,7 +164,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
                 state.save(folder)
-            ray.train.report(row, ray.train.Checkpoint.from_directory(folder) if rank == 0 else None)
+            told = {**row, "placement_group": placement.id.hex() if placement else None}  # a sweep gives it back
+            ray.train.report(told, ray.train.Checkpoint.from_directory(folder) if rank == 0 else None)
         if rank == 0:
             publish(state, prepared, settings, out)
             is_best = state.epochs_since_best() == 0

@@ -1,12 +1,14 @@
 """The books of a sweep, its table and what its report says of each setting."""
 
 import statistics
+from io import StringIO
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from rich.console import Console
 
 from hwr_ray.errors import UserError
 from hwr_ray.search_space import DEFAULT_SPACE, default_values
@@ -14,6 +16,7 @@ from hwr_ray.sweep import asha_scheduler
 from hwr_ray.sweep_report import against_hand_set, comparable, effects, group_labels, spread, write_sweep_report
 from hwr_ray.train_loop import TrainSettings
 from hwr_ray.trials import Ledger, Trial
+from hwr_ray.trials_view import TrialsView
 from hwr_ray.tuning import TuneSettings, choose_trial
 
 BASE = TrainSettings(data="prepared", out="sweep")
@@ -136,6 +139,18 @@ def test_the_spread_of_repeats_is_that_of_the_statistics_module():
     found = spread([0.1, 0.2, 0.4])
     assert found["mean"] == pytest.approx(0.7 / 3)
     assert found["deviation"] == pytest.approx(np.std([0.1, 0.2, 0.4], ddof=1))
+
+
+def test_the_table_on_a_terminal_shows_what_runs_and_then_the_best_of_what_is_over(ledger):
+    view = TrialsView(ledger, epochs=3, limit=6)
+    view.started(trial(4, [0.7, 0.6], state="unfinished"))
+    console = Console(file=StringIO(), width=160)
+    console.print(view.table())
+    lines = [line.split() for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert [line[1] for line in lines] == ["4", "0", "1", "2", "3"]
+    assert lines[0][3:10:2] == ["runs", "2", "60.00", "60.00"]
+    view.ended(view.running[4])
+    assert not view.running
 
 
 def test_asha_judges_a_new_trial_by_those_of_before_the_interruption_but_never_at_the_last_epoch(ledger):

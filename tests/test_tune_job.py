@@ -22,8 +22,10 @@ print(context.address_info["address"], flush=True)
 for line in sys.stdin:
     print(ray.available_resources().get("CPU", 0), flush=True)
 """
-SWEEP = ["--trials", "4", "--epochs", "3", "--grace-epochs", "1", "--search", "random", "--repeat", "1"]
-SWEEP += ["--space", "scale=0.25,0.5", "gru_size=8,16", "batch_size=16", "augmentation=false"]
+EPOCHS = 16  # with fewer the models read nothing at all
+SWEEP = ["--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1"]
+SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=8", "augmentation=false", "dropout=0"]
+SWEEP += ["learning_rate=5e-3..1e-2"]
 
 
 class Cluster:
@@ -53,7 +55,7 @@ class Cluster:
 
     def run(self, job, *arguments, status=0):
         process = self.start(job, *arguments)
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == status, f"{job} ended with {process.returncode}\n{out}\n{err}"
         return err
 
@@ -78,7 +80,7 @@ def trials_in(sweep):
     return [json.loads(path.read_text()) for path in sorted(sweep.glob("trials/*/trial.json"))]
 
 
-def wait_for(condition, process=None, timeout=400):
+def wait_for(condition, process=None, timeout=900):
     deadline = time.monotonic() + timeout
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
@@ -97,12 +99,12 @@ def sweep(cluster, prepared):
     process.communicate()
     finished = [trial["number"] for trial in trials_in(out) if trial["state"] == "finished"]
     assert finished == [0]
-    before = (out / "trials/000/metrics.jsonl").stat()
+    before = (out / "trials/000/metrics.jsonl").stat().st_mtime_ns
     begun = (out / "trials/001/metrics.jsonl").read_text().splitlines()
     (out / "trials/003").mkdir()
     (out / "trials/003/state").write_text("not a folder")
     said = cluster.run(*command)
-    assert (out / "trials/000/metrics.jsonl").stat() == before  # not trained again
+    assert (out / "trials/000/metrics.jsonl").stat().st_mtime_ns == before  # not trained again
     assert (out / "trials/001/metrics.jsonl").read_text().splitlines()[: len(begun)] == begun  # gone on with
     assert "1 trials at a time: a trial holds 0.75 CPUs" in said
     return out
@@ -117,7 +119,7 @@ def test_a_trial_that_raises_is_marked_and_the_sweep_goes_on(sweep):
     for trial in trials[:3]:
         epochs = [row["epoch"] for row in trial["epochs"]]
         assert epochs == list(range(1, len(epochs) + 1))
-        assert len(epochs) == 3 or trial["state"] == "stopped"
+        assert len(epochs) == EPOCHS or trial["state"] == "stopped"
 
 
 def test_every_cpu_is_free_after_a_sweep(cluster, sweep):
