@@ -136,13 +136,15 @@ def _holds(distribution: Any, value: Any) -> bool:
 
 
 def corners(space: Space) -> list[dict[str, Any]]:
-    """Each value of each choice and both ends of each range, alone: what to try before a sweep starts."""
-    found: list[dict[str, Any]] = []
+    """Points of the space to try before a sweep starts: each value of each choice and both ends of each range once, the
+    other settings at their first value or lower end."""
+    ends: dict[str, tuple] = {}
     for name, distribution in space.items():
-        ends: Any = distribution
-        values = ends.choices if isinstance(distribution, CategoricalDistribution) else (ends.low, ends.high)
-        found += [{name: value} for value in values]
-    return found
+        known: Any = distribution
+        is_choice = isinstance(distribution, CategoricalDistribution)
+        ends[name] = known.choices if is_choice else (known.low, known.high)
+    first = {name: values[0] for name, values in ends.items()}
+    return [{**first, name: value} for name, values in ends.items() for value in values]
 
 
 class Search:

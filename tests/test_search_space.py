@@ -94,6 +94,14 @@ def test_a_value_that_no_training_takes_is_refused_before_a_sweep_starts():
             settings_of(BASE, corner)
 
 
+def test_each_value_and_each_end_is_tried_once_beside_the_first_of_the_others():
+    found = corners(space_of(("batch_size=8,16,32",)))
+    assert [point["batch_size"] for point in found][-3:] == [8, 16, 32]
+    assert {point["batch_size"] for point in found[:-3]} == {8}
+    assert {point["dropout"] for point in found} == {0.0, 0.4}
+    assert len(found) == len(SHAPES) + 4 * 2 + 3
+
+
 def ledger_with(tmp_path, *trials):
     ledger = Ledger(str(tmp_path))
     for trial in trials:
