@@ -56,7 +56,6 @@ VARIANTS = (
     Variant(name="short, greedy, no augmentation", run="no-augmentation", train=("--no-augmentation",)),
     Variant(name="short, greedy, no average of weights", run="no-average", train=("--average-decay", "0")),
     Variant(name="short, greedy, no shortcut head", run="no-shortcut", train=("--shortcut-weight", "0")),
-    Variant(name="short, greedy, no lines trimmed", run="no-trimming", train=("--trimmed-share", "0")),
     Variant(name="short, greedy, no residual blocks", run="no-residual", train=("--no-residual",)),
     Variant(name="short, greedy, no dropout", run="no-dropout", train=("--dropout", "0")),
     Variant(name="short, greedy, canvas 32x256", run="canvas-32x256", canvas="32x256"),
