@@ -24,6 +24,7 @@ from hwr_ray.inputs import Inputs, InputSettings, open_inputs
 from hwr_ray.line_images import Canvas
 from hwr_ray.line_reading import lines_of
 from hwr_ray.parts import WORK, Parts, inputs_of, read_parquet, repeated_key, write_output
+from hwr_ray.prepared import column_of
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
 
@@ -280,7 +281,7 @@ def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> p
         "decode_seconds": [decoded - read] * len(rows),
         "id": rows["id"],
         "path": rows["path"],
-        "image": pa.array([None if line.image is None else line.image.tobytes() for line in lines], pa.binary()),
+        "image": column_of([line.image for line in lines], canvas),
         "height": pa.array([line.height for line in lines], pa.int32()),
         "width": pa.array([line.width for line in lines], pa.int32()),
         "error": pa.array([f"{line.reason}: {line.detail}" if line.reason else None for line in lines], pa.string()),
