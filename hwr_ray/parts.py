@@ -10,6 +10,7 @@ gone on with.
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -55,11 +56,11 @@ class Parts:
             self._merge()
         accepted = (self._read(STATE) or {"accepted": []})["accepted"]
         if accepted:
-            accepted[-1] = len([name for name in self._names(INPUTS) if name.startswith(f"{len(accepted) - 1:03}-")])
-        self.names = [_name(attempt, part) for attempt, number in enumerate(accepted) for part in range(number)]
+            accepted[-1][1] = len([name for name in self._names(INPUTS) if name.startswith(f"{accepted[-1][0]}-")])
+        self.names = [_name(attempt, part) for attempt, number in accepted for part in range(number)]
         """Of all parts so far, in order."""
-        self.attempt, self.num_own = len(accepted), 0
-        self.facts, self._accepted = facts, [*accepted, 0]
+        self.attempt, self.num_own = uuid4().hex[:8], 0  # its own: what a run that lost writes late is never taken up
+        self.facts, self._accepted = facts, [*accepted, [self.attempt, 0]]
         storage.write_json(self._path(STATE), {"facts": facts, "accepted": self._accepted})
         self._seen = np.sort(np.concatenate([np.empty(0, DIGEST), *map(_digests, self._keys())]))
         self.num_rows = len(self._seen)
@@ -174,8 +175,8 @@ def repeated_key(inputs: Inputs) -> str | None:
     return next(found[repeated[0]] for found in keys if repeated[0] in found)
 
 
-def _name(attempt: int, part: int) -> str:
-    return f"{attempt:03}-{part:06}.parquet"
+def _name(attempt: str, part: int) -> str:
+    return f"{attempt}-{part:06}.parquet"
 
 
 def _to_parquet(tables: Iterable[pa.Table]) -> pa.Buffer:
