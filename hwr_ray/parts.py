@@ -43,14 +43,16 @@ class Parts:
         if storage.is_file(self.out):
             raise UserError(f"{out} is a file: name another --out")
         known = self._read(SUMMARY) or self._read(STATE)
-        if known is None and any(storage.walk_files(self.out)):
+        begun = f"{STATE}.partial"  # all that a run leaves that is killed at its first write
+        if known is None and any(name != begun for name in storage.walk_files(self.out)):
             raise UserError(f"{out} holds something else (it has no {SUMMARY}): name another --out")
-        if overwrite:
-            storage.delete(self.out)
-        elif known and (found := difference(known["facts"], facts)):
-            name, there, here = found
+        there = (known or {}).get("facts", {})  # none in what an older version wrote
+        if overwrite and known:
+            self._clear(there)
+        elif known and (found := difference(there, facts)):
+            name, old, new = found
             raise UserError(
-                f"{out} was begun with {name} = {there}, not {here}: name another --out, or --overwrite to start over"
+                f"{out} was begun with {name} = {old}, not {new}: name another --out, or --overwrite to start over"
             )
         if storage.is_file(self._path(PLAN)):  # stopped while it was ending
             self._merge()
@@ -65,6 +67,13 @@ class Parts:
         self._seen = np.sort(np.concatenate([np.empty(0, DIGEST), *map(_digests, self._keys())]))
         self.num_rows = len(self._seen)
         """Rows so far: of the merged files, and of all parts."""
+
+    def _clear(self, facts: dict[str, Any]) -> None:
+        """Deletes all but the state, so that what is left can be told where this is cut off."""
+        storage.write_json(self._path(STATE), {"facts": facts, "accepted": []})
+        for name in storage.list_files(self.out):
+            if name != STATE:
+                storage.delete_file(self._path(name))
 
     def deal(self, tables: Iterable[pa.Table], *, most: int) -> Iterator[str]:
         """Deals the rows of new inputs out to parts of at most `most` rows; yields their names."""
