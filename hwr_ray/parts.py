@@ -7,6 +7,7 @@ are merged, in order, into OUT/transcripts-NUMBER.parquet; the merge is planned 
 gone on with.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
@@ -118,7 +119,8 @@ class Parts:
             groups[-1].append(name)
         if len(groups) > 1 and sum(sizes[n] for n in groups[-1]) < BYTES_PER_FILE // 2:
             groups[-2:] = [groups[-2] + groups[-1]]
-        first = len(self.files())
+        numbers = [int(path.removesuffix(".parquet").rpartition("-")[2]) for path in self.files()]
+        first = max(numbers, default=-1) + 1  # not how many there are: one may have been taken away
         files = {f"{FILE}-{first + i:05}.parquet": group for i, group in enumerate(groups) if group}
         storage.write_json(self._path(PLAN), {"files": files})
         self._merge()
@@ -141,7 +143,7 @@ class Parts:
 
     def files(self) -> list[str]:
         """Paths of the merged files, in order."""
-        names = [name for name in storage.list_sizes(self.out) if name.startswith(f"{FILE}-")]
+        names = [name for name in storage.list_sizes(self.out) if re.fullmatch(rf"{FILE}-\d+\.parquet", name)]
         return [self._path(name) for name in names]
 
     def _keys(self) -> Iterator[pa.Table]:
