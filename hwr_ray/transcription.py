@@ -251,8 +251,8 @@ def told_of_review(counts: dict[str, Any], threshold: float | None, share: float
         return "the bundle holds no calibration: `needs_review` is null"
     passed = counts["num_images"] - counts["num_review"]
     return (
-        f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a precision "
-        f"of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
+        f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
+        f"precision of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
     )
 
 

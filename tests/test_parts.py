@@ -1,6 +1,5 @@
 """The books of a batch job: every row in one part, every part once in the files, wherever the job is stopped."""
 
-import os
 from itertools import count
 from pathlib import Path
 
@@ -53,6 +52,10 @@ def job(out: str, numbers: range, **settings) -> None:
     parts.close({"num_images": parts.num_rows})
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def files_in(out: str) -> list[str]:
     """Names of the merged files, in order, as another program would list them."""
     return sorted(name for name in storage.list_files(out) if "/" not in name and name.endswith(".parquet"))
@@ -75,7 +78,7 @@ def test_every_row_is_in_one_part_in_order_and_parts_grow_to_the_most(tmp_path, 
     names = list(parts.deal(tables, most=1000))
     dealt = [pd.read_parquet(tmp_path / "_work/inputs" / name).path.tolist() for name in names]
     assert [path for part in dealt for path in part] == paths
-    assert names == parts.names == sorted(names) == sorted(os.listdir(tmp_path / "_work/inputs"))
+    assert names == parts.names == sorted(names) == names_in(tmp_path / "_work/inputs")
     assert parts.num_rows == len(paths)
     full = [256] * 4 + [512] * 4 + [1000] * 20
     assert [len(part) for part in dealt[:-1]] == full[: len(dealt) - 1]
@@ -133,7 +136,7 @@ def test_a_run_notices_that_another_one_took_over_and_changes_nothing(out, overw
     deal(second, range(600), most=300)
     read(second)
     for action in (first.check_owner, first.finish):
-        with pytest.raises(UserError, match="another run .* took over"):
+        with pytest.raises(UserError, match=r"another run .* took over"):
             action()
     write_output(out, names[0], pa.table({"id": ["stale"], "path": ["stale"], "text": ["stale"]}))
     if overwrite:  # else the part is the second run's, too, and what the first one writes is the same
@@ -273,7 +276,7 @@ def test_a_job_killed_at_any_write_and_begun_again_has_each_row_once(tmp_path, m
                 pass
         job(out, range(900), **settings)
         assert sorted(merged(out)) == paths_of(range(900)), f"killed at {number}"
-        assert sorted(os.listdir(out)) == sorted(["_run.json", *files_in(out)])
+        assert names_in(Path(out)) == sorted(["_run.json", *files_in(out)])
     assert killer.calls == number - 1 > 12
     assert len(files_in(out)) > 1
 
