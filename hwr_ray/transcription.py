@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -129,7 +129,7 @@ class Job:
     ) -> None:
         self.settings, self.inputs, self.bundle, self.reading = settings, inputs, bundle, reading
         self.parts, self.threshold = parts, threshold
-        self.waiting = parts.undone()
+        self.waiting = deque(parts.undone())
         self.is_stopped = False
         self.num_rows = self.num_failed = 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -147,9 +147,9 @@ class Job:
             listing = pool.submit(self._list)
             progress = Progress("images", lambda: self.parts.num_rows if listing.done() else None, done=done)
             try:
-                while self.waiting or not listing.done():
+                while not listing.done() or self.waiting:  # in this order: the last part comes just before the end
                     wait([listing], LISTING_SECONDS)
-                    wave, self.waiting = self.waiting, []
+                    wave = [self.waiting.popleft() for _ in range(len(self.waiting))]
                     for result in self._read(wave):
                         progress.advance(result["num_rows"])
                         self._count(result)
