@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from hwr_ray.batch_reading import ALTERNATIVES, ReadingSettings
+from hwr_ray.batch_reading import ALTERNATIVES, CHARACTERS, ReadingSettings
 from hwr_ray.bundle import SHIPPED, load_bundle
 from hwr_ray.calibration import Calibration
 from hwr_ray.decoding import Decoding
@@ -51,6 +51,7 @@ def readings(*, part: str = "a-000000.parquet", num_rows: int | None = None, pad
             "prediction": [None if c is None else noise.bytes(padding).hex() for c in CONFIDENCES],
             "confidence": pa.array(CONFIDENCES, pa.float32()),
             "alternatives": pa.array([None if c is None else [] for c in CONFIDENCES], ALTERNATIVES),
+            "characters": pa.nulls(number, CHARACTERS),
         }
     )
 
@@ -72,7 +73,7 @@ def test_transcripts_have_their_columns_and_the_readings_values():
     assert found.schema == TRANSCRIPTS
     assert found["text"].to_pylist() == table["prediction"].to_pylist()
     assert set(found["model_id"].to_pylist()) == {"m"}
-    for name in ("id", "path", "confidence", "alternatives", "error", "height", "width"):
+    for name in ("id", "path", "confidence", "alternatives", "characters", "error", "height", "width"):
         assert found[name].to_pylist() == table[name].to_pylist()
 
 
