@@ -41,6 +41,46 @@ def ctc_log_probs(log_probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray
     return total
 
 
+def align(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The frames that the likeliest alignment of a line (T, C) with its labels (L) gives to each of them.
+
+    Returns (L, 2) int32, the first frame and the one after the last, in ascending order. Raises ValueError where the
+    line has too few frames for the labels.
+    """
+    frames = np.zeros((len(labels), 2), np.int32)
+    if len(labels) and not _viterbi(log_probs, np.asarray(labels, np.int32), frames):
+        raise ValueError(f"{len(log_probs)} frames are too few for {len(labels)} labels")
+    return frames
+
+
+@compiled
+def _viterbi(log_probs, labels, frames):
+    """Fills `frames` (L, 2); returns whether there is an alignment. Positions are blanks (even) and labels (odd)."""
+    num_frames, positions = log_probs.shape[0], 2 * len(labels) + 1
+    best = np.full(positions, -np.inf)
+    came_from = np.zeros((num_frames, positions), np.int8)  # positions back: 0, 1 or 2
+    for t in range(num_frames):
+        for s in range(positions - 1, -1, -1):
+            score, step = best[s], 0
+            if t == 0 and s < 2:
+                score = 0.0
+            if s > 0 and best[s - 1] > score:
+                score, step = best[s - 1], 1
+            if s % 2 == 1 and s > 1 and labels[s // 2] != labels[s // 2 - 1] and best[s - 2] > score:
+                score, step = best[s - 2], 2
+            best[s] = score + log_probs[t, labels[s // 2] if s % 2 == 1 else BLANK]
+            came_from[t, s] = step
+    s = positions - 1 if best[positions - 1] >= best[positions - 2] else positions - 2
+    if best[s] == -np.inf:
+        return False
+    for t in range(num_frames - 1, -1, -1):
+        if s % 2 == 1:
+            frames[s // 2, 0] = t
+            frames[s // 2, 1] = max(frames[s // 2, 1], t + 1)
+        s -= came_from[t, s]
+    return True
+
+
 @compiled
 def _forward(probs, labels, lengths, total):
     """Fills `total` (N, K)."""

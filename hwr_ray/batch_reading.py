@@ -14,6 +14,7 @@ from hwr_ray.cluster import Needs, threads_per_worker
 from hwr_ray.decoding import NUM_CANDIDATES, Reading
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of
+from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import images_of
 from hwr_ray.recognizer import Recognizer
 
@@ -21,6 +22,10 @@ ROWS_PER_BLOCK = 512
 """Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
 ALTERNATIVES = pa.list_(pa.struct({"text": pa.string(), "share": pa.float32()}))
 """The next best candidates with their shares, 0 to 1, of the candidates' probability."""
+CHARACTERS = pa.list_(
+    pa.struct({"character": pa.string(), "confidence": pa.float32(), "left": pa.int32(), "right": pa.int32()})
+)
+"""The letters of a text: each one's own probability, 0 to 1, and where it stands, in pixels of the image file."""
 FEED_CPUS = 1
 """Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
 
@@ -41,6 +46,9 @@ class ReadingSettings:
     """File of known names, one a line or `name,count`: candidates among them are raised, others are not forbidden."""
     num_best: int = 1
     """Candidates of each line that are told: the reading and num-best - 1 `alternatives`."""
+
+    characters: bool = False
+    """Tell the `characters` of each text: how sure each is, and where it stands."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "cpus_per_worker", "batch_size", "num_best"):
@@ -88,10 +96,11 @@ class LineReader:
 
     def __init__(self, bundle_path: str, settings: ReadingSettings) -> None:
         torch.set_num_threads(threads_per_worker(settings.num_workers or 1))
-        self.recognizer, self.num_best = settings.recognizer(bundle_path), settings.num_best
+        self.recognizer, self.settings = settings.recognizer(bundle_path), settings
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The table without its `image`, with `prediction`, `confidence` and `alternatives`, null without an image."""
+        """The table without its `image`, with `prediction`, `confidence`, `alternatives` and `characters`, null without
+        an image; `height` and `width` are those of the image files."""
         has_image = table["image"].is_valid()
         readings = iter(self._read(table.filter(has_image)))
         found = [next(readings) if here else None for here in has_image.to_pylist()]
@@ -100,10 +109,36 @@ class LineReader:
             .append_column("prediction", pa.array([r.text if r else None for r in found], pa.string()))
             .append_column("confidence", pa.array([r.confidence if r else None for r in found], pa.float32()))
             .append_column("alternatives", pa.array([_alternatives(r) if r else None for r in found], ALTERNATIVES))
+            .append_column("characters", self._characters(table, found))
         )
 
     def _read(self, table: pa.Table) -> list[Reading]:
-        return self.recognizer.read(images_of(table, self.recognizer.canvas), num_best=self.num_best)
+        images, settings = images_of(table, self.recognizer.canvas), self.settings
+        return self.recognizer.read(images, num_best=settings.num_best, characters=settings.characters)
+
+    def _characters(self, table: pa.Table, readings: list[Reading | None]) -> pa.Array:
+        """Null unless they are asked for. Frames become pixels of the image file, which fitting has shrunk."""
+        if not self.settings.characters:
+            return pa.nulls(len(table), CHARACTERS)
+        canvas, rows = self.recognizer.canvas, list[list[dict[str, Any]] | None]()
+        sizes = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
+        for reading, (height, width) in zip(readings, sizes, strict=True):
+            if reading is None:
+                rows.append(None)
+                continue
+            pixels = WIDTH_STRIDE / canvas.scale_for(height, width)
+            rows.append(
+                [
+                    {
+                        "character": c.character,
+                        "confidence": c.confidence,
+                        "left": min(width, round(c.frames[0] * pixels)),
+                        "right": min(width, round(c.frames[1] * pixels)),
+                    }
+                    for c in reading.characters
+                ]
+            )
+        return pa.array(rows, CHARACTERS)
 
 
 def _alternatives(reading: Reading) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 
+from hwr_ray.alignment import align
 from hwr_ray.beam_search import beam_search
 from hwr_ray.calibration import Calibration, fit_calibration
 from hwr_ray.codec import Codec
@@ -23,6 +24,17 @@ NUM_CANDIDATES = 8
 
 
 @dataclass(frozen=True)
+class Character:
+    """A letter of a reading, where it stands, and how sure the network is of it."""
+
+    character: str
+    confidence: float
+    """The highest probability that one of its frames gives it, 0 to 1, without language model and calibration."""
+    frames: tuple[int, int]
+    """The first of the frames that the likeliest alignment gives it, and the one after the last."""
+
+
+@dataclass(frozen=True)
 class Reading:
     """What the model reads in one line image."""
 
@@ -32,6 +44,8 @@ class Reading:
     summed over all its CTC alignments; of a beam search's its share of the candidates' probability."""
     alternatives: tuple[tuple[str, float], ...] = ()
     """The next best candidates of a beam search with their shares of the candidates' probability."""
+    characters: tuple[Character, ...] = ()
+    """Of the text, where they are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +101,22 @@ def _reading(texts: list[str], scores: np.ndarray, num_best: int) -> Reading:
     order = np.argsort(-scores, kind="stable")[:num_best]
     best, *others = ((texts[k], float(shares[k])) for k in order)
     return Reading(*best, alternatives=tuple(others))
+
+
+def with_characters(readings: list[Reading], log_probs: np.ndarray, codec: Codec) -> list[Reading]:
+    """The readings of lines (N, T, C) with their characters."""
+    return [
+        replace(reading, characters=_characters(reading.text, line, codec))
+        for reading, line in zip(readings, log_probs, strict=True)
+    ]
+
+
+def _characters(text: str, log_probs: np.ndarray, codec: Codec) -> tuple[Character, ...]:
+    labels = np.array(codec.encode(text), np.int32)
+    return tuple(
+        Character(character, float(np.exp(log_probs[start:end, label].max())), (start, end))
+        for character, label, (start, end) in zip(text, labels, align(log_probs, labels).tolist(), strict=True)
+    )
 
 
 def calibrated(readings: list[Reading], calibration: Calibration | None) -> list[Reading]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hwr_ray.bundle import load_bundle
 from hwr_ray.codec import BLANK, Codec, collapse
-from hwr_ray.decoding import Reading, calibrated
+from hwr_ray.decoding import Reading, calibrated, with_characters
 from hwr_ray.errors import UserError
 from hwr_ray.model import CRNN
 from hwr_ray.network import Network, log_probs_of
@@ -51,15 +51,17 @@ class Recognizer:
         self.names: NameList | None = read_name_list(names, self.codec) if names else None
         self.network = Network(bundle, device=device, batch_size=batch_size)
 
-    def read(self, images: np.ndarray, *, num_best: int = 1) -> list[Reading]:
+    def read(self, images: np.ndarray, *, num_best: int = 1, characters: bool = False) -> list[Reading]:
         """Readings of line images (N, H, W) uint8 on the bundle's canvas, 255 paper, with num_best - 1 alternatives
-        each; a greedy reading has none."""
+        each (a greedy reading has none), and with their characters where those are asked for."""
         if not len(images):
             return []
         log_probs = self.network(images)
         if self.is_greedy:
-            return calibrated(read_log_probs(log_probs, self.codec), self.decoding.greedy_calibration)
-        return self.decoding.search(log_probs.cpu().numpy(), self.codec, names=self.names, num_best=num_best)
+            readings = calibrated(read_log_probs(log_probs, self.codec), self.decoding.greedy_calibration)
+        else:
+            readings = self.decoding.search(log_probs.cpu().numpy(), self.codec, names=self.names, num_best=num_best)
+        return with_characters(readings, log_probs.cpu().numpy(), self.codec) if characters else readings
 
     def compare(self, images: np.ndarray, texts: list[str]) -> list[Comparison]:
         """Each text (N) against the reading of its line image (N, H, W) uint8."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ALTERNATIVES, ReadingSettings, read_lines_with
+from hwr_ray.batch_reading import ALTERNATIVES, CHARACTERS, ReadingSettings, read_lines_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
@@ -37,6 +38,7 @@ TRANSCRIPTS = pa.schema(
         "confidence": pa.float32(),  # chance that the text is right, 0 to 1; null without a text
         "needs_review": pa.bool_(),  # whether the confidence is too low for --precision; true without a text
         "alternatives": ALTERNATIVES,  # the --num-best candidates without the text; null without a text
+        "characters": CHARACTERS,  # of the text, with --characters; else null
         "error": pa.string(),  # reason and sentence, null where the image was read
         "model_id": pa.string(),  # of the bundle
         "height": pa.int32(),  # of the image, in pixels; null where it could not be decoded
@@ -130,7 +132,8 @@ class Job:
     ) -> None:
         self.settings, self.inputs, self.bundle, self.reading = settings, inputs, bundle, reading
         self.parts, self.threshold = parts, threshold
-        self.waiting = parts.undone()
+        self.waiting = SimpleQueue[str]()
+        """Names of parts to read."""
         self.is_stopped = False
         self.num_rows = self.num_failed = 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -141,16 +144,20 @@ class Job:
 
         Raises UserError where too many images fail, or another run took over.
         """
-        done = self.parts.num_rows - sum(len(inputs_of(self.parts.out, name)) for name in self.waiting)
-        if done or self.waiting:
+        undone = self.parts.undone()
+        done = self.parts.num_rows - sum(len(inputs_of(self.parts.out, name)) for name in undone)
+        if self.parts.num_rows:
             log.info("going on: %s images are read already", f"{done:,}")
+        for name in undone:
+            self.waiting.put(name)
         with ThreadPoolExecutor(1) as pool:
-            listing = pool.submit(self._list)
+            listing, is_last = pool.submit(self._list), False
             progress = Progress("images", lambda: self.parts.num_rows if listing.done() else None, done=done)
             try:
-                while self.waiting or not listing.done():
+                while not is_last:
                     wait([listing], LISTING_SECONDS)
-                    wave, self.waiting = self.waiting, []
+                    is_last = listing.done()  # before the queue is emptied: nothing comes after
+                    wave = [self.waiting.get() for _ in range(self.waiting.qsize())]
                     for result in self._read(wave):
                         progress.advance(result["num_rows"])
                         self._count(result)
@@ -180,7 +187,7 @@ class Job:
         for name in self.parts.deal(self.inputs.tables(), most=most):
             if self.is_stopped:
                 return
-            self.waiting.append(name)
+            self.waiting.put(name)
 
     def _read(self, names: list[str]) -> Iterator[dict[str, Any]]:
         """What came of each part, as they are done."""
@@ -234,6 +241,7 @@ def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSetti
         "greedy": reading.greedy,
         "names": names,
         "num_best": reading.num_best,
+        "characters": reading.characters,
         "precision": settings.precision,
     }
 
@@ -252,8 +260,8 @@ def told_of_review(counts: dict[str, Any], threshold: float | None, share: float
         return "the bundle holds no calibration: `needs_review` is null"
     passed = counts["num_images"] - counts["num_review"]
     return (
-        f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a precision "
-        f"of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
+        f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
+        f"precision of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
     )
 
 

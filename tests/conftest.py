@@ -1,6 +1,7 @@
 """What the tests share: small pictures, a small model."""
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -57,3 +58,28 @@ def bundle_path(tiny_bundle: Bundle, tmp_path: Path) -> str:
     path = str(tmp_path / "bundle")
     save_bundle(tiny_bundle, path)
     return path
+
+
+class SmallDisk:
+    """A disk of some kilobytes that can be given more."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def resize(self, kilobytes: int, *, is_new: bool = False) -> None:
+        options = f"{'' if is_new else 'remount,'}size={kilobytes}k"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path)]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 64 kB. Skips where this process may not mount one."""
+    disk = SmallDisk(tmp_path / "disk")
+    disk.path.mkdir()
+    try:
+        disk.resize(64, is_new=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no right to mount a small disk: {error}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk.path)], check=True)

@@ -165,7 +165,7 @@ def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, dr
 
 def test_a_fresh_installation_reads_drawn_names_without_training(folder, drawn):
     out = folder / "shipped"
-    run("transcribe", "--images", drawn / "validation_v2", "--out", out, "--num-best", 3)
+    run("transcribe", "--images", drawn / "validation_v2", "--out", out, "--num-best", 3, "--characters")
     transcripts = pd.read_parquet(out)
     read = transcripts[transcripts.error.isna()]
     assert len(read) > 40 and read.confidence.between(0, 1).all()
@@ -176,6 +176,10 @@ def test_a_fresh_installation_reads_drawn_names_without_training(folder, drawn):
     for text, others in zip(read.text, read.alternatives, strict=True):
         assert len(others) <= 2
         assert text not in [other["text"] for other in others]
+    for line in read.itertuples():
+        assert "".join(c["character"] for c in line.characters) == line.text
+        edges = [edge for c in line.characters for edge in (c["left"], c["right"])]
+        assert edges == sorted(edges) and all(0 <= edge <= line.width for edge in edges)
 
 
 def test_the_same_train_command_goes_on_where_it_was_killed(folder, prepared, trained):
