@@ -45,16 +45,20 @@ def link(files: Iterable[tuple[Path, Path]]) -> None:
 
 
 def copies_of(folders: Sequence[Path], work: Path, *, copies: int, limit: int | None = None) -> list[Path]:
-    """Hard-links the images of some folders so many times below `work`, a sub-folder and names of its own for each
-    copy, up to a limit; returns the paths."""
+    """Hard-links the images of some folders so many times below `work`, sub-folders and names of its own for each copy,
+    up to a limit; returns the paths."""
     images = [path for folder in folders for path in sorted(folder.iterdir())]
     if not images:
         raise UserError(f"{', '.join(map(str, folders))} hold no image")
-    pairs = ((path, work / f"{copy:03}" / f"{copy:03}-{path.name}") for copy in range(copies) for path in images)
+    pairs = (
+        (path, work / f"{copy:03}" / path.parent.name / f"{copy:03}-{path.name}")
+        for copy in range(copies)
+        for path in images
+    )
     chosen = list(islice(pairs, limit))
     link(chosen)
     found = [path for _, path in chosen]
-    if (there := sum(1 for path in work.glob("*/*"))) != len(found):
+    if (there := sum(1 for path in work.glob("*/*/*"))) != len(found):
         raise UserError(f"{work} holds {there} images, not {len(found)}: name another --work")
     return found
 
