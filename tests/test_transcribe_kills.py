@@ -160,12 +160,12 @@ def test_an_undisturbed_run_reads_each_file_as_the_model_does_and_says_why_it_ca
     assert len({reading.text for reading in readings}) > 4
     for path, row in truth.drop(index=list(BAD)).iterrows():
         n = int(Path(path).stem) % NUM_PICTURES
-        assert (row.text, row.error) == (readings[n].text, None)
+        assert row.text == readings[n].text and pd.isna(row.error)
         assert row.confidence == pytest.approx(readings[n].confidence, abs=1e-3)
         assert (row.height, row.width) == (24 + n % 20, 90)
     for path, reason in BAD.items():
         assert truth.error[path].startswith("undecodable_image: ") and reason in truth.error[path]
-        assert truth.text[path] is None and np.isnan(truth.confidence[path])
+        assert pd.isna(truth.text[path]) and pd.isna(truth.confidence[path])
 
 
 def test_a_driver_killed_twice_goes_on_and_reads_nothing_twice_nor_otherwise(folder, many, model, truth, caplog):
@@ -255,8 +255,9 @@ def test_new_images_are_added_to_a_finished_run_and_nothing_else_changes(folder,
 
 def test_too_many_errors_stop_the_job_and_a_higher_rate_goes_on(folder, few, model, truth):
     out = folder / "errors"
-    with pytest.raises(UserError, match=r"4 of 44 images failed, more than --max-error-rate 0\.09"):
-        read(few, model, out, max_error_rate=0.09)
+    for _ in range(2):  # the second time all is read already
+        with pytest.raises(UserError, match=r"4 of 44 images failed, more than --max-error-rate 0\.09"):
+            read(few, model, out, max_error_rate=0.09)
     assert not (out / "_run.json").exists()
     outputs = {path.name: path.stat().st_mtime_ns for path in (out / "_work/outputs").iterdir()}
     assert outputs
