@@ -69,13 +69,12 @@ def bundle_path(tiny_bundle: Bundle, tmp_path: Path) -> str:
 
 
 class SmallDisk:
-    """A disk of some kilobytes that can be given more."""
+    """A disk of some kilobytes that can be given more by `mount("remount,size=...k")`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def resize(self, kilobytes: int, *, is_new: bool = False) -> None:
-        options = f"{'' if is_new else 'remount,'}size={kilobytes}k"
+    def mount(self, options: str) -> None:
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path)]
         subprocess.run(command, check=True, capture_output=True)
 
@@ -86,7 +85,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     disk = SmallDisk(tmp_path / "disk")
     disk.path.mkdir()
     try:
-        disk.resize(64, is_new=True)
+        disk.mount("size=64k")
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no right to mount a small disk: {error}")
     yield disk

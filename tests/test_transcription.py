@@ -135,7 +135,7 @@ def test_a_full_disk_is_said_to_be_full_and_holds_no_half_part(small_disk):
     with pytest.raises(UserError, match=f"no space is left to write {out}"):
         store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
     assert [path for path in small_disk.path.rglob("*") if path.is_file()] == []
-    small_disk.resize(4000)
+    small_disk.mount("remount,size=4m")
     store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
     assert len(pd.read_parquet(small_disk.path / "_work/outputs")) == 7
 
