@@ -23,7 +23,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.inputs import Inputs, InputSettings, open_inputs
 from hwr_ray.line_images import Canvas
 from hwr_ray.line_reading import lines_of
-from hwr_ray.parts import WORK, Parts, inputs_of, read_parquet, repeated_key, write_output
+from hwr_ray.parts import OUTPUTS, WORK, Parts, inputs_of, read_parquet, repeated_key, write_output
 from hwr_ray.prepared import column_of
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
@@ -135,7 +135,10 @@ class Job:
         self.waiting = SimpleQueue[str]()
         """Names of parts to read."""
         self.is_stopped = False
-        self.num_rows = self.num_failed = 0
+        self.num_rows = 0
+        """Read by this run."""
+        self.num_seen, self.num_failed = errors_of(parts)
+        """Of all parts that are read, those of earlier attempts, too."""
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.wall = 0.0
 
@@ -216,6 +219,7 @@ class Job:
 
     def _count(self, result: dict[str, Any]) -> None:
         self.num_rows += result["num_rows"]
+        self.num_seen += result["num_rows"]
         self.num_failed += result["num_failed"]
         for stage in STAGES:
             self.seconds[stage] += result[f"{stage}_seconds"]
@@ -224,11 +228,19 @@ class Job:
 
     def _check_errors(self, *, at_end: bool) -> None:
         most = self.settings.max_error_rate
-        if (at_end or self.num_rows >= FEWEST_ROWS) and self.num_failed > most * self.num_rows:
+        if (at_end or self.num_seen >= FEWEST_ROWS) and self.num_failed > most * self.num_seen:
             raise UserError(
-                f"{self.num_failed} of {self.num_rows} images failed, more than --max-error-rate {most:g}: "
+                f"{self.num_failed} of {self.num_seen} images failed, more than --max-error-rate {most:g}: "
                 f"see `error` in {self.parts.out}/_work/outputs; with a higher one the same command goes on"
             )
+
+
+def errors_of(parts: Parts) -> tuple[int, int]:
+    """How many rows the parts have that are read, and how many of them failed."""
+    undone = set(parts.undone())
+    done = [name for name in parts.names if name not in undone]
+    errors = [read_parquet(storage.join(parts.out, OUTPUTS, name), columns=["error"])["error"] for name in done]
+    return sum(map(len, errors)), sum(len(column) - column.null_count for column in errors)
 
 
 def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSettings) -> dict[str, Any]:

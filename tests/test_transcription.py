@@ -20,6 +20,7 @@ from hwr_ray.resuming import difference
 from hwr_ray.transcription import (
     TRANSCRIPTS,
     TranscribeSettings,
+    errors_of,
     facts_of,
     load_part,
     review_threshold,
@@ -135,9 +136,20 @@ def test_a_full_disk_is_said_to_be_full_and_holds_no_half_part(small_disk):
     with pytest.raises(UserError, match=f"no space is left to write {out}"):
         store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
     assert [path for path in small_disk.path.rglob("*") if path.is_file()] == []
-    small_disk.resize(4000)
+    small_disk.mount("remount,size=4m")
     store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
     assert len(pd.read_parquet(small_disk.path / "_work/outputs")) == 7
+
+
+def test_errors_of_earlier_attempts_are_counted_and_those_of_unread_parts_are_not(tmp_path):
+    rows = pa.table({"id": pa.nulls(21, pa.string()), "path": [f"{n}.png" for n in range(21)]})
+    parts = Parts(str(tmp_path), {})
+    assert errors_of(parts) == (0, 0)
+    names = list(parts.deal([rows], most=7))
+    for name in names[1:]:
+        store_part(readings(part=name).slice(0, 7), out=parts.out, model_id="m", threshold=None)
+        store_part(readings(part="unknown"), out=parts.out, model_id="m", threshold=None)
+    assert errors_of(parts) == (14, 2)
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.6, np.inf])
