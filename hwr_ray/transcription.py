@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -12,42 +11,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray.data
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ALTERNATIVES, CHARACTERS, ReadingSettings, read_lines_with
+from hwr_ray.batch_reading import ReadingSettings, read_lines_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
-from hwr_ray.inputs import Inputs, InputSettings, open_inputs
-from hwr_ray.line_images import Canvas
-from hwr_ray.line_reading import lines_of
-from hwr_ray.parts import OUTPUTS, WORK, Parts, inputs_of, read_parquet, repeated_key, write_output
-from hwr_ray.prepared import column_of
+from hwr_ray.inputs import ImageFiles, Inputs, InputSettings, open_inputs
+from hwr_ray.parts import WORK, Parts, inputs_of, repeated_key
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
+from hwr_ray.transcripts import STAGES, errors_of, load_part, store_part, summarize
 
 log = logging.getLogger(__name__)
 
-TRANSCRIPTS = pa.schema(
-    {
-        "id": pa.string(),  # key of the row, where the inputs have one; unique
-        "path": pa.string(),  # of the image, from --images on or as the manifest has it; unique where there is no id
-        "text": pa.string(),  # null where the image could not be read
-        "confidence": pa.float32(),  # chance that the text is right, 0 to 1; null without a text
-        "needs_review": pa.bool_(),  # whether the confidence is too low for --precision; true without a text
-        "alternatives": ALTERNATIVES,  # the --num-best candidates without the text; null without a text
-        "characters": CHARACTERS,  # of the text, with --characters; else null
-        "error": pa.string(),  # reason and sentence, null where the image was read
-        "model_id": pa.string(),  # of the bundle
-        "height": pa.int32(),  # of the image, in pixels; null where it could not be decoded
-        "width": pa.int32(),
-    }
-)
-"""Columns of OUT/*.parquet."""
-STAGES = ("read", "decode", "model", "write")
-"""Of a part: bytes from files, pictures from bytes, texts from pictures, rows to a file."""
 MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
 """Of a part: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
 LISTING_SECONDS = 10
@@ -85,6 +63,8 @@ def transcribe(settings: TranscribeSettings) -> None:
     model_path, out = storage.absolute(settings.model), storage.absolute(settings.out)
     bundle, inputs = load_bundle(model_path), open_inputs(settings.inputs)
     reading = settings.reading.for_workers(model_path)
+    if isinstance(inputs, ImageFiles) and inputs.holds(out):
+        raise UserError(f"--out {out} lies in --images {settings.inputs.images}: name one outside of it")
     if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
         raise UserError(f"{settings.inputs.images} has {repeated} twice: name a unique --id-column")
     threshold, share = review_threshold(bundle, reading, settings.precision)
@@ -235,14 +215,6 @@ class Job:
             )
 
 
-def errors_of(parts: Parts) -> tuple[int, int]:
-    """How many rows the parts have that are read, and how many of them failed."""
-    undone = set(parts.undone())
-    done = [name for name in parts.names if name not in undone]
-    errors = [read_parquet(storage.join(parts.out, OUTPUTS, name), columns=["error"])["error"] for name in done]
-    return sum(map(len, errors)), sum(len(column) - column.null_count for column in errors)
-
-
 def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSettings) -> dict[str, Any]:
     """What decides the rows of a job: another attempt must have the same."""
     inputs = {**asdict(settings.inputs), "images": storage.absolute(settings.inputs.images)}
@@ -275,69 +247,3 @@ def told_of_review(counts: dict[str, Any], threshold: float | None, share: float
         f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
         f"precision of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
     )
-
-
-def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
-    """The rows of the part that a table with one row names, with `image` on the canvas, `height`, `width`, `error`."""
-    (name,) = table["part"].to_pylist()
-    rows = inputs_of(out, name)
-    start = time.monotonic()
-    files = inputs.fetch(rows)
-    read = time.monotonic()
-    lines = lines_of(files, canvas)
-    decoded = time.monotonic()
-    columns = {
-        "part": [name] * len(rows),
-        "num_rows": [len(rows)] * len(rows),
-        "read_seconds": [read - start] * len(rows),
-        "decode_seconds": [decoded - read] * len(rows),
-        "id": rows["id"],
-        "path": rows["path"],
-        "image": column_of([line.image for line in lines], canvas),
-        "height": pa.array([line.height for line in lines], pa.int32()),
-        "width": pa.array([line.width for line in lines], pa.int32()),
-        "error": pa.array([f"{line.reason}: {line.detail}" if line.reason else None for line in lines], pa.string()),
-    }
-    return pa.table(columns)
-
-
-def store_part(table: pa.Table, *, out: str, model_id: str, threshold: float | None) -> pa.Table:
-    """Writes the readings of a part as transcripts; returns a row of what it cost.
-
-    Raises RuntimeError where rows of the part are missing, UserError where no space is left.
-    """
-    first = table.select(["part", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
-    if len(table) != first["num_rows"] or pc.count_distinct(table["part"]).as_py() != 1:
-        raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the part {first['part']} came back")
-    start = time.monotonic()
-    write_output(out, first["part"], to_transcripts(table, model_id=model_id, threshold=threshold))
-    failed = len(table) - table["error"].null_count
-    return pa.table(
-        {**{k: [v] for k, v in first.items()}, "num_failed": [failed], "write_seconds": [time.monotonic() - start]}
-    )
-
-
-def to_transcripts(table: pa.Table, *, model_id: str, threshold: float | None) -> pa.Table:
-    """Readings as rows of the schema TRANSCRIPTS."""
-    columns = {name: table[name] for name in TRANSCRIPTS.names if name in table.column_names}
-    columns |= {"text": table["prediction"], "model_id": [model_id] * len(table)}
-    passes = pc.fill_null(pc.greater_equal(table["confidence"], threshold or 0.0), False)
-    columns["needs_review"] = pa.nulls(len(table), pa.bool_()) if threshold is None else pc.invert(passes)
-    return pa.table({name: columns[name] for name in TRANSCRIPTS.names}, schema=TRANSCRIPTS)
-
-
-def summarize(parts: Parts) -> dict[str, Any]:
-    """Counts over all transcripts."""
-    errors, num_images, num_review, num_judged = Counter[str](), 0, 0, 0
-    for path in parts.files():
-        table = read_parquet(path, columns=["error", "needs_review"])
-        num_images += len(table)
-        num_review += pc.sum(table["needs_review"]).as_py() or 0
-        num_judged += len(table) - table["needs_review"].null_count
-        errors += Counter(error.split(":")[0] for error in table["error"].drop_null().to_pylist())
-    return {
-        "num_images": num_images,
-        "num_read": num_images - errors.total(),
-        "num_review": num_review if num_judged else None,
-        "errors": dict(errors),
-    }

@@ -49,6 +49,7 @@ LEVELS = {
             "optimization",
             "train_loop",
             "batch_reading",
+            "transcripts",
             "decoder_fitting",
         ],
         3,

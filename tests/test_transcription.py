@@ -17,18 +17,8 @@ from hwr_ray.inputs import InputSettings, open_inputs
 from hwr_ray.line_images import Canvas, encode_png, fit
 from hwr_ray.parts import Parts, inputs_of
 from hwr_ray.resuming import difference
-from hwr_ray.transcription import (
-    TRANSCRIPTS,
-    TranscribeSettings,
-    errors_of,
-    facts_of,
-    load_part,
-    review_threshold,
-    store_part,
-    summarize,
-    to_transcripts,
-    told_of_review,
-)
+from hwr_ray.transcription import TranscribeSettings, facts_of, review_threshold, told_of_review, transcribe
+from hwr_ray.transcripts import TRANSCRIPTS, errors_of, load_part, store_part, summarize, to_transcripts
 
 CANVAS = Canvas(16, 64)
 CONFIDENCES = [0.9, None, 0.2, 0.5, 1.0, 0.0, 0.7]
@@ -246,3 +236,11 @@ def test_what_decides_the_rows_is_a_fact_and_what_does_not_is_none(tmp_path, tin
 def test_shares_lie_between_none_and_all(tmp_path, name, value):
     with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} must lie in 0 to 1, not {value}"):
         settings(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("out", ["", "out", "deep/er/out"])
+def test_transcripts_among_the_images_are_refused(tmp_path, out):
+    (tmp_path / "a.png").write_bytes(encode_png(np.full((40, 100), 230, np.uint8)))
+    with pytest.raises(UserError, match="lies in --images"):
+        transcribe(TranscribeSettings(inputs=InputSettings(images=str(tmp_path)), out=str(tmp_path / out)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
