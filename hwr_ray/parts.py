@@ -80,7 +80,7 @@ class Parts:
         """Deals the rows of new inputs out to parts of at most `most` rows; yields their names."""
         kept = pa.table({})
         for table in tables:
-            new = table.filter(pa.array(~_contains(self._seen, _digests(table))))
+            new = table.filter(pa.array(~_contains(self._seen, _digests(table)))) if len(self._seen) else table
             kept = pa.concat_tables([kept, new]) if len(kept) else new
             while len(kept) >= (size := min(most, FIRST_PART << self.num_own // PARTS_OF_A_SIZE)):
                 yield self._add(kept.slice(0, size))
@@ -211,8 +211,6 @@ def _digests(table: pa.Table) -> np.ndarray:
 
 
 def _contains(digests: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Which of the wanted (N) are among sorted digests (M)."""
-    if not len(digests):
-        return np.zeros(len(wanted), bool)
+    """Which of the wanted (N) are among sorted digests (M > 0)."""
     places = np.searchsorted(digests, wanted)
     return digests[np.minimum(places, len(digests) - 1)] == wanted
