@@ -17,15 +17,10 @@ from hwr_ray.folds import folds_of
 from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import images_of
 from hwr_ray.recognizer import Recognizer
+from hwr_ray.transcripts import ALTERNATIVES, CHARACTERS
 
 ROWS_PER_BLOCK = 512
 """Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
-ALTERNATIVES = pa.list_(pa.struct({"text": pa.string(), "share": pa.float32()}))
-"""The next best candidates with their shares, 0 to 1, of the candidates' probability."""
-CHARACTERS = pa.list_(
-    pa.struct({"character": pa.string(), "confidence": pa.float32(), "left": pa.int32(), "right": pa.int32()})
-)
-"""The letters of a text: each one's own probability, 0 to 1, and where it stands, in pixels of the image file."""
 FEED_CPUS = 1
 """Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
 

@@ -30,6 +30,8 @@ MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
 """Of a part: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
 LISTING_SECONDS = 10
 """For which the first wave waits for more inputs."""
+WORKERS_OF_A_WRITER = 8
+"""Models that one process writes for: it takes a hundredth of their time, or on an object store a tenth."""
 MODEL_BOUND = 0.8
 """Share of the time in which the models read, from which on they bound the speed."""
 FEWEST_ROWS = 1000
@@ -120,7 +122,7 @@ class Job:
         self.num_seen, self.num_failed = errors_of(parts)
         """Of all parts that are read, those of earlier attempts, too."""
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self.wall = 0.0
+        self.wall = self.start_up = 0.0
 
     def run(self) -> None:
         """Lists the inputs and reads them as they come, in waves: what one wave leaves unlisted is in the next.
@@ -151,17 +153,19 @@ class Job:
         self._check_errors(at_end=True)
 
     def speed(self) -> dict[str, Any]:
-        """Images a second of this run, the seconds that each stage was busy in all processes, and what bounded it."""
+        """Images a second of this run once its models were there, the seconds that each stage was busy in all
+        processes, and what bounded it."""
         busy = self.seconds["model"] / max(self.wall * (self.reading.num_workers or 1), 1e-9)
         others = [stage for stage in STAGES if stage != "model"]
         slowest = max(others, key=self.seconds.__getitem__)
         return {
             "num_images": self.num_rows,
             "images_per_second": round(self.num_rows / self.wall, 1) if self.wall else None,
+            "start_up_seconds": round(self.start_up, 1),
             "wall_seconds": round(self.wall, 1),
             "busy_seconds": {stage: round(seconds, 1) for stage, seconds in self.seconds.items()},
             "model_busy": round(busy, 3),
-            "bound_by": "model" if busy > MODEL_BOUND else slowest,
+            "bound_by": "start-up" if self.start_up > self.wall else "model" if busy > MODEL_BOUND else slowest,
         }
 
     def _list(self) -> None:
@@ -176,13 +180,14 @@ class Job:
         """What came of each part, as they are done."""
         if not names:
             return
-        blocks = [pa.table({"part": [name]}) for name in names]
+        blocks, num_workers = [pa.table({"part": [name]}) for name in names], self.reading.num_workers or 1
         pictures = ray.data.from_arrow(blocks).map_batches(
             load_part,  # type: ignore[arg-type]
             fn_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=0.25,  # other than the actors', or Ray would decode in them
+            compute=ray.data.TaskPoolStrategy(size=num_workers),  # more would only start more processes
         )
         model_path = storage.absolute(self.settings.model)
         stored = read_lines_with(pictures, model_path, self.reading, num_blocks=len(blocks), timed=True).map_batches(
@@ -191,11 +196,17 @@ class Job:
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=0.25,
+            compute=ray.data.TaskPoolStrategy(size=-(-num_workers // WORKERS_OF_A_WRITER)),
         )
         stored.context.enable_progress_bars = False
         start = time.monotonic()
-        yield from stored.iter_rows()
-        self.wall += time.monotonic() - start
+        started: float | None = None
+        for result in stored.iter_rows():
+            # The models are there since the first part to come back was about to be read.
+            started = started or time.monotonic() - result["model_seconds"] - result["write_seconds"]
+            yield result
+        self.wall += time.monotonic() - (started or start)
+        self.start_up += (started or start) - start
 
     def _count(self, result: dict[str, Any]) -> None:
         self.num_rows += result["num_rows"]

@@ -1,4 +1,7 @@
-"""The rows of a batch transcription: pictures of a part in, transcripts of it out, and counts over all of them."""
+"""The rows of a batch transcription: pictures of a part in, transcripts of it out, and counts over all of them.
+
+Nothing here or below imports torch, which would take each of Ray's processes seconds to start.
+"""
 
 import time
 from collections import Counter
@@ -8,13 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ALTERNATIVES, CHARACTERS
 from hwr_ray.inputs import Inputs
 from hwr_ray.line_images import Canvas
 from hwr_ray.line_reading import lines_of
 from hwr_ray.parts import OUTPUTS, Parts, inputs_of, read_parquet, write_output
 from hwr_ray.prepared import column_of
 
+ALTERNATIVES = pa.list_(pa.struct({"text": pa.string(), "share": pa.float32()}))
+"""The next best candidates with their shares, 0 to 1, of the candidates' probability."""
+CHARACTERS = pa.list_(
+    pa.struct({"character": pa.string(), "confidence": pa.float32(), "left": pa.int32(), "right": pa.int32()})
+)
+"""The letters of a text: each one's own probability, 0 to 1, and where it stands, in pixels of the image file."""
 TRANSCRIPTS = pa.schema(
     {
         "id": pa.string(),  # key of the row, where the inputs have one; unique

@@ -155,6 +155,12 @@ def test_the_recognizer_knows_no_ray():
     assert not reached & HOMES["ray"]
 
 
+@pytest.mark.parametrize("module", ["transcripts", "preparation"])
+def test_what_reads_and_writes_rows_starts_without_torch(module):
+    code = f"import hwr_ray.{module}, sys; assert not {{'torch', 'openvino', 'numba'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_every_module_writes_nothing_and_starts_nothing(tmp_path):
     code = f"""
 import importlib, logging

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from hwr_ray.batch_reading import ALTERNATIVES, CHARACTERS, ReadingSettings
+from hwr_ray.batch_reading import ReadingSettings
 from hwr_ray.bundle import SHIPPED, load_bundle
 from hwr_ray.calibration import Calibration
 from hwr_ray.decoding import Decoding
@@ -18,7 +18,16 @@ from hwr_ray.line_images import Canvas, encode_png, fit
 from hwr_ray.parts import Parts, inputs_of
 from hwr_ray.resuming import difference
 from hwr_ray.transcription import TranscribeSettings, facts_of, review_threshold, told_of_review, transcribe
-from hwr_ray.transcripts import TRANSCRIPTS, errors_of, load_part, store_part, summarize, to_transcripts
+from hwr_ray.transcripts import (
+    ALTERNATIVES,
+    CHARACTERS,
+    TRANSCRIPTS,
+    errors_of,
+    load_part,
+    store_part,
+    summarize,
+    to_transcripts,
+)
 
 CANVAS = Canvas(16, 64)
 CONFIDENCES = [0.9, None, 0.2, 0.5, 1.0, 0.0, 0.7]
