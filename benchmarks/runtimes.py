@@ -141,16 +141,9 @@ RUNTIMES: dict[str, Callable[[Bundle], Read]] = {
     "OpenVINO bfloat16": lambda bundle: openvino(bundle, "bf16"),
 }
 REFERENCE = "torch eager float32"
-_OPENVINO = (
-    "no setting limits it: with ONEDNN_MAX_CPU_ISA=AVX2 its oneDNN obeys, its own choice of kernels does not, and the "
-    "GRU can't be compiled. On a processor without AVX-512 (qemu's Haswell) the model compiles and runs"
-)
-UNLIMITED = {
-    "ONNX Runtime float32": "no setting limits it: its kernels ask the processor",
-    "OpenVINO float32": _OPENVINO,
-    "OpenVINO bfloat16": _OPENVINO,
-}
-"""Runtimes that can't be kept to AVX2 on a processor with AVX-512, and why."""
+UNLIMITED = {"ONNX Runtime float32": "no setting limits it: its kernels ask the processor"}
+"""Runtimes that can't be kept to AVX2 on a processor with AVX-512, and why. OpenVINO's oneDNN obeys the environment, its
+own choice of kernels may not."""
 
 
 def measure(settings: RuntimesBenchmark) -> None:
