@@ -142,8 +142,8 @@ RUNTIMES: dict[str, Callable[[Bundle], Read]] = {
 }
 REFERENCE = "torch eager float32"
 UNLIMITED = {"ONNX Runtime float32": "no setting limits it: its kernels ask the processor"}
-"""Runtimes that can't be kept to AVX2 on a processor with AVX-512, and why. OpenVINO's oneDNN obeys the environment, its
-own choice of kernels may not."""
+"""Runtimes that can't be kept to AVX2 on a processor with AVX-512, and why. OpenVINO's oneDNN obeys the environment,
+its own choice of kernels may not."""
 
 
 def measure(settings: RuntimesBenchmark) -> None:
