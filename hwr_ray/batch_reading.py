@@ -29,8 +29,8 @@ FEED_CPUS = 1
 class ReadingSettings:
     num_workers: int | None = None
     """Processes that each hold a model; by default one for each CPU of the cluster, or for each GPU."""
-    cpus_per_worker: float = 0.5
-    """Ray's logical CPUs for each of them."""
+    cpus_per_worker: float = 0.45
+    """Ray's logical CPUs for each of them: a full node of them leaves some for what feeds them."""
     use_gpu: bool = False
     """One GPU for each of them."""
     batch_size: int = 64

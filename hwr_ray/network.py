@@ -22,7 +22,7 @@ class Network:
     """A bundle's model, from line images to log-probabilities.
 
     It computes in bfloat16 where the hardware does. On a CPU, a line's log-probabilities do not depend on its batch.
-    Why OpenVINO: benchmarks/results/runtimes.json.
+    Why OpenVINO: benchmarks/results/runtimes.md.
     """
 
     def __init__(self, bundle: Bundle, *, device: str | torch.device = "cpu", batch_size: int = 64) -> None:

@@ -32,6 +32,9 @@ LISTING_SECONDS = 10
 """For which the first wave waits for more inputs."""
 WORKERS_OF_A_WRITER = 8
 """Models that one process writes for: it takes a hundredth of their time, or on an object store a tenth."""
+TASK_CPUS = 0.05
+"""Ray's logical CPUs of what reads and writes: so few that the models of a node that is lost, which start again on the
+others, leave them some. With none to be had the job would stand still."""
 MODEL_BOUND = 0.8
 """Share of the time in which the models read, from which on they bound the speed."""
 FEWEST_ROWS = 1000
@@ -186,7 +189,7 @@ class Job:
             fn_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=0.25,  # other than the actors', or Ray would decode in them
+            num_cpus=TASK_CPUS,
             compute=ray.data.TaskPoolStrategy(size=num_workers),  # more would only start more processes
         )
         model_path = storage.absolute(self.settings.model)
@@ -195,7 +198,7 @@ class Job:
             fn_kwargs={"out": self.parts.out, "model_id": self.bundle.model_id, "threshold": self.threshold},
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=0.25,
+            num_cpus=TASK_CPUS,
             compute=ray.data.TaskPoolStrategy(size=-(-num_workers // WORKERS_OF_A_WRITER)),
         )
         stored.context.enable_progress_bars = False
