@@ -41,7 +41,6 @@ class ReadingSettings:
     """File of known names, one a line or `name,count`: candidates among them are raised, others are not forbidden."""
     num_best: int = 1
     """Candidates of each line that are told: the reading and num-best - 1 `alternatives`."""
-
     characters: bool = False
     """Tell the `characters` of each text: how sure each is, and where it stands."""
 
