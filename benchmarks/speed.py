@@ -76,7 +76,7 @@ def main() -> None:
 
     def train() -> None:
         ink = augment(to_ink(images), ids, seed=0, epoch=0)
-        train_step(state, model.train(), ink, [codec.encode("BALTHAZ")] * BATCH, shortcut_weight=0.1, trimmed_share=0)
+        train_step(state, model.train(), ink, [codec.encode("BALTHAZ")] * BATCH, shortcut_weight=0.1)
         update_average(state.average, model, 0.99)
 
     def search() -> None:

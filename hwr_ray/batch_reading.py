@@ -17,15 +17,10 @@ from hwr_ray.folds import folds_of
 from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import images_of
 from hwr_ray.recognizer import Recognizer
+from hwr_ray.transcripts import ALTERNATIVES, CHARACTERS
 
 ROWS_PER_BLOCK = 512
 """Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
-ALTERNATIVES = pa.list_(pa.struct({"text": pa.string(), "share": pa.float32()}))
-"""The next best candidates with their shares, 0 to 1, of the candidates' probability."""
-CHARACTERS = pa.list_(
-    pa.struct({"character": pa.string(), "confidence": pa.float32(), "left": pa.int32(), "right": pa.int32()})
-)
-"""The letters of a text: each one's own probability, 0 to 1, and where it stands, in pixels of the image file."""
 FEED_CPUS = 1
 """Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
 
@@ -34,8 +29,8 @@ FEED_CPUS = 1
 class ReadingSettings:
     num_workers: int | None = None
     """Processes that each hold a model; by default one for each CPU of the cluster, or for each GPU."""
-    cpus_per_worker: float = 0.5
-    """Ray's logical CPUs for each of them."""
+    cpus_per_worker: float = 0.45
+    """Ray's logical CPUs for each of them: a full node of them leaves some for what feeds them."""
     use_gpu: bool = False
     """One GPU for each of them."""
     batch_size: int = 64
@@ -46,7 +41,6 @@ class ReadingSettings:
     """File of known names, one a line or `name,count`: candidates among them are raised, others are not forbidden."""
     num_best: int = 1
     """Candidates of each line that are told: the reading and num-best - 1 `alternatives`."""
-
     characters: bool = False
     """Tell the `characters` of each text: how sure each is, and where it stands."""
 

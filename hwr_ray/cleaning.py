@@ -2,7 +2,6 @@
 
 import unicodedata
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Literal
 
 from hwr_ray.codec import Codec
@@ -67,10 +66,12 @@ def reason_for(text: str, settings: CleaningSettings, *, is_training: bool) -> s
 
 def is_safe(path: str) -> bool:
     """Whether a path from a CSV stays below its folder, whatever the operating system."""
+    names = path.split("/")
     return (
         bool(path.strip())
-        and not any(c in path for c in "\\\0")
-        and ":" not in path.split("/")[0]
+        and "\\" not in path
+        and "\0" not in path
+        and ":" not in names[0]
         and not path.startswith("/")
-        and ".." not in PurePosixPath(path).parts
+        and ".." not in names
     )

@@ -50,6 +50,8 @@ def connect(*, show_workers: bool = True) -> None:
     context = ray.data.DataContext.get_current()
     # Ray waits half an hour by default before it says that nothing moves.
     context.execution_no_progress_timeout_s = 300
+    # Else a UserError of a worker comes wrapped in an error that loses its cause on the way.
+    context.raise_original_map_exception = True
     # Bars on a terminal, a line each 10 s in a log.
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     context.print_on_execution_start = False

@@ -86,20 +86,22 @@ class Decoding:
             found.labels, found.lengths, found.ctc_log_probs, found.scores, strict=True
         ):
             is_there = np.isfinite(scores)
-            texts = [codec.decode(line[:n]) for line, n in zip(labels[is_there], lengths[is_there], strict=True)]
+            lines = [line[:n].tolist() for line, n in zip(labels[is_there], lengths[is_there], strict=True)]
             scores = scores[is_there]
             if prior:
+                texts = map(codec.decode, lines)
                 weighed = [self.lm_weight * prior.log_prob(t) + self.length_bonus * len(t) for t in texts]
                 scores = ctc[is_there] + np.array(weighed)
-            readings.append(_reading(texts, scores, num_best))
+            readings.append(_reading(lines, scores, num_best, codec))
         return calibrated(readings, self.beam_calibration)
 
 
-def _reading(texts: list[str], scores: np.ndarray, num_best: int) -> Reading:
+def _reading(lines: list[list[int]], scores: np.ndarray, num_best: int, codec: Codec) -> Reading:
+    """Of candidates' labels and scores; only the chosen ones are spelled, since that takes a while."""
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
     order = np.argsort(-scores, kind="stable")[:num_best]
-    best, *others = ((texts[k], float(shares[k])) for k in order)
+    best, *others = ((codec.decode(lines[k]), float(shares[k])) for k in order)
     return Reading(*best, alternatives=tuple(others))
 
 

@@ -99,6 +99,10 @@ class ImageFiles:
     pattern: re.Pattern[str] | None = None
     name: str | None = None
 
+    def holds(self, path: str) -> bool:
+        """Whether files of a folder at the path would be among them."""
+        return not (self.pattern or self.name) and f"{path}/".startswith(f"{self.folder.rstrip('/')}/")
+
     def tables(self) -> Iterator[pa.Table]:
         files = iter([self.name]) if self.name else storage.walk_files(self.folder)
         seen = (path for path in files if not posixpath.basename(path).startswith("."))

@@ -85,9 +85,10 @@ def _row(file: LabelFile, header: Sequence[str], number: int, fields: list[str],
     values = dict(zip(header, fields, strict=False))
     line, text = values.get(file.columns[0], ""), values.get(file.columns[1], "")
     reason = detail = None
+    is_path = is_safe(line)
     if len(fields) != len(header):
         reason, detail = "malformed_row", f"{len(fields)} fields, not {len(header)}"
-    elif not is_safe(line):
+    elif not is_path:
         reason = "unsafe_path"
     elif line in seen:
         reason = "duplicate_id"
@@ -97,7 +98,7 @@ def _row(file: LabelFile, header: Sequence[str], number: int, fields: list[str],
         "row": number,
         "id": line,
         "folder": file.images,
-        "path": join(file.images, line) if is_safe(line) else None,
+        "path": join(file.images, line) if is_path else None,
         "text": text,
         "reason": reason,
         "detail": detail,

@@ -1,6 +1,7 @@
 """Line images: bytes of a file to a grey picture, a grey picture to the canvas."""
 
 import io
+import struct
 from dataclasses import dataclass
 
 import cv2
@@ -66,6 +67,10 @@ def _check_header(data: bytes) -> bool:
     """Whether the picture has transparency. Raises UndecodableImageError for what should not be decoded."""
     if not data:
         raise UndecodableImageError("the file is empty")
+    if size := _jpeg_size(data):
+        _check_size(*size)
+        _check_end(data, "JPEG")
+        return False
     try:
         with Image.open(io.BytesIO(data)) as picture:
             (width, height), kind, frames = picture.size, picture.format, getattr(picture, "n_frames", 1)
@@ -76,16 +81,48 @@ def _check_header(data: bytes) -> bool:
         raise UndecodableImageError("the file is not an image") from error
     if frames > 1:
         raise UndecodableImageError(f"the file holds {frames} pictures, not one")
+    _check_size(height, width)
+    _check_end(data, kind)
+    return has_alpha
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG of one picture; None for other files, and for what its segments leave open.
+
+    A third of the time of Pillow, which is all that most files need.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    start = 2
+    while start + 9 <= len(data) and data[start] == 0xFF:
+        kind = data[start + 1]
+        if kind in _SIZE_SEGMENTS:
+            return struct.unpack_from(">HH", data, start + 5)
+        if kind not in _OTHER_SEGMENTS or data.startswith(b"MPF\0", start + 4):  # that may hold several pictures
+            return None
+        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return None
+
+
+_SIZE_SEGMENTS = frozenset((0xC0, 0xC1, 0xC2))
+"""Markers of the frame headers that OpenCV decodes: baseline, extended and progressive."""
+_OTHER_SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
+"""Of tables, comments and applications, which may come before it."""
+
+
+def _check_size(height: int, width: int) -> None:
     if min(height, width) < MIN_SIDE:
         raise UndecodableImageError(f"{width}x{height} pixels are too few for a line")
     if height * width > MAX_PIXELS:
         raise UndecodableImageError(f"{width}x{height} pixels are more than {MAX_PIXELS // 10**6} million")
+
+
+def _check_end(data: bytes, kind: str | None) -> None:
     # Decoders fill the lost part of a cut JPEG or PNG with grey; only their end markers tell.
     if kind == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise UndecodableImageError("the JPEG is cut off before its end")
     if kind == "PNG" and b"IEND" not in data[-1024:]:
         raise UndecodableImageError("the PNG is cut off before its end")
-    return has_alpha
 
 
 def _to_grey(pixels: np.ndarray) -> np.ndarray:
@@ -115,10 +152,19 @@ def fit(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
         height, width = picture.shape
-    fitted = np.full((canvas.height, canvas.width), np.median(picture), np.uint8)
+    fitted = np.full((canvas.height, canvas.width), _median(picture), np.uint8)
     top = (canvas.height - height) // 2
     fitted[top : top + height, :width] = picture
     return fitted
+
+
+def _median(picture: np.ndarray) -> int:
+    """The median of a picture (h, w) uint8, rounded down; a quarter of the time of np.median."""
+    pixels = picture.ravel().astype(np.uint16)  # numpy partitions 16 bits with AVX-512, 8 bits one by one
+    half = (len(pixels) - 1) // 2
+    parted = np.partition(pixels, half)
+    upper = parted[half] if len(pixels) % 2 else parted[half + 1 :].min()
+    return (int(parted[half]) + int(upper)) // 2
 
 
 def encode_png(picture: np.ndarray) -> bytes:

@@ -22,14 +22,16 @@ class Network:
     """A bundle's model, from line images to log-probabilities.
 
     It computes in bfloat16 where the hardware does. On a CPU, a line's log-probabilities do not depend on its batch.
-    Why OpenVINO: benchmarks/results/runtimes.json.
+    Why OpenVINO: benchmarks/results/runtimes.md.
     """
 
     def __init__(self, bundle: Bundle, *, device: str | torch.device = "cpu", batch_size: int = 64) -> None:
         self.device, self.batch_size = torch.device(device), batch_size
         self._model = bundle.model.to(self.device)
         if self.device.type == "cpu":
-            self._request = _compile(self._model, (bundle.canvas.height, bundle.canvas.width)).create_infer_request()
+            self._request = compile_for_cpu(
+                self._model, (bundle.canvas.height, bundle.canvas.width)
+            ).create_infer_request()
         else:
             self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -59,8 +61,11 @@ class _Reading(nn.Module):
         return log_probs_of(self.model, images)
 
 
-def _compile(model: CRNN, canvas: tuple[int, int]) -> Any:
-    """The model compiled for this machine's CPU, with as many threads as torch has in this process."""
+def compile_for_cpu(model: CRNN, canvas: tuple[int, int], **settings: Any) -> Any:
+    """The model compiled for this machine's CPU, with as many threads as torch has in this process.
+
+    `settings` are OpenVINO's; by default it computes in bfloat16 where the processor does.
+    """
     example = (torch.zeros((2, *canvas), dtype=torch.uint8),)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the GRU, whose checks hold for any batch
@@ -71,7 +76,7 @@ def _compile(model: CRNN, canvas: tuple[int, int]) -> Any:
     found = frontend.convert(frontend.load(decoder))
     found.reshape({found.inputs[0]: ov.PartialShape([-1, *canvas])})
     # Pinned, the threads of all processes would share the first cores.
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "ENABLE_CPU_PINNING": False}
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "ENABLE_CPU_PINNING": False, **settings}
     return ov.Core().compile_model(found, "CPU", settings)
 
 

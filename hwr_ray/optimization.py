@@ -47,28 +47,19 @@ class TrainState:
 
 
 def train_step(
-    state: TrainState,
-    parallel: nn.Module,
-    ink: Tensor,
-    labels: list[list[int]],
-    *,
-    shortcut_weight: float,
-    trimmed_share: float,
+    state: TrainState, parallel: nn.Module, ink: Tensor, labels: list[list[int]], *, shortcut_weight: float
 ) -> tuple[Tensor, Tensor]:
     """One step on ink (N, 1, H, W); returns the loss and the gradient's norm before clipping.
 
-    What is minimized is the loss + shortcut_weight * that of the CTC head on the convolution features, both over the
-    lines but the trimmed_share (0 to 1) with the highest loss (trimmed loss, Shen and Sanghavi 2019).
+    What is minimized is the loss + shortcut_weight * that of the CTC head on the convolution features.
     """
     with torch.autocast(ink.device.type, torch.bfloat16, enabled=has_bfloat16(ink.device)):
         logits, shortcut = parallel(ink.contiguous(memory_format=torch.channels_last))
     lengths = torch.tensor([max(1, len(line)) for line in labels], device=ink.device)
     # CTC sums many small probabilities: float32 always.
-    losses, shortcut_losses = (ctc_losses(out.float().log_softmax(-1), labels) / lengths for out in (logits, shortcut))
-    num_kept = max(1, len(labels) - round(trimmed_share * len(labels)))
-    # An infinite loss, of a line with too few frames for its label, is kept: it must show.
-    kept = losses.detach().nan_to_num(posinf=0.0).topk(num_kept, largest=False).indices
-    loss, shortcut_loss = losses[kept].mean(), shortcut_losses[kept].mean()
+    loss, shortcut_loss = (
+        (ctc_losses(out.float().log_softmax(-1), labels) / lengths).mean() for out in (logits, shortcut)
+    )
     total = loss + shortcut_weight * shortcut_loss
     state.optimizer.zero_grad(set_to_none=True)
     total.backward()

@@ -7,9 +7,11 @@ are merged, in order, into OUT/transcripts-NUMBER.parquet; the merge is planned 
 gone on with.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -42,34 +44,43 @@ class Parts:
         if storage.is_file(self.out):
             raise UserError(f"{out} is a file: name another --out")
         known = self._read(SUMMARY) or self._read(STATE)
-        if known is None and any(storage.walk_files(self.out)):
+        begun = f"{STATE}.partial"  # all that a run leaves that is killed at its first write
+        if known is None and any(name != begun for name in storage.walk_files(self.out)):
             raise UserError(f"{out} holds something else (it has no {SUMMARY}): name another --out")
-        if overwrite:
-            storage.delete(self.out)
-        elif known and (found := difference(known.get("facts", {}), facts)):
-            name, there, here = found
+        there = (known or {}).get("facts", {})  # none in what an older version wrote
+        if overwrite and known:
+            self._clear(there)
+        elif known and (found := difference(there, facts)):
+            name, old, new = found
             raise UserError(
-                f"{out} was begun with {name} = {there}, not {here}: name another --out, or --overwrite to start over"
+                f"{out} was begun with {name} = {old}, not {new}: name another --out, or --overwrite to start over"
             )
         if storage.is_file(self._path(PLAN)):  # stopped while it was ending
             self._merge()
         accepted = (self._read(STATE) or {"accepted": []})["accepted"]
         if accepted:
-            accepted[-1] = len([name for name in self._names(INPUTS) if name.startswith(f"{len(accepted) - 1:03}-")])
-        self.names = [_name(attempt, part) for attempt, number in enumerate(accepted) for part in range(number)]
+            accepted[-1][1] = len([name for name in self._names(INPUTS) if name.startswith(f"{accepted[-1][0]}-")])
+        self.names = [_name(attempt, part) for attempt, number in accepted for part in range(number)]
         """Of all parts so far, in order."""
-        self.attempt, self.num_own = len(accepted), 0
-        self.facts, self._accepted = facts, [*accepted, 0]
+        self.attempt, self.num_own = uuid4().hex[:8], 0  # its own: what a run that lost writes late is never taken up
+        self.facts, self._accepted = facts, [*accepted, [self.attempt, 0]]
         storage.write_json(self._path(STATE), {"facts": facts, "accepted": self._accepted})
         self._seen = np.sort(np.concatenate([np.empty(0, DIGEST), *map(_digests, self._keys())]))
         self.num_rows = len(self._seen)
         """Rows so far: of the merged files, and of all parts."""
 
+    def _clear(self, facts: dict[str, Any]) -> None:
+        """Deletes all but the state, so that what is left can be told where this is cut off."""
+        storage.write_json(self._path(STATE), {"facts": facts, "accepted": []})
+        for name in storage.list_files(self.out):
+            if name != STATE:
+                storage.delete_file(self._path(name))
+
     def deal(self, tables: Iterable[pa.Table], *, most: int) -> Iterator[str]:
         """Deals the rows of new inputs out to parts of at most `most` rows; yields their names."""
         kept = pa.table({})
         for table in tables:
-            new = table.filter(pa.array(~_contains(self._seen, _digests(table))))
+            new = table.filter(pa.array(~_contains(self._seen, _digests(table)))) if len(self._seen) else table
             kept = pa.concat_tables([kept, new]) if len(kept) else new
             while len(kept) >= (size := min(most, FIRST_PART << self.num_own // PARTS_OF_A_SIZE)):
                 yield self._add(kept.slice(0, size))
@@ -108,7 +119,8 @@ class Parts:
             groups[-1].append(name)
         if len(groups) > 1 and sum(sizes[n] for n in groups[-1]) < BYTES_PER_FILE // 2:
             groups[-2:] = [groups[-2] + groups[-1]]
-        first = len(self.files())
+        numbers = [int(path.removesuffix(".parquet").rpartition("-")[2]) for path in self.files()]
+        first = max(numbers, default=-1) + 1  # not how many there are: one may have been taken away
         files = {f"{FILE}-{first + i:05}.parquet": group for i, group in enumerate(groups) if group}
         storage.write_json(self._path(PLAN), {"files": files})
         self._merge()
@@ -131,7 +143,7 @@ class Parts:
 
     def files(self) -> list[str]:
         """Paths of the merged files, in order."""
-        names = [name for name in storage.list_sizes(self.out) if name.startswith(f"{FILE}-")]
+        names = [name for name in storage.list_sizes(self.out) if re.fullmatch(rf"{FILE}-\d+\.parquet", name)]
         return [self._path(name) for name in names]
 
     def _keys(self) -> Iterator[pa.Table]:
@@ -174,8 +186,8 @@ def repeated_key(inputs: Inputs) -> str | None:
     return next(found[repeated[0]] for found in keys if repeated[0] in found)
 
 
-def _name(attempt: int, part: int) -> str:
-    return f"{attempt:03}-{part:06}.parquet"
+def _name(attempt: str, part: int) -> str:
+    return f"{attempt}-{part:06}.parquet"
 
 
 def _to_parquet(tables: Iterable[pa.Table]) -> pa.Buffer:
@@ -199,8 +211,6 @@ def _digests(table: pa.Table) -> np.ndarray:
 
 
 def _contains(digests: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Which of the wanted (N) are among sorted digests (M)."""
-    if not len(digests):
-        return np.zeros(len(wanted), bool)
+    """Which of the wanted (N) are among sorted digests (M > 0)."""
     places = np.searchsorted(digests, wanted)
     return digests[np.minimum(places, len(digests) - 1)] == wanted

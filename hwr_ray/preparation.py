@@ -156,9 +156,10 @@ def prepare_table(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas)
         good = [row for row in records if row["reason"] is None and row["folder"] == folder]
         for row, line in zip(good, read_lines(folder, [row["id"] for row in good], canvas), strict=True):
             row |= {"reason": line.reason, "detail": line.detail, "height": line.height, "width": line.width}
-            row |= {"digest": line.digest, "image": None if line.image is None else line.image.tobytes()}
-    columns = [*ROWS, *(pa.field(n, t) for n, t in _ADDED.items()), prepared.schema(canvas).field("image")]
-    return pa.Table.from_pylist(records, schema=pa.schema(columns))
+            row |= {"digest": line.digest, "image": line.image}
+    images = prepared.column_of([row.pop("image", None) for row in records], canvas)
+    columns = pa.schema([*ROWS, *(pa.field(n, t) for n, t in _ADDED.items())])
+    return pa.Table.from_pylist(records, schema=columns).append_column("image", images)
 
 
 _ADDED = {"kept_text": pa.string(), "height": pa.int32(), "width": pa.int32(), "digest": pa.binary()}
@@ -175,24 +176,27 @@ class PreparedSink(Datasink[Tally]):
         for number, block in enumerate(blocks):
             # The name depends on the task alone: one that runs again writes the same files again.
             name = f"{ctx.task_idx:06d}-{number:03d}.parquet"
-            kept: dict[str, list[dict[str, Any]]] = {}
-            for row in block.to_pylist():
-                is_kept = row["reason"] is None
-                size = (row["height"], row["width"]) if row["height"] else None
-                tally.add_row(
-                    split=row["split"],
-                    text=row["text"],
-                    kept_text=row["kept_text"] if is_kept else None,
-                    reason=row["reason"],
-                    size=size,
-                    content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"] or b""],
-                )
-                folder = row["split"] if is_kept else "rejected"
-                kept.setdefault(folder, []).append({**row, "text": row["kept_text"]} if is_kept else row)
-            for folder, rows in kept.items():
+            folders = [self._count(row, tally) for row in block.drop_columns("image").to_pylist()]
+            for folder in dict.fromkeys(folders):
+                rows = block.filter(pa.array([other == folder for other in folders]))
+                if folder != "rejected":
+                    rows = rows.set_column(rows.column_names.index("text"), "text", rows["kept_text"])
                 columns = prepared.REJECTED if folder == "rejected" else prepared.schema(self.canvas)
-                self._write(folder, name, pa.Table.from_pylist(rows, schema=columns))
+                self._write(folder, name, rows.select(columns.names).cast(columns))
         return tally
+
+    def _count(self, row: dict[str, Any], tally: Tally) -> str:
+        """Adds a row to the tally; returns the folder that it goes to."""
+        is_kept = row["reason"] is None
+        tally.add_row(
+            split=row["split"],
+            text=row["text"],
+            kept_text=row["kept_text"] if is_kept else None,
+            reason=row["reason"],
+            size=(row["height"], row["width"]) if row["height"] else None,
+            content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"] or b""],
+        )
+        return row["split"] if is_kept else "rejected"
 
     def _write(self, folder: str, name: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()

@@ -126,9 +126,9 @@ def write_bytes(path: str, data: bytes | pa.Buffer) -> None:
     Raises UserError where no space is left.
     """
     filesystem, inner = locate(path)
-    filesystem.create_dir(posixpath.dirname(inner), recursive=True)
     partial = f"{inner}.partial" if isinstance(filesystem, fs.LocalFileSystem) else inner  # object stores put at once
     try:
+        filesystem.create_dir(posixpath.dirname(inner), recursive=True)
         with filesystem.open_output_stream(partial) as stream:
             stream.write(data)
         if partial != inner:

@@ -55,9 +55,7 @@ class Tally:
             self.frames[split, frames_needed(kept_text)] += 1
             self.lengths_after[len(kept_text)] += 1
             self.characters_after.update((split, c) for c in kept_text)
-        hashed = sha256()
-        for part in content:
-            hashed.update(sha256(part).digest())
+        hashed = sha256(b"".join(sha256(part).digest() for part in content))
         self.digest = (self.digest + int.from_bytes(hashed.digest(), "big")) % 2**256
 
     def __add__(self, other: Tally) -> Tally:

@@ -46,7 +46,7 @@ class TrainSettings:
     out: str
     """Folder or URI of the run. The same command again resumes it."""
     model: ModelSettings = field(default_factory=ModelSettings)
-    epochs: int = 40
+    epochs: int = 60
     """Passes over the training lines; the learning rate ends at 0 with the last."""
     batch_size: int = 64
     """Lines a step, over all workers."""
@@ -58,11 +58,9 @@ class TrainSettings:
     """Of the exponential moving average of the weights, a step. The average is what is validated and kept."""
     shortcut_weight: float = 0.1
     """Of the loss of a CTC head on the convolution features, there in training only (Retsinas et al. 2022)."""
-    trimmed_share: float = 0.03
-    """Of each step's lines, those with the highest loss, that are not learned from: most are labelled wrongly."""
     augmentation: bool = True
     """Distort the training lines at random."""
-    patience: int = 30
+    patience: int = 12
     """Epochs without a better validation CER after which training stops."""
     num_folds: int = 1
     """Parts that the training lines are dealt out to, by the hash of their ids."""
@@ -98,9 +96,8 @@ class TrainSettings:
         for name in ("weight_decay", "shortcut_weight", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
-        for name in ("average_decay", "trimmed_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must lie in 0 to 1 (excluded), not {getattr(self, name)}")
+        if not 0 <= self.average_decay < 1:
+            raise UserError(f"--average-decay must lie in 0 to 1 (excluded), not {self.average_decay}")
         if self.batch_size % self.num_workers:
             raise UserError(f"--batch-size {self.batch_size} does not divide by --num-workers {self.num_workers}")
         if self.num_folds == 1 and self.fold is not None:
@@ -225,14 +222,7 @@ def train_epoch(
         if settings.augmentation:
             ink = augment(ink, table["id"].to_pylist(), seed=settings.seed, epoch=epoch)
         labels = [codec.encode(text) for text in table["text"].to_pylist()]
-        loss, norm = train_step(
-            state,
-            parallel,
-            ink,
-            labels,
-            shortcut_weight=settings.shortcut_weight,
-            trimmed_share=settings.trimmed_share,
-        )
+        loss, norm = train_step(state, parallel, ink, labels, shortcut_weight=settings.shortcut_weight)
         update_average(state.average, state.model, min(settings.average_decay, (1 + state.step) / (10 + state.step)))
         losses.append(loss)
         norms.append(norm)

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -12,45 +11,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray.data
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ALTERNATIVES, CHARACTERS, ReadingSettings, read_lines_with
+from hwr_ray.batch_reading import ReadingSettings, read_lines_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
-from hwr_ray.inputs import Inputs, InputSettings, open_inputs
-from hwr_ray.line_images import Canvas
-from hwr_ray.line_reading import lines_of
-from hwr_ray.parts import WORK, Parts, inputs_of, read_parquet, repeated_key, write_output
+from hwr_ray.inputs import ImageFiles, Inputs, InputSettings, open_inputs
+from hwr_ray.parts import WORK, Parts, inputs_of, repeated_key
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
+from hwr_ray.transcripts import STAGES, errors_of, load_part, store_part, summarize
 
 log = logging.getLogger(__name__)
 
-TRANSCRIPTS = pa.schema(
-    {
-        "id": pa.string(),  # key of the row, where the inputs have one; unique
-        "path": pa.string(),  # of the image, from --images on or as the manifest has it; unique where there is no id
-        "text": pa.string(),  # null where the image could not be read
-        "confidence": pa.float32(),  # chance that the text is right, 0 to 1; null without a text
-        "needs_review": pa.bool_(),  # whether the confidence is too low for --precision; true without a text
-        "alternatives": ALTERNATIVES,  # the --num-best candidates without the text; null without a text
-        "characters": CHARACTERS,  # of the text, with --characters; else null
-        "error": pa.string(),  # reason and sentence, null where the image was read
-        "model_id": pa.string(),  # of the bundle
-        "height": pa.int32(),  # of the image, in pixels; null where it could not be decoded
-        "width": pa.int32(),
-    }
-)
-"""Columns of OUT/*.parquet."""
-STAGES = ("read", "decode", "model", "write")
-"""Of a part: bytes from files, pictures from bytes, texts from pictures, rows to a file."""
 MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
 """Of a part: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
 LISTING_SECONDS = 10
 """For which the first wave waits for more inputs."""
+WORKERS_OF_A_WRITER = 8
+"""Models that one process writes for: it takes a hundredth of their time, or on an object store a tenth."""
+TASK_CPUS = 0.05
+"""Ray's logical CPUs of what reads and writes: so few that the models of a node that is lost, which start again on the
+others, leave them some. With none to be had the job would stand still."""
 MODEL_BOUND = 0.8
 """Share of the time in which the models read, from which on they bound the speed."""
 FEWEST_ROWS = 1000
@@ -84,6 +68,8 @@ def transcribe(settings: TranscribeSettings) -> None:
     model_path, out = storage.absolute(settings.model), storage.absolute(settings.out)
     bundle, inputs = load_bundle(model_path), open_inputs(settings.inputs)
     reading = settings.reading.for_workers(model_path)
+    if isinstance(inputs, ImageFiles) and inputs.holds(out):
+        raise UserError(f"--out {out} lies in --images {settings.inputs.images}: name one outside of it")
     if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
         raise UserError(f"{settings.inputs.images} has {repeated} twice: name a unique --id-column")
     threshold, share = review_threshold(bundle, reading, settings.precision)
@@ -134,9 +120,12 @@ class Job:
         self.waiting = SimpleQueue[str]()
         """Names of parts to read."""
         self.is_stopped = False
-        self.num_rows = self.num_failed = 0
+        self.num_rows = 0
+        """Read by this run."""
+        self.num_seen, self.num_failed = errors_of(parts)
+        """Of all parts that are read, those of earlier attempts, too."""
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self.wall = 0.0
+        self.wall = self.start_up = 0.0
 
     def run(self) -> None:
         """Lists the inputs and reads them as they come, in waves: what one wave leaves unlisted is in the next.
@@ -167,17 +156,19 @@ class Job:
         self._check_errors(at_end=True)
 
     def speed(self) -> dict[str, Any]:
-        """Images a second of this run, the seconds that each stage was busy in all processes, and what bounded it."""
+        """Images a second of this run once its models were there, the seconds that each stage was busy in all
+        processes, and what bounded it."""
         busy = self.seconds["model"] / max(self.wall * (self.reading.num_workers or 1), 1e-9)
         others = [stage for stage in STAGES if stage != "model"]
         slowest = max(others, key=self.seconds.__getitem__)
         return {
             "num_images": self.num_rows,
             "images_per_second": round(self.num_rows / self.wall, 1) if self.wall else None,
+            "start_up_seconds": round(self.start_up, 1),
             "wall_seconds": round(self.wall, 1),
             "busy_seconds": {stage: round(seconds, 1) for stage, seconds in self.seconds.items()},
             "model_busy": round(busy, 3),
-            "bound_by": "model" if busy > MODEL_BOUND else slowest,
+            "bound_by": "start-up" if self.start_up > self.wall else "model" if busy > MODEL_BOUND else slowest,
         }
 
     def _list(self) -> None:
@@ -192,13 +183,14 @@ class Job:
         """What came of each part, as they are done."""
         if not names:
             return
-        blocks = [pa.table({"part": [name]}) for name in names]
+        blocks, num_workers = [pa.table({"part": [name]}) for name in names], self.reading.num_workers or 1
         pictures = ray.data.from_arrow(blocks).map_batches(
             load_part,  # type: ignore[arg-type]
             fn_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=0.25,  # other than the actors', or Ray would decode in them
+            num_cpus=TASK_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=num_workers),  # more would only start more processes
         )
         model_path = storage.absolute(self.settings.model)
         stored = read_lines_with(pictures, model_path, self.reading, num_blocks=len(blocks), timed=True).map_batches(
@@ -206,15 +198,22 @@ class Job:
             fn_kwargs={"out": self.parts.out, "model_id": self.bundle.model_id, "threshold": self.threshold},
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=0.25,
+            num_cpus=TASK_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=-(-num_workers // WORKERS_OF_A_WRITER)),
         )
         stored.context.enable_progress_bars = False
         start = time.monotonic()
-        yield from stored.iter_rows()
-        self.wall += time.monotonic() - start
+        started: float | None = None
+        for result in stored.iter_rows():
+            # The models are there since the first part to come back was about to be read.
+            started = started or time.monotonic() - result["model_seconds"] - result["write_seconds"]
+            yield result
+        self.wall += time.monotonic() - (started or start)
+        self.start_up += (started or start) - start
 
     def _count(self, result: dict[str, Any]) -> None:
         self.num_rows += result["num_rows"]
+        self.num_seen += result["num_rows"]
         self.num_failed += result["num_failed"]
         for stage in STAGES:
             self.seconds[stage] += result[f"{stage}_seconds"]
@@ -223,9 +222,9 @@ class Job:
 
     def _check_errors(self, *, at_end: bool) -> None:
         most = self.settings.max_error_rate
-        if (at_end or self.num_rows >= FEWEST_ROWS) and self.num_failed > most * self.num_rows:
+        if (at_end or self.num_seen >= FEWEST_ROWS) and self.num_failed > most * self.num_seen:
             raise UserError(
-                f"{self.num_failed} of {self.num_rows} images failed, more than --max-error-rate {most:g}: "
+                f"{self.num_failed} of {self.num_seen} images failed, more than --max-error-rate {most:g}: "
                 f"see `error` in {self.parts.out}/_work/outputs; with a higher one the same command goes on"
             )
 
@@ -262,69 +261,3 @@ def told_of_review(counts: dict[str, Any], threshold: float | None, share: float
         f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
         f"precision of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
     )
-
-
-def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
-    """The rows of the part that a table with one row names, with `image` on the canvas, `height`, `width`, `error`."""
-    (name,) = table["part"].to_pylist()
-    rows = inputs_of(out, name)
-    start = time.monotonic()
-    files = inputs.fetch(rows)
-    read = time.monotonic()
-    lines = lines_of(files, canvas)
-    decoded = time.monotonic()
-    columns = {
-        "part": [name] * len(rows),
-        "num_rows": [len(rows)] * len(rows),
-        "read_seconds": [read - start] * len(rows),
-        "decode_seconds": [decoded - read] * len(rows),
-        "id": rows["id"],
-        "path": rows["path"],
-        "image": pa.array([None if line.image is None else line.image.tobytes() for line in lines], pa.binary()),
-        "height": pa.array([line.height for line in lines], pa.int32()),
-        "width": pa.array([line.width for line in lines], pa.int32()),
-        "error": pa.array([f"{line.reason}: {line.detail}" if line.reason else None for line in lines], pa.string()),
-    }
-    return pa.table(columns)
-
-
-def store_part(table: pa.Table, *, out: str, model_id: str, threshold: float | None) -> pa.Table:
-    """Writes the readings of a part as transcripts; returns a row of what it cost.
-
-    Raises RuntimeError where rows of the part are missing, UserError where no space is left.
-    """
-    first = table.select(["part", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
-    if len(table) != first["num_rows"] or pc.count_distinct(table["part"]).as_py() != 1:
-        raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the part {first['part']} came back")
-    start = time.monotonic()
-    write_output(out, first["part"], to_transcripts(table, model_id=model_id, threshold=threshold))
-    failed = len(table) - table["error"].null_count
-    return pa.table(
-        {**{k: [v] for k, v in first.items()}, "num_failed": [failed], "write_seconds": [time.monotonic() - start]}
-    )
-
-
-def to_transcripts(table: pa.Table, *, model_id: str, threshold: float | None) -> pa.Table:
-    """Readings as rows of the schema TRANSCRIPTS."""
-    columns = {name: table[name] for name in TRANSCRIPTS.names if name in table.column_names}
-    columns |= {"text": table["prediction"], "model_id": [model_id] * len(table)}
-    passes = pc.fill_null(pc.greater_equal(table["confidence"], threshold or 0.0), False)
-    columns["needs_review"] = pa.nulls(len(table), pa.bool_()) if threshold is None else pc.invert(passes)
-    return pa.table({name: columns[name] for name in TRANSCRIPTS.names}, schema=TRANSCRIPTS)
-
-
-def summarize(parts: Parts) -> dict[str, Any]:
-    """Counts over all transcripts."""
-    errors, num_images, num_review, num_judged = Counter[str](), 0, 0, 0
-    for path in parts.files():
-        table = read_parquet(path, columns=["error", "needs_review"])
-        num_images += len(table)
-        num_review += pc.sum(table["needs_review"]).as_py() or 0
-        num_judged += len(table) - table["needs_review"].null_count
-        errors += Counter(error.split(":")[0] for error in table["error"].drop_null().to_pylist())
-    return {
-        "num_images": num_images,
-        "num_read": num_images - errors.total(),
-        "num_review": num_review if num_judged else None,
-        "errors": dict(errors),
-    }

@@ -1,11 +1,15 @@
-"""What the tests share: small pictures, a small model."""
+"""What the tests share: small pictures, a small model, a small disk, a Ray cluster and jobs on it."""
 
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import ray
 import torch
 
 from hwr_ray.bundle import Bundle, new_model, save_bundle
@@ -13,6 +17,7 @@ from hwr_ray.codec import Codec
 from hwr_ray.line_images import Canvas
 from hwr_ray.model import ModelSettings
 
+ROOT = Path(__file__).parents[1]
 TINY_MODEL = ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8, dropout=0.1)
 TINY_CANVAS = Canvas(16, 64)
 
@@ -34,8 +39,7 @@ def draw_text() -> Callable[..., np.ndarray]:
     return draw
 
 
-@pytest.fixture
-def tiny_bundle() -> Bundle:
+def new_tiny_bundle() -> Bundle:
     """A bundle of random weights, in evaluation mode, that reads different nonsense in different pictures."""
     torch.manual_seed(5)
     codec = Codec("ABC")
@@ -53,7 +57,79 @@ def tiny_bundle() -> Bundle:
 
 
 @pytest.fixture
+def tiny_bundle() -> Bundle:
+    return new_tiny_bundle()
+
+
+@pytest.fixture
 def bundle_path(tiny_bundle: Bundle, tmp_path: Path) -> str:
     path = str(tmp_path / "bundle")
     save_bundle(tiny_bundle, path)
     return path
+
+
+class SmallDisk:
+    """A disk of some kilobytes that can be given more by `mount("remount,size=...k")`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def mount(self, options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path)]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 64 kB. Skips where this process may not mount one."""
+    disk = SmallDisk(tmp_path / "disk")
+    disk.path.mkdir()
+    try:
+        disk.mount("size=64k")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no right to mount a small disk: {error}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk.path)], check=True)
+
+
+def start(job, *arguments, cwd=ROOT):
+    command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
+
+
+def run(job, *arguments, status=0, cwd=ROOT):
+    """The finished job's stdout and stderr."""
+    process = start(job, *arguments, cwd=cwd)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == status, f"{job} ended with {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def mistake(job, *arguments):
+    """What a job says on stderr of its user's mistake; the log lines before it are cut off."""
+    _, err = run(job, *arguments, status=2)
+    assert "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+def wait_for(process, condition, timeout=200):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local cluster that every job of the session joins."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        # not whatever cluster runs on this machine
+        context = ray.init(
+            "local", num_cpus=4, include_dashboard=False, object_store_memory=300 << 20, logging_level="ERROR"
+        )
+        patch.setenv("RAY_ADDRESS", context.address_info["address"])
+        patch.setenv("WANDB_MODE", "offline")
+        yield
+        ray.shutdown()

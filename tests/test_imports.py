@@ -50,6 +50,7 @@ LEVELS = {
             "optimization",
             "train_loop",
             "batch_reading",
+            "transcripts",
             "decoder_fitting",
             "cost",
             "search_space",
@@ -159,6 +160,12 @@ def test_the_recognizer_knows_no_ray():
         reached |= new
         new = {name for module in new for name in own(MODULES[module])} - reached
     assert not reached & HOMES["ray"]
+
+
+@pytest.mark.parametrize("module", ["transcripts", "preparation"])
+def test_what_reads_and_writes_rows_starts_without_torch(module):
+    code = f"import hwr_ray.{module}, sys; assert not {{'torch', 'openvino', 'numba'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_importing_every_module_writes_nothing_and_starts_nothing(tmp_path):

@@ -4,16 +4,12 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
-import ray
+from conftest import ROOT, mistake, run, start, wait_for
 
 from hwr_ray.folds import fold_of
 from hwr_ray.prepared import Prepared
@@ -21,7 +17,6 @@ from hwr_ray.recognizer import Recognizer
 from hwr_ray.train_loop import TrainSettings
 from hwr_ray.training import read_train_lines
 
-ROOT = Path(__file__).parents[1]
 RECIPE = ["--epochs", "26", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
 RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48", "--dropout", "0", "--average-decay", "0.98"]
 
@@ -33,40 +28,8 @@ def readme(job, containing="", **replaced):
     return [replaced.get(argument, argument) for argument in command.split()]
 
 
-def start(job, *arguments, cwd=ROOT):
-    command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
-
-
-def run(job, *arguments, status=0, cwd=ROOT):
-    """The finished job's stdout and stderr."""
-    process = start(job, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == status, f"{job} ended with {process.returncode}\n{out}\n{err}"
-    return out, err
-
-
-def mistake(job, *arguments):
-    """What a job says on stderr of its user's mistake; the log lines before it are cut off."""
-    _, err = run(job, *arguments, status=2)
-    assert "Traceback" not in err
-    return err.splitlines()[-1]
-
-
 def history(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="session")
-def ray_cluster():
-    """One local cluster that every job of the session joins."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        context = ray.init(num_cpus=4, include_dashboard=False, object_store_memory=300 << 20, logging_level="ERROR")
-        patch.setenv("RAY_ADDRESS", context.address_info["address"])
-        patch.setenv("WANDB_MODE", "offline")
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -305,11 +268,3 @@ def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder,
     command = re.search(r"python jobs/prepare.py (.*)", message)[1].replace("NEW_FOLDER", "fitting").split()
     run("prepare", *command, cwd=folder)
     assert json.loads((folder / "fitting/dataset.json").read_text())["canvas"] == [32, 256]
-
-
-def wait_for(process, condition, timeout=200):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)

@@ -43,6 +43,12 @@ def png_of_20000_x_20000() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def jpeg_with_size(height: int, width: int, **options: object) -> bytes:
+    """A JPEG of 40x120 pixels whose header tells another size."""
+    data = encode(np.full((40, 120), 230, np.uint8), "JPEG", **options)
+    return data.replace(struct.pack(">HH", 40, 120), struct.pack(">HH", height, width), 1)
+
+
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [("PNG", "L"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "P"), ("BMP", "RGB"), ("TIFF", "L")],
@@ -70,8 +76,8 @@ def test_a_transparent_black_background_turns_white(picture):
     assert np.abs(decode(buffer.getvalue()).astype(int) - picture).max() <= 1
 
 
-def animation(picture: np.ndarray) -> bytes:
-    return encode(picture, "GIF", save_all=True, append_images=[Image.fromarray(255 - picture)])
+def two_pictures(picture: np.ndarray, kind: str) -> bytes:
+    return encode(picture, kind, save_all=True, append_images=[Image.fromarray(255 - picture)])
 
 
 @pytest.mark.parametrize(
@@ -82,9 +88,11 @@ def animation(picture: np.ndarray) -> bytes:
         (lambda _: encode(np.zeros((1, 1), np.uint8), "PNG"), "1x1 pixels are too few"),
         (lambda _: encode(np.zeros((500, 7), np.uint8), "PNG"), "7x500 pixels are too few"),
         (lambda picture: encode(picture, "TIFF", "F"), "float32"),
-        (animation, "2 pictures"),
+        (lambda _: encode(np.zeros((500, 7), np.uint8), "JPEG"), "7x500 pixels are too few"),
+        (lambda picture: two_pictures(picture, "GIF"), "2 pictures"),
+        (lambda picture: two_pictures(picture, "MPO"), "2 pictures"),
     ],
-    ids=["empty", "text", "1x1", "narrow", "float", "animation"],
+    ids=["empty", "text", "1x1", "narrow", "float", "narrow-jpeg", "animation", "mpo"],
 )
 def test_what_is_no_line_image_says_why(picture, make, says):
     with pytest.raises(UndecodableImageError, match=says):
@@ -93,7 +101,14 @@ def test_what_is_no_line_image_says_why(picture, make, says):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    "make", [png_of_20000_x_20000, lambda: encode(np.zeros((9000, 9000), np.uint8), "PNG")], ids=["400M", "81M"]
+    "make",
+    [
+        png_of_20000_x_20000,
+        lambda: encode(np.zeros((9000, 9000), np.uint8), "PNG"),
+        lambda: jpeg_with_size(9000, 9000),
+        lambda: jpeg_with_size(9000, 9000, progressive=True),
+    ],
+    ids=["400M", "81M", "jpeg", "progressive"],
 )
 def test_a_huge_picture_is_refused_before_it_is_decoded(make, monkeypatch):
     data = make()
@@ -170,6 +185,14 @@ def test_a_picture_that_fits_keeps_its_pixels_and_the_rest_is_the_papers_grey(pi
     fitted = fit(picture, Canvas(48, 160))
     assert np.array_equal(fitted[4:44, :120], picture)
     assert (fitted[:4] == 230).all() and (fitted[44:] == 230).all() and (fitted[:, 120:] == 230).all()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "paper"), [([7], 7), ([1, 2], 1), ([1, 3], 2), ([0, 254, 255, 255], 254), ([9, 0, 200], 9)]
+)
+def test_the_papers_grey_is_the_median_rounded_down(pixels, paper):
+    fitted = fit(np.array([pixels], np.uint8), Canvas(8, 8))
+    assert (fitted[0] == paper).all() and paper == int(np.median(pixels))
 
 
 def test_fitting_does_not_write_into_the_picture(picture):

@@ -14,7 +14,8 @@ from hwr_ray.slices import SEPARATORS, SLICES
 from hwr_ray.suspects import SUSPECTS
 from hwr_ray.synthesis import SynthesisSettings
 from hwr_ray.train_loop import TrainSettings
-from hwr_ray.transcription import TRANSCRIPTS, TranscribeSettings
+from hwr_ray.transcription import TranscribeSettings
+from hwr_ray.transcripts import TRANSCRIPTS
 from hwr_ray.tuning import TuneSettings
 
 ROOT = Path(__file__).parents[1]

@@ -95,6 +95,19 @@ def test_a_write_that_fails_leaves_the_file_before_whole(tmp_path):
     assert storage.read_bytes(path) == b"before"
 
 
+@pytest.mark.parametrize("full", ["size=16k", "nr_inodes=3"])
+def test_a_full_disk_is_named_and_the_file_before_stays_whole(small_disk, full):
+    path = str(small_disk.path / "a")
+    storage.write_bytes(path, b"before")
+    small_disk.mount(f"remount,{full}")  # bytes or files at their end
+    with pytest.raises(UserError, match=f"no space is left to write {path}"):
+        storage.write_bytes(f"{path}s/deep/b", b"x" * 50_000)
+    with pytest.raises(UserError, match=f"no space is left to write {path}"):
+        storage.write_bytes(path, b"x" * 50_000)
+    assert storage.read_bytes(path) == b"before"
+    assert list(small_disk.path.rglob("*.partial")) == []
+
+
 def test_json_comes_back_with_its_accents_readable(root):
     path = storage.join(root, "a.json")
     storage.write_json(path, {"name": "ZOÉ", "n": [1, 2.5, None]})

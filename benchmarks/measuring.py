@@ -1,0 +1,181 @@
+"""How jobs are measured: as processes of their own, with their memory, beside bare functions on every core at once."""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+from benchmarks.machine import ROOT
+from hwr_ray.errors import UserError
+
+SAMPLE_SECONDS = 0.5
+PATIENCE = 600
+"""Seconds that a process waits for the others to be ready."""
+
+_barrier: Barrier | None = None
+
+
+def cores() -> list[int]:
+    """The processor's cores that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def link(files: Iterable[tuple[Path, Path]]) -> None:
+    """Hard-links each first file to the second path, unless it is there."""
+    for source, path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.hardlink_to(source)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{path.parent} can't hold hard links to {source.parent}: {error}") from error
+
+
+def copies_of(folders: Sequence[Path], work: Path, *, copies: int, limit: int | None = None) -> list[Path]:
+    """Hard-links the images of some folders so many times below `work`, sub-folders and names of its own for each copy,
+    up to a limit; returns the paths."""
+    images = [path for folder in folders for path in sorted(folder.iterdir())]
+    if not images:
+        raise UserError(f"{', '.join(map(str, folders))} hold no image")
+    pairs = (
+        (path, work / f"{copy:03}" / path.parent.name / f"{copy:03}-{path.name}")
+        for copy in range(copies)
+        for path in images
+    )
+    chosen = list(islice(pairs, limit))
+    link(chosen)
+    found = [path for _, path in chosen]
+    if (there := sum(1 for path in work.glob("*/*/*"))) != len(found):
+        raise UserError(f"{work} holds {there} images, not {len(found)}: name another --work")
+    return found
+
+
+def run_job(*words: str, with_memory: bool = False) -> dict[str, Any]:
+    """Runs a job from the root: its command, the seconds from start to end, and where it is asked for its peak memory.
+
+    Raises RuntimeError with the end of its output where it fails.
+    """
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    memory = Memory(process.pid) if with_memory else None
+    output, _ = process.communicate()
+    seconds = time.monotonic() - start
+    peaks = memory.stop() if memory else None
+    if process.returncode:
+        raise RuntimeError(f"{shlex.join(words)} failed:\n{output[-3000:]}")
+    return {"command": shlex.join(["python", *words]), "seconds": seconds, **({"memory": peaks} if peaks else {})}
+
+
+class Memory:
+    """Samples the memory of a process and its descendants, which Ray's are, until it is stopped. Linux only.
+
+    A page that several processes share counts once; the object store counts what it has allocated.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.peaks = dict.fromkeys(("total", "processes", "object_store", "sum_of_rss"), 0)
+        self.num_processes = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def stop(self) -> dict[str, Any]:
+        """Peaks in MiB, each of its own time, and the most processes."""
+        self._stopped.set()
+        self._thread.join()
+        return {f"{name}_mib": size >> 20 for name, size in self.peaks.items()} | {"processes": self.num_processes}
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(SAMPLE_SECONDS):
+            pids = descendants(self.pid)
+            sizes = [pages_of(pid) for pid in pids]
+            processes, store = sum(own for own, _ in sizes), object_store(pids)
+            found = {"total": processes + store, "processes": processes, "object_store": store}
+            found["sum_of_rss"] = sum(rss for _, rss in sizes)
+            self.peaks = {name: max(most, found[name]) for name, most in self.peaks.items()}
+            self.num_processes = max(self.num_processes, len(pids))
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for parent in found:  # grows while it is read
+        for file in Path(f"/proc/{parent}/task").glob("*/children"):
+            with suppress(OSError):
+                found += map(int, file.read_text().split())
+    return found
+
+
+def pages_of(pid: int) -> tuple[int, int]:
+    """Bytes of a process: its own and its part of those that are shared, without shared memory; and its RSS."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:  # it has ended
+        return 0, 0
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    own = kilobytes.get("Pss", 0) - kilobytes.get("Pss_Shmem", 0)
+    return own << 10, kilobytes.get("Rss", 0) << 10
+
+
+def object_store(pids: list[int]) -> int:
+    """Bytes that the files of shared memory of some processes hold."""
+    sizes = {}
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                if str(file.readlink()).startswith("/dev/shm/plasma"):  # noqa: S108 - Ray's file
+                    status = file.stat()
+                    sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(sizes.values())
+
+
+def on_every_core(function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What a function returns in new processes, one for each core, which `started` lets go on together."""
+    number = len(cores())
+    context = get_context("spawn")
+    barrier = context.Barrier(number)
+    with ProcessPoolExecutor(number, context, initializer=_share, initargs=(barrier,)) as pool:
+        return [future.result() for future in [pool.submit(function, *args) for _ in range(number)]]
+
+
+def alone(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns in a new process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def started() -> int:
+    """Waits until the processes of `on_every_core` are all here; returns a number of this one's own, from 0."""
+    assert _barrier is not None
+    return _barrier.wait(PATIENCE)
+
+
+def _share(barrier: Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each figure over the rounds."""
+    return {name: round(statistics.median(row[name] for row in rounds), 3) for name in rounds[0]}
+
+
+def write(path: str, result: dict[str, Any]) -> None:
+    Path(path).write_text(json.dumps(result, indent=1) + "\n")
+    print(path)

@@ -1,0 +1,232 @@
+"""Speed of jobs/prepare.py against a bare pool of processes, and what each of its stages costs.
+
+Run on an idle machine as `python -m benchmarks.prepare --data FOLDER --work FOLDER`. Neither an image nor a label lands
+in the result.
+"""
+
+import csv
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.machine import ROOT, commit, hardware
+from benchmarks.measuring import alone, cores, link, medians, on_every_core, run_job, started, write
+from hwr_ray import prepared
+from hwr_ray.cleaning import CleaningSettings
+from hwr_ray.errors import UserError
+from hwr_ray.job import run_job as run_benchmark
+from hwr_ray.labels import find_label_files, read_rows
+from hwr_ray.line_images import Canvas, _check_header, decode, fit
+from hwr_ray.line_reading import read_files
+from hwr_ray.preparation import PreparedSink, prepare_table
+from hwr_ray.provenance import versions
+from hwr_ray.tally import Tally
+
+CSV, IMAGES = "written_name_train_v2.csv", "train_v2/train"
+ROWS_PER_SHARD = 1024
+"""Of the pool, as of the job."""
+FEW = 100
+"""Rows of the job that tells the seconds of start-up."""
+PROFILED = 2048
+"""Rows that the stages are timed on."""
+REPEATS = 5
+
+Row = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareBenchmark:
+    data: str
+    """Folder with the labelled lines, in the Kaggle layout."""
+    work: str
+    """Folder for the hard links, CSVs and shards, on the file system of --data and outside the checkout."""
+    copies: int = 10
+    """Hard links of each training image, each with a row of its own."""
+    rounds: int = 3
+    """In each of which everything is measured once, in turn; medians are told."""
+    out: str = str(ROOT / "benchmarks/results/prepare.json")
+    """The result, a JSON file."""
+
+    def __post_init__(self) -> None:
+        for name in ("copies", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+
+
+def measure(settings: PrepareBenchmark) -> None:
+    """Measures the job and the pool in each round, then the stages, and writes the result."""
+    data, work = Path(settings.data).resolve(), Path(settings.work).resolve()
+    rows = lay_out(data, work / "all", copies=settings.copies)
+    lay_out(data, work / "few", copies=1, limit=FEW)
+    jobs, pools = [], []
+    for _ in range(settings.rounds):
+        small, whole = (prepare(work / name, work / "prepared") for name in ("few", "all"))
+        working = whole["seconds"] - small["seconds"]
+        jobs.append(
+            {
+                "command": whole["command"],
+                "seconds": whole["seconds"],
+                "seconds_of_start_up": small["seconds"],
+                "rows_per_second": (len(rows) - FEW) / working,
+                "rows_per_second_of_all": len(rows) / whole["seconds"],
+            }
+        )
+        shutil.rmtree(work / "pool", ignore_errors=True)
+        (work / "pool").mkdir()
+        seconds = max(on_every_core(prepare_share, rows, str(work / "all" / IMAGES), str(work / "pool")))
+        pools.append({"seconds": seconds, "rows_per_second": len(rows) / seconds})
+    numbers = [{name: value for name, value in row.items() if name != "command"} for row in jobs]
+    job = {"command": jobs[0]["command"], **medians(numbers)}
+    pool = {"what": "a process a core: read, OpenCV's imdecode, resize, pad, write_table", **medians(pools)}
+    stages = alone(profile, str(work / "all"))
+    parts = {name: stages[name] for name in ("rows", "read", "decode", "fit", "hash", "other", "tally", "write")}
+    write(
+        settings.out,
+        {
+            "commit": commit(),
+            "hardware": hardware() | {"cores_used": len(cores())},
+            "versions": versions(),
+            "command": f"python -m benchmarks.prepare {' '.join(sys.argv[1:])}",
+            "rows": len(rows),
+            "job": job,
+            "pool": pool,
+            "job_over_pool": round(job["rows_per_second"] / pool["rows_per_second"], 3),
+            "job_with_start_up_over_pool": round(job["rows_per_second_of_all"] / pool["rows_per_second"], 3),
+            "microseconds_a_row_in_one_process": stages,
+            "bound_by": max(parts, key=parts.__getitem__),
+        },
+    )
+
+
+def lay_out(data: Path, folder: Path, *, copies: int, limit: int | None = None) -> list[Row]:
+    """Hard-links the training images so many times below a folder, beside a CSV that repeats their rows."""
+    with (data / CSV).open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    rows = list(islice(rows, limit))
+    link(
+        (data / IMAGES / row[0], folder / IMAGES / f"{copy:03}-{row[0]}")
+        for copy in range(copies)
+        for row in rows
+        if (data / IMAGES / row[0]).is_file()
+    )
+    repeated = [(f"{copy:03}-{name}", text) for copy in range(copies) for name, text in rows]
+    with (folder / CSV).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *repeated])
+    return repeated
+
+
+def prepare(data: Path, out: Path) -> dict[str, Any]:
+    """The job."""
+    ran = run_job("jobs/prepare.py", "--data", str(data), "--out", str(out), "--overwrite")
+    facts = json.loads((out / "dataset.json").read_text())
+    if not facts["splits"]["train"]["prepared"]:
+        raise UserError(f"no row of {data} was prepared")
+    return ran
+
+
+def prepare_share(rows: list[Row], folder: str, out: str) -> float:
+    """Every so many-th shard of the rows, as a script with a pool would write it; returns the seconds it took."""
+    cv2.setNumThreads(1)
+    pa.set_cpu_count(1)
+    number, canvas = started(), Canvas()
+    start = time.perf_counter()
+    shards = range(0, len(rows), ROWS_PER_SHARD)
+    for first in shards[number :: len(cores())]:
+        table = to_table(rows[first : first + ROWS_PER_SHARD], folder, canvas)
+        pq.write_table(table, f"{out}/{first:06}.parquet", compression="zstd", compression_level=1)
+    return time.perf_counter() - start
+
+
+def to_table(rows: list[Row], folder: str, canvas: Canvas) -> pa.Table:
+    """Rows with their pictures, those that OpenCV reads, of the schema of prepared lines."""
+    records = []
+    for name, text in rows:
+        path = f"{folder}/{name}"
+        try:
+            picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
+        except (OSError, cv2.error):
+            continue
+        if picture is None:
+            continue
+        height, width = picture.shape
+        fitted = on_canvas(picture, canvas)
+        records.append(
+            {"id": name, "path": path, "text": text, "height": height, "width": width, "image": fitted.tobytes()}
+        )
+    return pa.Table.from_pylist(records, schema=prepared.schema(canvas))
+
+
+def on_canvas(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """A grey picture shrunk to fit, at the left, on white."""
+    scale = min(1.0, canvas.height / picture.shape[0], canvas.width / picture.shape[1])
+    if scale < 1:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    fitted = np.full((canvas.height, canvas.width), 255, np.uint8)
+    height, width = (min(a, b) for a, b in zip(picture.shape, fitted.shape, strict=True))
+    fitted[:height, :width] = picture[:height, :width]
+    return fitted
+
+
+def profile(data: str) -> dict[str, float]:
+    """Microseconds a row of the job's functions, medians of five, in this process with one thread.
+
+    `decode` holds `header`; `prepare_table` is `read`, `decode`, `fit`, `hash` and `other`: cleaning the labels and
+    building the table. `sink` is `tally` and `write`.
+    """
+    cv2.setNumThreads(1)
+    pa.set_cpu_count(1)
+    (file, *_) = find_label_files(data)
+    canvas, cleaning = Canvas(), CleaningSettings()
+    rows = next(read_rows(file)).slice(0, PROFILED)
+    names = rows["id"].to_pylist()
+    files = [data for data in read_files(file.images, names) if isinstance(data, bytes)]
+    pictures = [decode(data) for data in files]
+    table = prepare_table(rows, cleaning=cleaning, canvas=canvas)
+    context = SimpleNamespace(task_idx=0)
+    records, tally = table.drop_columns("image").to_pylist(), Tally()
+    with tempfile.TemporaryDirectory(dir=Path(data).parent) as out:
+        sink = PreparedSink(out, canvas)
+        steps: dict[str, Callable[[], object]] = {
+            "rows": lambda: next(read_rows(file, rows_per_table=len(rows))),
+            "read": lambda: read_files(file.images, names),
+            "header": lambda: [_check_header(data) for data in files],
+            "decode": lambda: [decode(data) for data in files],
+            "fit": lambda: [fit(picture, canvas) for picture in pictures],
+            "hash": lambda: [sha256(data).digest() for data in files],
+            "prepare_table": lambda: prepare_table(rows, cleaning=cleaning, canvas=canvas),
+            "tally": lambda: [sink._count(row, tally) for row in records],
+            "sink": lambda: sink.write([table], context),
+        }
+        found = {name: median_seconds(step) / len(rows) * 1e6 for name, step in steps.items()}
+    found["other"] = found["prepare_table"] - sum(found[name] for name in ("read", "decode", "fit", "hash"))
+    found["write"] = found["sink"] - found["tally"]
+    return {name: round(microseconds, 1) for name, microseconds in found.items()}
+
+
+def median_seconds(step: Callable[[], object]) -> float:
+    """Of the repeats after a first call."""
+    seconds = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    run_benchmark(PrepareBenchmark, measure)

@@ -1,0 +1,211 @@
+"""Speed and memory of jobs/transcribe.py, against the bare network, a plain script and reading one image at a time.
+
+Run on an idle machine as `python -m benchmarks.transcribe --data FOLDER --work FOLDER`. Neither an image nor a text
+lands in the result.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.machine import ROOT, commit, hardware
+from benchmarks.measuring import alone, copies_of, cores, medians, on_every_core, run_job, started, write
+from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
+from hwr_ray.codec import collapse
+from hwr_ray.errors import UserError
+from hwr_ray.job import run_job as run_benchmark
+from hwr_ray.line_images import Canvas
+from hwr_ray.line_reading import lines_of
+from hwr_ray.model import to_ink
+from hwr_ray.provenance import versions
+from hwr_ray.recognizer import Recognizer
+
+BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscribeBenchmark:
+    data: str
+    """Folder with the line images, in the Kaggle layout."""
+    work: str
+    """Folder for the hard links and transcripts, on the file system of --data and outside the checkout."""
+    copies: int = 20
+    """Hard links of each image."""
+    rounds: int = 3
+    """In each of which everything is measured once, in turn; medians are told."""
+    seconds: float = 20
+    """For which the bare network reads, at least."""
+    few: int = 20_000
+    """Images of the smaller measurement of memory."""
+    bare: int = 2048
+    """Lines that the bare network reads again and again."""
+    plain: int = 10_000
+    """Images for the plain script."""
+    single: int = 2000
+    """Images read one at a time."""
+    out: str = str(ROOT / "benchmarks/results/transcribe.json")
+    """The result, a JSON file."""
+
+    def __post_init__(self) -> None:
+        for name in ("copies", "rounds", "few", "bare", "plain", "single"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+
+
+WHAT = {
+    "job": "jobs/transcribe.py from start to end, as a process of its own",
+    "bare_network": "hwr_ray.network on pixels in memory, one process with one thread a core",
+    "bare_read": "the same with the beam search: Recognizer.read",
+    "plain_script": "OpenCV and a DataLoader with a worker a core, eager float32 in batches of 64, greedy",
+    "one_at_a_time": "OpenCV and eager float32, image by image in one process, greedy",
+}
+
+
+def measure(settings: TranscribeBenchmark) -> None:
+    """Measures all of WHAT in each round and writes the result."""
+    data, work = Path(settings.data).resolve(), Path(settings.work).resolve()
+    folders = [data / "train_v2/train", data / "validation_v2/validation"]
+    images = copies_of(folders, work / "all", copies=settings.copies)
+    few = copies_of(folders, work / "few", copies=settings.copies, limit=settings.few)
+    memory = {len(few): transcribe(work / "few", work, with_memory=True)}
+    if len(images) > len(few):
+        memory[len(images)] = transcribe(work / "all", work, with_memory=True)
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in WHAT}
+    for _ in range(settings.rounds):
+        rounds["job"].append(transcribe(work / "all", work))
+        for name, is_network in (("bare_network", True), ("bare_read", False)):
+            speeds = on_every_core(read_bare, spread(images, settings.bare), settings.seconds, is_network)
+            rounds[name].append({"images_per_second": sum(speeds)})
+        rounds["plain_script"].append(alone(read_plainly, spread(images, settings.plain), len(cores())))
+        rounds["one_at_a_time"].append(alone(read_singly, spread(images, settings.single), len(cores())))
+    command = f"python -m benchmarks.transcribe {' '.join(sys.argv[1:])}"
+    write(settings.out, result_of(rounds, memory, images, command))
+
+
+def result_of(
+    rounds: dict[str, list[dict[str, Any]]], memory: dict[int, dict[str, Any]], images: list[Path], command: str
+) -> dict[str, Any]:
+    """The figures with what they are compared to."""
+    figures: dict[str, Any] = {}
+    for name, rows in rounds.items():
+        numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in rows]
+        figures[name] = {"what": WHAT[name], "command": rows[0].get("command", command), **medians(numbers)}
+        figures[name]["images_per_second_of_rounds"] = [round(row["images_per_second"], 1) for row in rows]
+    job = figures["job"]
+    others = [name for name in WHAT if name != "job"]
+    return {
+        "commit": commit(),
+        "hardware": hardware() | {"cores_used": len(cores())},
+        "versions": versions() | {"openvino": version("openvino")},
+        "command": command,
+        "images": {
+            "files": len(images),
+            "inodes": len({path.stat().st_ino for path in images}),  # in the page cache after the first pass
+            "mean_bytes": round(np.mean([path.stat().st_size for path in images]).item()),
+        },
+        "figures": figures,
+        "job_over": {name: round(job["images_per_second"] / figures[name]["images_per_second"], 3) for name in others},
+        "job_with_start_up_over": {
+            name: round(job["images_per_second_of_all"] / figures[name]["images_per_second"], 3) for name in others
+        },
+        "speed": [row["speed"] for row in rounds["job"]],
+        "memory": [{"images": number, "command": row["command"], **row["memory"]} for number, row in memory.items()],
+    }
+
+
+def transcribe(images: Path, work: Path, *, with_memory: bool = False) -> dict[str, Any]:
+    """The job on a folder of images, all of which it must read."""
+    out = work / "transcripts"
+    shutil.rmtree(out, ignore_errors=True)
+    ran = run_job("jobs/transcribe.py", "--images", str(images), "--out", str(out), with_memory=with_memory)
+    summary = json.loads((out / "_run.json").read_text())
+    speed = summary["speed"]
+    if summary["num_read"] != summary["num_images"]:
+        raise UserError(f"{summary['errors']} among the images of {images}")
+    return {
+        **ran,
+        "seconds_of_start_up": ran["seconds"] - speed["wall_seconds"],
+        "images_per_second": summary["num_images"] / speed["wall_seconds"],
+        "images_per_second_of_all": summary["num_images"] / ran["seconds"],
+        "speed": speed,
+    }
+
+
+def spread(images: Sequence[Path], number: int) -> list[str]:
+    """So many of the images, or all, evenly."""
+    places = np.linspace(0, len(images), min(number, len(images)), endpoint=False).astype(int)
+    return [str(images[place]) for place in places]
+
+
+def read_bare(paths: list[str], seconds: float, is_network: bool) -> float:
+    """Lines a second of this process, which reads the same ones again and again."""
+    torch.set_num_threads(1)
+    recognizer = Recognizer(SHIPPED, batch_size=BATCH)
+    lines = lines_of([Path(path).read_bytes() for path in paths], recognizer.canvas)
+    images = np.stack([line.image for line in lines if line.image is not None])
+    read = recognizer.network if is_network else recognizer.read
+    read(images[:BATCH])
+    started()
+    number, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        read(images)
+        number += len(images)
+    return number / passed
+
+
+class Pictures(Dataset):
+    """Image files squashed to a canvas, as a script would read them."""
+
+    def __init__(self, paths: list[str], canvas: Canvas) -> None:
+        self.paths, self.canvas = paths, canvas
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        grey = cv2.imread(self.paths[place], cv2.IMREAD_GRAYSCALE)
+        return cv2.resize(grey, (self.canvas.width, self.canvas.height))
+
+
+def read_plainly(paths: list[str], threads: int) -> dict[str, float]:
+    """The plain script: its time starts with the workers of the DataLoader."""
+    torch.set_num_threads(threads)
+    bundle = load_bundle(SHIPPED)
+    start = time.perf_counter()
+    loader = DataLoader(Pictures(paths, bundle.canvas), batch_size=BATCH, num_workers=threads)
+    texts = [text for images in loader for text in read_greedily(bundle, images)]
+    assert len(texts) == len(paths)
+    return {"images_per_second": len(paths) / (time.perf_counter() - start)}
+
+
+def read_singly(paths: list[str], threads: int) -> dict[str, float]:
+    """As the ancestor reads: an image, then the next."""
+    torch.set_num_threads(threads)
+    bundle = load_bundle(SHIPPED)
+    pictures = Pictures(paths, bundle.canvas)
+    start = time.perf_counter()
+    for place in range(len(pictures)):
+        read_greedily(bundle, torch.from_numpy(pictures[place])[None])
+    return {"images_per_second": len(paths) / (time.perf_counter() - start)}
+
+
+@torch.inference_mode()
+def read_greedily(bundle: Bundle, images: torch.Tensor) -> list[str]:
+    """Texts of line images (N, H, W) uint8."""
+    logits, _ = bundle.model(to_ink(images))
+    return [bundle.codec.decode(collapse(path)) for path in logits.argmax(-1).tolist()]
+
+
+if __name__ == "__main__":
+    run_benchmark(TranscribeBenchmark, measure)

@@ -1,0 +1,103 @@
+"""How benchmarks measure: copies by hard links, memory of a tree of processes, and what their results hold."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import prepare, transcribe
+from benchmarks.measuring import Memory, copies_of, descendants, medians
+from hwr_ray.errors import UserError
+
+
+def test_copies_are_links_with_names_of_their_own(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / name).write_text(name)
+    for _ in range(2):  # the second time they are there
+        found = copies_of([tmp_path / "images"], tmp_path / "work", copies=3, limit=5)
+    assert len({path.name for path in found}) == 5
+    assert len({path.stat().st_ino for path in found}) == 2
+    with pytest.raises(UserError, match="holds 5 images, not 2"):
+        copies_of([tmp_path / "images"], tmp_path / "work", copies=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_that_of_a_process_and_of_those_below_it():
+    child = "import time; room = bytearray(b'x' * (64 << 20)); time.sleep(3)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent]) as process:
+        memory = Memory(process.pid)
+        time.sleep(2)
+        assert len(descendants(process.pid)) == 2
+        process.wait()
+        peaks = memory.stop()
+    assert 64 <= peaks["processes_mib"] < 200 and peaks["processes"] == 2
+    assert peaks["object_store_mib"] == 0
+    assert descendants(os.getpid())[0] == os.getpid()
+
+
+def test_medians_are_those_of_each_figure():
+    assert medians([{"a": 3, "b": 1}, {"a": 1, "b": 9}, {"a": 2, "b": 2}]) == {"a": 2, "b": 2}
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folders = [tmp_path / "data/train_v2/train", tmp_path / "data/validation_v2/validation"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in ("SECRET_1.jpg", "SECRET_2.jpg"):
+            (folder / name).write_bytes(name.encode())
+    rows = "FILENAME,IDENTITY\nSECRET_1.jpg,ANNA\nSECRET_2.jpg,BOB\n"
+    (tmp_path / "data/written_name_train_v2.csv").write_text(rows)
+    return tmp_path / "data"
+
+
+def written(words: tuple[str, ...], file: str, value: object) -> None:
+    out = Path(words[words.index("--out") + 1])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / file).write_text(json.dumps(value))
+
+
+def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, monkeypatch):
+    def run(*words: str, with_memory: bool = False) -> dict[str, object]:
+        speed = {"wall_seconds": 2.0, "bound_by": "model"}
+        written(words, "_run.json", {"num_images": 8, "num_read": 8, "errors": {}, "speed": speed})
+        return {"command": " ".join(words), "seconds": 4.0, **({"memory": {"total_mib": 7}} if with_memory else {})}
+
+    monkeypatch.setattr(transcribe, "run_job", run)
+    monkeypatch.setattr(transcribe, "on_every_core", lambda *_: [3.0, 5.0])
+    monkeypatch.setattr(transcribe, "alone", lambda *_: {"images_per_second": 2.0})
+    out = tmp_path / "out.json"
+    work = str(tmp_path / "work")
+    transcribe.measure(transcribe.TranscribeBenchmark(data=str(data), work=work, copies=2, few=3, out=str(out)))
+    result = json.loads(out.read_text())
+    assert result["images"]["files"] == 8 and result["images"]["inodes"] == 4
+    assert result["figures"]["job"]["seconds_of_start_up"] == 2
+    assert result["job_over"] == {"bare_network": 0.5, "bare_read": 0.5, "plain_script": 2, "one_at_a_time": 2}
+    assert result["job_with_start_up_over"]["bare_read"] == 0.25
+    assert [row["images"] for row in result["memory"]] == [3, 8]
+    assert "SECRET" not in out.read_text()
+
+
+def test_prepares_result_takes_the_start_up_out_and_names_no_label(tmp_path, data, monkeypatch):
+    def run(*words: str) -> dict[str, object]:
+        written(words, "dataset.json", {"splits": {"train": {"prepared": 1}}})
+        return {"command": " ".join(words), "seconds": 3.0 if words[2].endswith("few") else 5.0}
+
+    monkeypatch.setattr(prepare, "FEW", 2)
+    monkeypatch.setattr(prepare, "run_job", run)
+    monkeypatch.setattr(prepare, "on_every_core", lambda *_: [0.5, 1.0])
+    stages = dict.fromkeys(("rows", "read", "decode", "fit", "hash", "other", "tally"), 1.0) | {"write": 2.0}
+    monkeypatch.setattr(prepare, "alone", lambda *_: stages)
+    out, work = tmp_path / "out.json", tmp_path / "work"
+    prepare.measure(prepare.PrepareBenchmark(data=str(data), work=str(work), copies=5, out=str(out)))
+    result = json.loads(out.read_text())
+    assert result["rows"] == 10 and len(list((work / "all/train_v2/train").iterdir())) == 10
+    assert result["job"]["rows_per_second"] == 4 and result["job_over_pool"] == 0.4
+    assert result["bound_by"] == "write"
+    assert not any(word in out.read_text() for word in ("SECRET", "ANNA"))

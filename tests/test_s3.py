@@ -1,0 +1,124 @@
+"""Object stores: the books, the inputs and a whole job against moto's S3 server on this machine."""
+
+import json
+
+import boto3
+import pandas as pd
+import pytest
+from conftest import new_tiny_bundle, start, wait_for
+from moto.server import ThreadedMotoServer
+
+from hwr_ray import storage
+from hwr_ray.bundle import save_bundle
+from hwr_ray.errors import UserError
+from hwr_ray.inputs import InputSettings, open_inputs
+from hwr_ray.line_images import encode_png
+from hwr_ray.line_reading import Line
+from hwr_ray.parts import Parts, inputs_of, read_parquet, write_output
+
+NUM_FILES = 1500
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An S3 server with one bucket, which the environment names."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        yield client
+    server.stop()
+
+
+def put(client, key: str, data: bytes) -> None:
+    client.put_object(Bucket="bucket", Key=key, Body=data)
+
+
+def keys(client, prefix: str) -> list[str]:
+    """Keys below a prefix, as another program would list them, without the empty objects that stand for folders."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
+    return sorted(o["Key"] for page in pages for o in page.get("Contents", []) if not o["Key"].endswith("/"))
+
+
+def test_names_of_any_kind_are_found_under_their_keys(bucket):
+    names = ["a b#1? 50%25.png", "é.png", "deep/er/a+b&c=d.png", "deep/x.png"]
+    for name in names:
+        put(bucket, f"names/{name}", name.encode())
+    assert storage.list_files("s3://bucket/names") == sorted(names)
+    assert [storage.read_bytes(f"s3://bucket/names/{name}").decode() for name in names] == names
+    storage.write_bytes("s3://bucket/names/new é.png", b"new")
+    assert bucket.get_object(Bucket="bucket", Key="names/new é.png")["Body"].read() == b"new"
+    storage.delete("s3://bucket/names/deep")
+    assert keys(bucket, "names/deep") == []
+    assert not storage.is_folder("s3://bucket/names/nowhere")
+
+
+def test_a_manifest_in_a_bucket_reads_what_lies_below_its_root(bucket):
+    put(bucket, "scans/a.png", b"a")
+    put(bucket, "scans/deep/b.png", b"b")
+    put(bucket, "secret", b"s3cret")
+    listed = ["deep/b.png", "s3://bucket/scans/a.png", "gone.png", "../secret", "s3://bucket/secret"]
+    put(bucket, "lists/m.csv", pd.DataFrame({"path": listed, "age": 1}).to_csv(index=False).encode())
+    inputs = open_inputs(InputSettings(images="s3://bucket/lists/m.csv", root="s3://bucket/scans"))
+    (table,) = inputs.tables()
+    assert table["path"].to_pylist() == listed
+    found = [file.reason if isinstance(file, Line) else file for file in inputs.fetch(table)]
+    assert found == [b"b", b"a", "missing_image", "unsafe_path", "unsafe_path"]
+    globbed = open_inputs(InputSettings(images="s3://bucket/scans/**/*.png"))
+    assert [path for table in globbed.tables() for path in table["path"].to_pylist()] == ["a.png", "deep/b.png"]
+
+
+def test_the_books_in_a_bucket_go_on_and_leave_only_their_files(bucket):
+    for n in range(20):
+        put(bucket, f"pages/{n:02}.png", b"x")
+    out, images = "s3://bucket/books", open_inputs(InputSettings(images="s3://bucket/pages"))
+    names = list(Parts(out, {"a": 1}).deal(images.tables(), most=6))
+    put(bucket, "pages/20.png", b"x")
+    with pytest.raises(UserError, match="a = 1, not 2"):
+        Parts(out, {"a": 2})
+    parts = Parts(out, {"a": 1})
+    assert parts.undone() == names
+    assert len(list(parts.deal(images.tables(), most=6))) == 1
+    for name in parts.undone():
+        write_output(out, name, inputs_of(out, name))
+    parts.finish()
+    parts.close({"num_images": parts.num_rows})
+    assert keys(bucket, "books") == ["books/_run.json", "books/transcripts-00000.parquet"]
+    assert read_parquet(parts.files()[0])["path"].to_pylist() == [f"{n:02}.png" for n in range(21)]
+    Parts(out, {"a": 2}, overwrite=True)
+    assert keys(bucket, "books") == ["books/_work/state.json"]
+
+
+def test_a_job_from_bucket_to_bucket_killed_on_the_way_reads_each_image_once(bucket, tmp_path, draw_text, monkeypatch):
+    pictures = [encode_png(draw_text("ABC"[: n % 4], height=20 + n, width=90)) for n in range(8)]
+    for n in range(NUM_FILES):
+        put(bucket, f"in/{n % 5}/{n:04}.png", pictures[n % 8])
+    put(bucket, "in/empty.png", b"")
+    save_bundle(new_tiny_bundle(), str(tmp_path / "bundle"))
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # workers of a running cluster have the cluster's environment
+    arguments = ["--images", "s3://bucket/in", "--out", "s3://bucket/out", "--model", tmp_path / "bundle"]
+    process = start("transcribe", *arguments, "--num-workers", 1)
+    wait_for(process, lambda: keys(bucket, "out/_work/outputs"))
+    process.kill()
+    process.communicate()
+    done = len(keys(bucket, "out/_work/outputs"))
+    assert 0 < done < len(keys(bucket, "out/_work/inputs")), "too late: this test needs more images"
+    process = start("transcribe", *arguments, "--num-workers", 1)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "going on" in err
+    assert out.strip() == "s3://bucket/out"
+    assert keys(bucket, "out") == ["out/_run.json", "out/transcripts-00000.parquet"]
+    found = read_parquet("s3://bucket/out/transcripts-00000.parquet").to_pandas().set_index("path")
+    assert sorted(found.index) == [key.removeprefix("in/") for key in keys(bucket, "in/")]
+    assert found.error.dropna().index.tolist() == ["empty.png"]
+    for path, row in found.drop(index="empty.png").iterrows():
+        assert row.height == 20 + int(path[2:6]) % 8
+    summary = json.loads(storage.read_bytes("s3://bucket/out/_run.json"))
+    assert summary["num_images"] == NUM_FILES + 1 > summary["speed"]["num_images"]
