@@ -164,7 +164,7 @@ def test_an_undisturbed_run_reads_each_file_as_the_model_does_and_says_why_it_ca
     assert list(truth.index) == paths_in(many)
     names = [f"{n:02}.png" for n in range(NUM_PICTURES)]
     recognizer = Recognizer(str(model))
-    lines = read_lines(str(pictures), names, recognizer.canvas)
+    lines = list(read_lines(str(pictures), names, recognizer.canvas))
     readings = recognizer.read(np.stack([line.image for line in lines]))
     assert len({reading.text for reading in readings}) > 4
     for path, row in truth.drop(index=list(BAD)).iterrows():

@@ -113,7 +113,7 @@ def test_a_part_is_stored_as_its_transcripts_and_told_in_one_row(tmp_path):
     assert told[0] == {
         "part": "a-000000.parquet",
         "num_rows": 7,
-        "num_failed": 1,
+        "errors": [("undecodable_image", 1)],
         "read_seconds": 0.25,
         "decode_seconds": 0.5,
         "model_seconds": 2.0,
@@ -143,12 +143,12 @@ def test_a_full_disk_is_said_to_be_full_and_holds_no_half_part(small_disk):
 def test_errors_of_earlier_attempts_are_counted_and_those_of_unread_parts_are_not(tmp_path):
     rows = pa.table({"id": pa.nulls(21, pa.string()), "path": [f"{n}.png" for n in range(21)]})
     parts = Parts(str(tmp_path), {})
-    assert errors_of(parts) == (0, 0)
+    assert errors_of(parts) == (0, {})
     names = list(parts.deal([rows], most=7))
     for name in names[1:]:
         store_part(readings(part=name).slice(0, 7), out=parts.out, model_id="m", threshold=None)
         store_part(readings(part="unknown"), out=parts.out, model_id="m", threshold=None)
-    assert errors_of(parts) == (14, 2)
+    assert errors_of(parts) == (14, {"undecodable_image": 2})
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.6, np.inf])
