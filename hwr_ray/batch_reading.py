@@ -67,7 +67,7 @@ class ReadingSettings:
         return settings
 
     def sized(self, feed_cpus: float = FEED_CPUS) -> "ReadingSettings":
-        """The same with a number of workers, by default what the cluster holds beside what feeds them."""
+        """The same with a number of workers, by default what the cluster holds beside `feed_cpus`."""
         if self.num_workers:
             return self
         cluster = ray.cluster_resources()
@@ -76,7 +76,7 @@ class ReadingSettings:
         return replace(self, num_workers=max(1, int(cluster.get("GPU", 0) if self.use_gpu else fitting)))
 
     def needs(self, feed_cpus: float = FEED_CPUS) -> Needs:
-        """What `sized` settings need."""
+        """What `sized` settings need beside `feed_cpus`."""
         return Needs(
             num_workers=self.num_workers or 1,
             cpus_per_worker=self.cpus_per_worker,

@@ -40,7 +40,8 @@ def connect() -> None:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         told = (job.get("runtime_env") or {}).get("env_vars") or {}
         new = {name: value for name, value in passed_on.items() if name not in told}
-        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR)
+        # Of a cluster that is gone with the job, nobody looks at the dashboard, which takes a dozen processes.
+        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR, include_dashboard=False)
     # Ray leaves a handler that ends the process on the spot; this one lets half-written output be cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     context = ray.data.DataContext.get_current()

@@ -17,9 +17,11 @@ from hwr_ray.errors import UserError
 from hwr_ray.line_images import Canvas, UndecodableImageError, decode, fit
 from hwr_ray.storage import join, locate
 
-READ_THREADS, REMOTE_READ_THREADS = 8, 32
+READ_THREADS = 32
 FILES_AT_ONCE = 128
 """Whose bytes are in memory together."""
+NUM_PROBED, QUICK_SECONDS = 8, 0.0005
+"""Local files that are read first, and the time of one below which threads would cost more than they save."""
 MAX_BYTES = 128 << 20
 """Of an image file; a larger one is not read."""
 OF_THE_FILE = frozenset((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP))
@@ -56,20 +58,22 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | Line]:
     A bad file is no error. Raises UserError where one can't be read, after a while, for a reason that is not its own.
     """
     filesystem, inner = locate(folder)
-    threads = READ_THREADS if isinstance(filesystem, fs.LocalFileSystem) else REMOTE_READ_THREADS
-    share = FILES_AT_ONCE // (2 * threads)
-
-    def read_some(start: int) -> list[bytes | Line]:
-        return [_read(filesystem, join(inner, name)) for name in names[start : start + share]]
-
-    with ThreadPoolExecutor(threads) as pool:
-        begun = deque[Future[list[bytes | Line]]]()
-        for start in range(0, len(names), share):
-            begun.append(pool.submit(read_some, start))
-            if len(begun) == 2 * threads:
-                yield from begun.popleft().result()
+    paths = [join(inner, name) for name in names]
+    if isinstance(filesystem, fs.LocalFileSystem):
+        start = time.monotonic()
+        yield from [_read(filesystem, path) for path in paths[:NUM_PROBED]]
+        paths, seconds = paths[NUM_PROBED:], time.monotonic() - start
+        if seconds < NUM_PROBED * QUICK_SECONDS:
+            yield from (_read(filesystem, path) for path in paths)
+            return
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        begun = deque[Future[bytes | Line]]()
+        for path in paths:
+            begun.append(pool.submit(_read, filesystem, path))
+            if len(begun) == FILES_AT_ONCE:
+                yield begun.popleft().result()
         while begun:
-            yield from begun.popleft().result()
+            yield begun.popleft().result()
 
 
 def lines_of(files: Iterable[bytes | Line], canvas: Canvas) -> Iterator[Line]:

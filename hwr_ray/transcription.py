@@ -24,7 +24,7 @@ from hwr_ray.inputs import Inputs, InputSettings, open_inputs
 from hwr_ray.parts import WORK, WRITTEN, Parts, check_out, inputs_of, repeated_key
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
-from hwr_ray.transcripts import STAGES, errors_of, load_part, store_part, summarize
+from hwr_ray.transcripts import STAGES, PartLoader, PartWriter, errors_of, summarize
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,9 @@ LISTING_SECONDS = 10
 """For which the first wave waits for more inputs."""
 WORKERS_OF_A_WRITER = 8
 """Models that one process writes for: it takes a hundredth of their time, or on an object store a tenth."""
-TASK_CPUS = 0.05
-"""Ray's logical CPUs of what reads and writes: so few that the models of a node that is lost, which start again on the
-others, leave them some. With none to be had the job would stand still."""
-FEED_CPUS = 2 * TASK_CPUS
-"""That must be left beside the models."""
+HELPER_CPUS = 0.05
+"""Ray's logical CPUs of a process that reads or writes: so few that the models of a node that is lost, which start
+again on the others, leave them some. With none to be had the job would stand still."""
 NO_PROGRESS_SECONDS = 3600
 """Without a part before Ray gives up: one of huge images takes long."""
 MODEL_BOUND = 0.8
@@ -82,10 +80,11 @@ def transcribe(settings: TranscribeSettings) -> None:
     facts = facts_of(settings, bundle, reading)
     check_out(out, facts, overwrite=settings.overwrite)
     connect()
-    reading = reading.sized(FEED_CPUS)
-    preflight(reading.needs(FEED_CPUS))
+    reading = reading.sized(2 * HELPER_CPUS)
+    helpers = num_helpers(reading)
+    preflight(reading.needs(HELPER_CPUS * sum(helpers)))
     parts = Parts(out, facts, overwrite=settings.overwrite)
-    job = Job(settings, inputs, bundle, reading, parts, threshold)
+    job = Job(settings, inputs, bundle, reading, parts, threshold, helpers)
     job.run()
     if not parts.num_rows:
         storage.delete(storage.join(out, WORK))
@@ -122,9 +121,10 @@ class Job:
         reading: ReadingSettings,
         parts: Parts,
         threshold: float | None,
+        num_helpers: tuple[int, int],
     ) -> None:
         self.settings, self.inputs, self.bundle, self.reading = settings, inputs, bundle, reading
-        self.parts, self.threshold = parts, threshold
+        self.parts, self.threshold, self.num_helpers = parts, threshold, num_helpers
         self.waiting = SimpleQueue[str]()
         """Names of parts to read."""
         self.is_stopped = False
@@ -191,23 +191,30 @@ class Job:
         """What came of each part, as they are done."""
         if not names:
             return
-        blocks, num_workers = [pa.table({"part": [name]}) for name in names], self.reading.num_workers or 1
+        # Actors, not tasks: Ray ends a process that waits a second for its next task, and the one after it takes longer
+        # to start than to do its work.
+        num_loaders, num_writers = self.num_helpers
+        blocks = [pa.table({"part": [name]}) for name in names]
         pictures = ray.data.from_arrow(blocks).map_batches(
-            load_part,  # type: ignore[arg-type]
-            fn_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
+            PartLoader,
+            fn_constructor_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=TASK_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=self._num_loaders()),
+            num_cpus=HELPER_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=min(num_loaders, len(blocks))),
         )
         model_path = storage.absolute(self.settings.model)
         stored = read_lines_with(pictures, model_path, self.reading, num_blocks=len(blocks), timed=True).map_batches(
-            store_part,  # type: ignore[arg-type]
-            fn_kwargs={"out": self.parts.out, "model_id": self.bundle.model_id, "threshold": self.threshold},
+            PartWriter,
+            fn_constructor_kwargs={
+                "out": self.parts.out,
+                "model_id": self.bundle.model_id,
+                "threshold": self.threshold,
+            },
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=TASK_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=-(-num_workers // WORKERS_OF_A_WRITER)),
+            num_cpus=HELPER_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=min(num_writers, len(blocks))),
         )
         stored.context.enable_progress_bars = False
         stored.context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
@@ -219,11 +226,6 @@ class Job:
             yield result
         self.wall += time.monotonic() - (started or start)
         self.start_up += (started or start) - start
-
-    def _num_loaders(self) -> int:
-        """Processes that read and decode: as many as models, or as CPUs where the models are on GPUs."""
-        num_workers = self.reading.num_workers or 1
-        return max(num_workers, int(ray.cluster_resources()["CPU"])) if self.reading.use_gpu else num_workers
 
     def _count(self, result: dict[str, Any]) -> None:
         self.num_rows += result["num_rows"]
@@ -242,6 +244,13 @@ class Job:
                 f"--max-error-rate {most:g}: see `error` in {self.parts.out}/_work/outputs; with a higher one the same "
                 "command goes on"
             )
+
+
+def num_helpers(reading: ReadingSettings) -> tuple[int, int]:
+    """Processes that read and decode, as many as models, or as CPUs where the models are on GPUs; and that write."""
+    num_workers = reading.num_workers or 1
+    num_loaders = max(num_workers, int(ray.cluster_resources()["CPU"])) if reading.use_gpu else num_workers
+    return num_loaders, -(-num_workers // WORKERS_OF_A_WRITER)
 
 
 def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSettings) -> dict[str, Any]:
