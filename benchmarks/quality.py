@@ -1,10 +1,11 @@
 """The quality table: the ancestor, the default recipe, and each of its ingredients left out, on the same real lines.
 
-Run as `python -m benchmarks.quality --data FOLDER --work FOLDER`. What is in the work folder is not run again. Neither
-an image nor a label lands in the result.
+Run as `python -m benchmarks.quality --data FOLDER --work FOLDER`. What is in the work folder is not run again: beside
+it lie notes of the command, the commit and the machine that made it. Neither an image nor a label lands in the result.
 """
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -49,7 +50,7 @@ class Variant:
 
 SHIPPED_ROW, SEED_1 = "default recipe, seed 1: the model that is shipped", ("--seed", "1")
 VARIANTS = (
-    Variant(name="default recipe", run="default", short=False, evaluate=()),
+    Variant(name="seed 0, patience 30", run="patience-30", short=False, train=("--patience", "30"), evaluate=()),
     Variant(name=SHIPPED_ROW, run="default-seed-1", short=False, train=SEED_1, evaluate=()),
     Variant(
         name="the same, names of the label list known",
@@ -76,12 +77,10 @@ class QualitySettings:
     """Folder with the labelled lines, in the Kaggle layout, and all_train_labels.csv.gz."""
     work: str
     """Folder for prepared lines, runs and evaluations, outside the checkout: WORK/runs/NAME is the run of a row."""
-    out: str = "benchmarks/results/quality.json"
+    out: str = str(ROOT / "benchmarks/results/quality.json")
     """The result, written after each row."""
     epochs: int | None = None
     """Of the default recipe in full; by default that of jobs/train.py."""
-    full_run: str | None = None
-    """A finished run of the default recipe (jobs/train.py --out) to read instead of training it again."""
     short_epochs: int = 6
     """Of the runs that leave an ingredient out."""
     num_workers: int = 2
@@ -99,36 +98,38 @@ def measure(settings: QualitySettings) -> None:
     if work.is_relative_to(ROOT):
         raise UserError(f"{work} is in the checkout: names and images must stay outside, name another --work")
     work.mkdir(parents=True, exist_ok=True)
-    result = json.loads(out.read_text()) if out.is_file() else {"rows": {}}
-    result |= {"hardware": hardware(), "versions": versions(), "short_epochs": settings.short_epochs}
+    here = {"commit": commit(), "hardware": hardware(), "versions": versions()}
     if not settings.only or "ancestor" in settings.only:
-        result["rows"] |= ancestor_rows(work, data)
-        write(out, result)
+        write(out, ancestor_rows(work, data, here))
     for variant in VARIANTS:
         if not settings.only or variant.run in settings.only:
-            result["rows"][variant.name] = row_of(variant, settings, work, data)
-            write(out, result)
-    page.write_text(with_table(page.read_text(), table(result)))
+            write(out, {variant.name: row_of(variant, settings, work, data, here)})
+    page.write_text(with_table(page.read_text(), table(rows_of(out))))
     print(settings.out)
 
 
-def write(out: Path, result: dict[str, Any]) -> None:
-    """Writes the result as it stands."""
-    out.write_text(json.dumps(result, indent=1) + "\n")
+def rows_of(out: Path) -> dict[str, Any]:
+    """The rows of a result, none before the first."""
+    return json.loads(out.read_text())["rows"] if out.is_file() else {}
 
 
-def ancestor_rows(work: Path, data: Path) -> dict[str, dict[str, Any]]:
+def write(out: Path, rows: dict[str, Any]) -> None:
+    """Adds rows to the result, as it is now: another process may add others."""
+    out.write_text(json.dumps({"rows": {**rows_of(out), **rows}}, indent=1) + "\n")
+
+
+def ancestor_rows(work: Path, data: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The ancestor's network and recipe: its weights averaged at the end, and its best epoch on the lines it is
     scored on, which flatters it."""
     file = work / "ancestor.json"
     command = ("-m", "benchmarks.ancestor", "--data", str(data), "--out", str(file))
-    run(*command, done=file.is_file() and ancestor_is_whole(json.loads(file.read_text())))
+    run(*command, note=work / "notes/ancestor.json", here=here, done=ancestor_is_whole(file))
     found = json.loads(file.read_text())
     figures = {
         "commands": [found["command"]],
         "commit": found["commit"],
+        "hardware": found["hardware"],
         "seed": found["settings"]["seed"],
-        "cores": found["hardware"]["threads"],
         "epochs": len(found["epochs"]),
         "minutes": sum(row["seconds"] for row in found["epochs"]) / 60,
         "parameters": found["params"],
@@ -138,46 +139,47 @@ def ancestor_rows(work: Path, data: Path) -> dict[str, dict[str, Any]]:
     return {name: {**figures, **score} for name, score in scores.items()}
 
 
-def ancestor_is_whole(found: dict[str, Any]) -> bool:
+def ancestor_is_whole(file: Path) -> bool:
     """Whether the ancestor's result, which is written after every epoch, holds the last one."""
+    found = json.loads(file.read_text()) if file.is_file() else {"settings": {"epochs": 1}, "epochs": []}
     return len(found["epochs"]) == found["settings"]["epochs"]
 
 
-def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path) -> dict[str, Any]:
-    """The figures of a variant: prepared, trained and evaluated as far as that is not done."""
+def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path, here: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a variant: prepared, trained and evaluated as far as that is not done.
+
+    Raises UserError where its run is there with another number of epochs.
+    """
     labels = data / "all_train_labels.csv.gz"
     prepared, trained = work / f"prepared-{variant.canvas}", work / "runs" / variant.run
     height, width = variant.canvas.split("x")
     prepare = ("--data", str(data), "--out", str(prepared), "--canvas", height, width)
-    commands = [run("jobs/prepare.py", *prepare, done=prepared.exists())]
-    reused = settings.full_run if variant.run == "default" else None
-    if reused:
-        trained = Path(reused).resolve()
-        if not is_finished(trained):
-            raise UserError(f"{trained} is no finished run: its best bundle has no fitted decoder")
-    else:
-        epochs = settings.short_epochs if variant.short else settings.epochs
-        length = () if epochs is None else ("--epochs", str(epochs))
-        workers = ("--num-workers", str(settings.num_workers), "--label-list", str(labels))
-        train = ("--data", str(prepared), "--out", str(trained), *length, *variant.train, *workers)
-        commands.append(run("jobs/train.py", *train, done=is_finished(trained), log=work / "commits" / variant.run))
+
+    def make(name: str, *command: str, done: bool) -> dict[str, Any] | None:
+        return run(*command, note=work / f"notes/{name}.json", here=here, done=done)
+
+    made = {"prepare": make(prepared.name, "jobs/prepare.py", *prepare, done=prepared.exists())}
+    epochs = settings.short_epochs if variant.short else settings.epochs
+    length = () if epochs is None else ("--epochs", str(epochs))
+    workers = ("--num-workers", str(settings.num_workers), "--label-list", str(labels))
+    train = ("--data", str(prepared), "--out", str(trained), *length, *variant.train, *workers)
+    made["train"] = make(variant.run, "jobs/train.py", *train, done=is_finished(trained))
     bundle = load_bundle(str(trained / "best"))
-    evaluation = work / "evaluations" / variant.name.replace(" ", "-").replace(",", "")
+    if epochs not in (None, bundle.training["recipe"]["epochs"]):
+        raise UserError(f"{trained} is a run of {bundle.training['recipe']['epochs']} epochs, not {epochs}")
+    evaluation = work / "evaluations" / re.sub(r"\W+", "-", variant.name)
     reading = [w for word in variant.evaluate for w in known_names(word, work, prepared, labels)]
     paths = ("--data", str(prepared), "--model", str(trained / "best"), "--out", str(evaluation), "--overwrite")
     done = read_by(evaluation, bundle.model_id)
-    commands.append(run("jobs/evaluate.py", *paths, *reading, done=done, log=work / "commits" / evaluation.name))
+    made["evaluate"] = make(evaluation.name, "jobs/evaluate.py", *paths, *reading, done=done)
     metrics = json.loads((evaluation / "metrics.json").read_text())
     history = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     ink = torch.zeros(1, 1, bundle.canvas.height, bundle.canvas.width)
     return {
-        "commands": commands,
-        "commit": bundle.training.get("commit") if reused else commit_of(work / "commits" / variant.run),
-        "evaluation_commit": commit_of(work / "commits" / evaluation.name),
+        "made": made,
         "recipe": bundle.training["recipe"],
         "decoder": bundle.training["decoder"],
         "seed": bundle.training["recipe"]["seed"],
-        "cores": hardware()["cores"],
         "epochs": len(history),
         "minutes": sum(row["seconds"] for row in history) / 60,
         "parameters": num_parameters(bundle.model),
@@ -199,11 +201,6 @@ def read_by(evaluation: Path, model_id: str) -> bool:
     return file.is_file() and json.loads(file.read_text())["model_id"] == model_id
 
 
-def commit_of(log: Path) -> str | None:
-    """The commit that `run` noted when it made something; None for what was not made by this benchmark."""
-    return log.read_text().strip() if log.is_file() else None
-
-
 def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str]:
     """An argument of evaluate; `names` stands for --names with the cleaned label list, which never leaves `work`."""
     if word != "names":
@@ -216,25 +213,28 @@ def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str
     return ["--names", str(file)]
 
 
-def run(*command: str, done: bool, log: Path | None = None) -> str:
-    """Runs a job or module from the root, notes the commit in `log`, unless done; returns its command line."""
+def run(*command: str, note: Path, here: dict[str, Any], done: bool) -> dict[str, Any] | None:
+    """Runs a job or module from the root, unless done, and notes the command with `here`, where and by what it ran.
+
+    Returns what was noted, None for what was made without a note.
+    """
     if not done:
-        print("python", *command, file=sys.stderr, flush=True)
-        if log:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(commit() + "\n")
+        made = {"command": shlex.join(["python", *command]), **here}
+        print(made["command"], file=sys.stderr, flush=True)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(made))
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-    return shlex.join(["python", *command])
+    return json.loads(note.read_text()) if note.is_file() else None
 
 
-def table(result: dict[str, Any]) -> str:
+def table(rows: dict[str, Any]) -> str:
     """The rows in Markdown."""
     lines = [
         "| what | epochs | minutes | parameters | multiply-adds a line | CER (95 %) | exact match (95 %) |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in (*ANCESTOR, *(variant.name for variant in VARIANTS)):
-        row = result["rows"].get(name)
+        row = rows.get(name)
         if row is None:  # not run yet
             continue
         (low, high), (least, most) = row["cer_ci"], row["exact_match_ci"]
