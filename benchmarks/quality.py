@@ -14,14 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from benchmarks.cost import multiply_adds, num_parameters
 from benchmarks.machine import commit, hardware
-from hwr_ray.bundle import load_bundle
+from hwr_ray.bundle import Bundle, load_bundle
 from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.job import run_job
+from hwr_ray.metrics import cer_interval
 from hwr_ray.prepared import Prepared
 from hwr_ray.provenance import versions
 from hwr_ray.train_loop import TrainSettings
@@ -48,7 +52,10 @@ class Variant:
     evaluate: tuple[str, ...] = ("--greedy",)
 
 
-SHIPPED_ROW, SEED_1 = "default recipe, seed 1: the model that is shipped", ("--seed", "1")
+SHIPPED_ROW, SHORT_ROW = "default recipe, seed 1: the model that is shipped", "short, greedy"
+SEED_1 = ("--seed", "1")
+PRECISIONS = (0.99, 0.95)
+"""Of --precision in jobs/transcribe.py, at which is counted what passes."""
 VARIANTS = (
     Variant(name="seed 0, patience 30", run="patience-30", short=False, train=("--patience", "30"), evaluate=()),
     Variant(name=SHIPPED_ROW, run="default-seed-1", short=False, train=SEED_1, evaluate=()),
@@ -60,7 +67,7 @@ VARIANTS = (
         evaluate=("names",),
     ),
     Variant(name="the same, read greedily", run="default-seed-1", short=False, train=SEED_1),
-    Variant(name="short, greedy", run="short"),
+    Variant(name=SHORT_ROW, run="short"),
     Variant(name="short, greedy, seed 1", run="short-seed-1", train=SEED_1),
     Variant(name="short, greedy, no augmentation", run="no-augmentation", train=("--no-augmentation",)),
     Variant(name="short, greedy, no average of weights", run="no-average", train=("--average-decay", "0")),
@@ -167,7 +174,7 @@ def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path, 
     bundle = load_bundle(str(trained / "best"))
     if epochs not in (None, bundle.training["recipe"]["epochs"]):
         raise UserError(f"{trained} is a run of {bundle.training['recipe']['epochs']} epochs, not {epochs}")
-    evaluation = work / "evaluations" / re.sub(r"\W+", "-", variant.name)
+    evaluation = work / "evaluations" / folder_of(variant.name)
     reading = [w for word in variant.evaluate for w in known_names(word, work, prepared, labels)]
     paths = ("--data", str(prepared), "--model", str(trained / "best"), "--out", str(evaluation), "--overwrite")
     done = read_by(evaluation, bundle.model_id)
@@ -186,7 +193,42 @@ def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path, 
         "multiply_adds": multiply_adds(bundle.model, ink),
         "model_id": bundle.model_id,
         **{name: metrics[name] for name in FIGURES},
+        "review": reviewed(evaluation, bundle, greedy="--greedy" in variant.evaluate),
+        "against_short": against(evaluation, work / "evaluations" / folder_of(SHORT_ROW)) if variant.short else None,
     }
+
+
+def folder_of(name: str) -> str:
+    """The name of a row as that of a folder."""
+    return re.sub(r"\W+", "-", name)
+
+
+def predictions_of(evaluation: Path) -> pa.Table:
+    """The readings of an evaluation, in the order of their ids."""
+    return pq.read_table(evaluation / "predictions").sort_by("id")
+
+
+def reviewed(evaluation: Path, bundle: Bundle, *, greedy: bool) -> dict[str, dict[str, int]]:
+    """Of the texts that pass a review at some precisions, on the lines that the calibration was fitted to: how many
+    pass, and how many of them are right."""
+    calibration = bundle.decoding.greedy_calibration if greedy else bundle.decoding.beam_calibration
+    table, counts = predictions_of(evaluation), {}
+    for precision in PRECISIONS if calibration else ():
+        passing = table.filter(pc.greater_equal(table["confidence"], calibration.review_threshold(precision)[0]))
+        counts[f"{precision:g}"] = {"passed": len(passing), "right": pc.sum(pc.equal(passing["num_edits"], 0)).as_py()}
+    return counts
+
+
+def against(evaluation: Path, other: Path) -> dict[str, Any] | None:
+    """By how much the CER is above that of another evaluation of the same lines, with the 95 % interval of the paired
+    bootstrap; None without the other, or for itself."""
+    if evaluation == other or not (other / "metrics.json").is_file():
+        return None
+    mine, theirs = predictions_of(evaluation), predictions_of(other)
+    if mine["id"] != theirs["id"]:
+        raise RuntimeError(f"{evaluation} and {other} are not of the same lines")
+    texts, more = mine["text"].to_pylist(), pc.subtract(mine["num_edits"], theirs["num_edits"]).to_pylist()
+    return {"cer": sum(more) / sum(map(len, texts)), "cer_ci": cer_interval(texts, more, seed=0)}
 
 
 def is_finished(trained: Path) -> bool:
@@ -230,8 +272,9 @@ def run(*command: str, note: Path, here: dict[str, Any], done: bool) -> dict[str
 def table(rows: dict[str, Any]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| what | epochs | minutes | parameters | multiply-adds a line | CER (95 %) | exact match (95 %) |",
-        "|---|---|---|---|---|---|---|",
+        "| what | epochs | minutes | parameters | multiply-adds a line | CER (95 %) | exact match (95 %) "
+        "| CER beside the short row (95 %) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in (*ANCESTOR, *(variant.name for variant in VARIANTS)):
         row = rows.get(name)
@@ -241,9 +284,17 @@ def table(rows: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {row['epochs']} | {row['minutes']:.0f} | {row['parameters'] / 1e6:.2f} M "
             f"| {row['multiply_adds'] / 1e6:.0f} M | {100 * row['cer']:.2f} % ({100 * low:.2f} to {100 * high:.2f}) "
-            f"| {100 * row['exact_match']:.1f} % ({100 * least:.1f} to {100 * most:.1f}) |"
+            f"| {100 * row['exact_match']:.1f} % ({100 * least:.1f} to {100 * most:.1f}) | {told_beside(row)} |"
         )
     return "".join(line + "\n" for line in lines)
+
+
+def told_beside(row: dict[str, Any]) -> str:
+    """A row's difference to the short one in points, where it has one."""
+    if not row.get("against_short"):
+        return ""
+    more, (low, high) = row["against_short"]["cer"], row["against_short"]["cer_ci"]
+    return f"{100 * more:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
 def with_table(page: str, rows: str) -> str:

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.machine import ROOT
@@ -11,6 +14,7 @@ from benchmarks.quality import (
     END,
     SHIPPED_ROW,
     VARIANTS,
+    against,
     ancestor_is_whole,
     is_finished,
     read_by,
@@ -37,7 +41,10 @@ ROW = {
 def test_a_row_holds_its_figures_and_a_row_that_was_not_run_is_left_out():
     lines = table({"short, greedy": ROW}).splitlines()
     assert len(lines) == 2 + 1
-    assert lines[2] == "| short, greedy | 60 | 48 | 0.86 M | 145 M | 4.29 % (3.29 to 5.42) | 83.9 % (80.4 to 86.9) |"
+    assert lines[2] == "| short, greedy | 60 | 48 | 0.86 M | 145 M | 4.29 % (3.29 to 5.42) | 83.9 % (80.4 to 86.9) |  |"
+    beside = {"cer": -0.0067, "cer_ci": [-0.015, 0.0009]}
+    (*_, row) = table({"short, greedy, seed 1": {**ROW, "against_short": beside}}).splitlines()
+    assert row.endswith("| -0.67 (-1.50 to +0.09) |")
 
 
 def test_the_table_replaces_the_one_between_the_marks():
@@ -82,6 +89,20 @@ def test_what_is_done_is_told_as_it_was_made(tmp_path):
     made = run(str(script), "--epochs", "6", note=note, here={"commit": "abc"}, done=False)
     assert made == {"command": f"python {script} --epochs 6", "commit": "abc"}
     assert run(str(script), "--epochs", "9", note=note, here={"commit": "def"}, done=True) == made
+
+
+def test_a_difference_to_the_same_lines_is_paired(tmp_path):
+    texts, edits = ["ABCD"] * 50, np.arange(50) % 3
+    for name, more in (("a", 0), ("b", 1)):
+        (tmp_path / name / "predictions").mkdir(parents=True)
+        (tmp_path / name / "metrics.json").touch()
+        ids, order = [f"{n:02}" for n in range(50)], np.random.default_rng(more).permutation(50)
+        rows = pa.table({"id": ids, "text": texts, "num_edits": edits + more}).take(order)
+        pq.write_table(rows, tmp_path / name / "predictions/0.parquet")
+    found = against(tmp_path / "b", tmp_path / "a")
+    assert found["cer"] == pytest.approx(0.25)
+    assert found["cer_ci"] == pytest.approx((0.25, 0.25))  # each line has one more, whichever are drawn
+    assert against(tmp_path / "b", tmp_path / "b") is None and against(tmp_path / "b", tmp_path / "c") is None
 
 
 def test_rows_of_another_process_stay(tmp_path):

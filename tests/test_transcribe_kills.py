@@ -17,6 +17,7 @@ from PIL import Image
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
+from benchmarks.measuring import descendants
 from hwr_ray.batch_reading import ReadingSettings
 from hwr_ray.bundle import save_bundle
 from hwr_ray.errors import UserError
@@ -218,6 +219,8 @@ def test_a_node_lost_on_the_way_costs_no_row(folder, many, model, truth, monkeyp
         process = start("transcribe", *command(many, model, out), "--num-workers", 2)
         wait_for(process, lambda: is_read(out, 0.1))
         assert number_of(out, "outputs") < number_of(out, "inputs"), "too late: this test needs more images"
+        raylet = node.all_processes["raylet"][0].process.pid
+        assert any("TimedLineReader" in Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(raylet))
         cluster.remove_node(node, allow_graceful=False)
         _, err = process.communicate()
     finally:
