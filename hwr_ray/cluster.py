@@ -52,6 +52,7 @@ def connect() -> None:
     # Bars on a terminal, a line each 10 s in a log.
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []  # they tell every half minute that a process has some memory
     for handler in logging.getLogger("ray.data").handlers:
         handler.addFilter(_tells_progress)
     resources = ray.cluster_resources()

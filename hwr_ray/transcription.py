@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
 """Of a part: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
+PARTS_IN_STORE = 4
+"""Of each process that reads or has a model, at most: what is ahead of the models must not grow with the job."""
 LISTING_SECONDS = 10
 """For which the first wave waits for more inputs."""
 WORKERS_OF_A_WRITER = 8
@@ -218,6 +220,9 @@ class Job:
         )
         stored.context.enable_progress_bars = False
         stored.context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+        waiting = PARTS_IN_STORE * BYTES_OF_A_PART * (num_loaders + (self.reading.num_workers or 1))
+        limits = ray.data.ExecutionResources.for_limits(object_store_memory=waiting)
+        stored.context.execution_options.resource_limits = limits
         start = time.monotonic()
         started: float | None = None
         for result in stored.iter_rows():
