@@ -1,4 +1,5 @@
-"""How soon jobs/transcribe.py knows what to read, of a million paths: a folder, a glob, a CSV and a Parquet manifest.
+"""How soon jobs/transcribe.py knows what to read, of a million paths: a folder, a glob, a CSV and a Parquet manifest;
+and how soon a run that goes on knows that all of them are dealt out.
 
 Run as `python -m benchmarks.listing --data FOLDER --work FOLDER`. No path lands in the result.
 """
@@ -53,7 +54,8 @@ def measure(settings: ListingBenchmark) -> None:
 
 
 def list_paths(images: str, out: str) -> dict[str, float]:
-    """Deals the images out to parts, as the job does: seconds to the first part and to the last, and peak memory."""
+    """Deals the images out to parts, as the job does: seconds to the first part and to the last, then those of another
+    run to take the parts over and to list again, and the peak memory of all."""
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
     settings = InputSettings(images=images)
@@ -66,10 +68,17 @@ def list_paths(images: str, out: str) -> dict[str, float]:
     first = time.perf_counter()
     num_parts = 1 + sum(1 for _ in deal)
     seconds = time.perf_counter() - start
+    start_again = time.perf_counter()
+    again = Parts(out, {})
+    taken_over = time.perf_counter()
+    assert next(again.deal(inputs.tables(), most=MOST_ROWS), None) is None
+    end = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "first_part_seconds": round(first - start, 2),
         "seconds": round(seconds, 1),
+        "take_over_seconds": round(taken_over - start_again, 1),
+        "list_again_seconds": round(end - taken_over, 1),
         "num_paths": parts.num_rows,
         "num_parts": num_parts,
         "peak_mib": peak >> 10,

@@ -215,7 +215,10 @@ def reviewed(evaluation: Path, bundle: Bundle, *, greedy: bool) -> dict[str, dic
     table, counts = predictions_of(evaluation), {}
     for precision in PRECISIONS if calibration else ():
         passing = table.filter(pc.greater_equal(table["confidence"], calibration.review_threshold(precision)[0]))
-        counts[f"{precision:g}"] = {"passed": len(passing), "right": pc.sum(pc.equal(passing["num_edits"], 0)).as_py()}
+        counts[f"{precision:g}"] = {
+            "passed": len(passing),
+            "right": pc.sum(pc.equal(passing["num_edits"], 0)).as_py() or 0,
+        }
     return counts
 
 
