@@ -203,7 +203,7 @@ def profile(data: str) -> dict[str, float]:
         sink = PreparedSink(out, canvas)
         steps: dict[str, Callable[[], object]] = {
             "rows": lambda: next(read_rows(file, rows_per_table=len(rows))),
-            "read": lambda: read_files(file.images, names),
+            "read": lambda: list(read_files(file.images, names)),
             "header": lambda: [_check_header(data) for data in files],
             "decode": lambda: [decode(data) for data in files],
             "fit": lambda: [fit(picture, canvas) for picture in pictures],

@@ -1,10 +1,11 @@
 """The quality table: the ancestor, the default recipe, and each of its ingredients left out, on the same real lines.
 
-Run as `python -m benchmarks.quality --data FOLDER --work FOLDER`. What is in the work folder is not run again. Neither
-an image nor a label lands in the result.
+Run as `python -m benchmarks.quality --data FOLDER --work FOLDER`. What is in the work folder is not run again: beside
+it lie notes of the command, the commit and the machine that made it. Neither an image nor a label lands in the result.
 """
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -13,14 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from benchmarks.machine import commit, hardware
-from hwr_ray.bundle import load_bundle
+from hwr_ray.bundle import Bundle, load_bundle
 from hwr_ray.cost import multiply_adds, num_parameters
 from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.job import run_job
+from hwr_ray.metrics import cer_interval
 from hwr_ray.prepared import Prepared
 from hwr_ray.provenance import versions
 from hwr_ray.train_loop import TrainSettings
@@ -47,9 +52,12 @@ class Variant:
     evaluate: tuple[str, ...] = ("--greedy",)
 
 
-SHIPPED_ROW, SEED_1 = "default recipe, seed 1: the model that is shipped", ("--seed", "1")
+SHIPPED_ROW, SHORT_ROW = "default recipe, seed 1: the model that is shipped", "short, greedy"
+SEED_1 = ("--seed", "1")
+PRECISIONS = (0.99, 0.95)
+"""Of --precision in jobs/transcribe.py, at which is counted what passes."""
 VARIANTS = (
-    Variant(name="default recipe", run="default", short=False, evaluate=()),
+    Variant(name="seed 0, patience 30", run="patience-30", short=False, train=("--patience", "30"), evaluate=()),
     Variant(name=SHIPPED_ROW, run="default-seed-1", short=False, train=SEED_1, evaluate=()),
     Variant(
         name="the same, names of the label list known",
@@ -59,7 +67,7 @@ VARIANTS = (
         evaluate=("names",),
     ),
     Variant(name="the same, read greedily", run="default-seed-1", short=False, train=SEED_1),
-    Variant(name="short, greedy", run="short"),
+    Variant(name=SHORT_ROW, run="short"),
     Variant(name="short, greedy, seed 1", run="short-seed-1", train=SEED_1),
     Variant(name="short, greedy, no augmentation", run="no-augmentation", train=("--no-augmentation",)),
     Variant(name="short, greedy, no average of weights", run="no-average", train=("--average-decay", "0")),
@@ -76,12 +84,10 @@ class QualitySettings:
     """Folder with the labelled lines, in the Kaggle layout, and all_train_labels.csv.gz."""
     work: str
     """Folder for prepared lines, runs and evaluations, outside the checkout: WORK/runs/NAME is the run of a row."""
-    out: str = "benchmarks/results/quality.json"
+    out: str = str(ROOT / "benchmarks/results/quality.json")
     """The result, written after each row."""
     epochs: int | None = None
     """Of the default recipe in full; by default that of jobs/train.py."""
-    full_run: str | None = None
-    """A finished run of the default recipe (jobs/train.py --out) to read instead of training it again."""
     short_epochs: int = 6
     """Of the runs that leave an ingredient out."""
     num_workers: int = 2
@@ -99,36 +105,38 @@ def measure(settings: QualitySettings) -> None:
     if work.is_relative_to(ROOT):
         raise UserError(f"{work} is in the checkout: names and images must stay outside, name another --work")
     work.mkdir(parents=True, exist_ok=True)
-    result = json.loads(out.read_text()) if out.is_file() else {"rows": {}}
-    result |= {"hardware": hardware(), "versions": versions(), "short_epochs": settings.short_epochs}
+    here = {"commit": commit(), "hardware": hardware(), "versions": versions()}
     if not settings.only or "ancestor" in settings.only:
-        result["rows"] |= ancestor_rows(work, data)
-        write(out, result)
+        write(out, ancestor_rows(work, data, here))
     for variant in VARIANTS:
         if not settings.only or variant.run in settings.only:
-            result["rows"][variant.name] = row_of(variant, settings, work, data)
-            write(out, result)
-    page.write_text(with_table(page.read_text(), table(result)))
+            write(out, {variant.name: row_of(variant, settings, work, data, here)})
+    page.write_text(with_table(page.read_text(), table(rows_of(out))))
     print(settings.out)
 
 
-def write(out: Path, result: dict[str, Any]) -> None:
-    """Writes the result as it stands."""
-    out.write_text(json.dumps(result, indent=1) + "\n")
+def rows_of(out: Path) -> dict[str, Any]:
+    """The rows of a result, none before the first."""
+    return json.loads(out.read_text())["rows"] if out.is_file() else {}
 
 
-def ancestor_rows(work: Path, data: Path) -> dict[str, dict[str, Any]]:
+def write(out: Path, rows: dict[str, Any]) -> None:
+    """Adds rows to the result, as it is now: another process may add others."""
+    out.write_text(json.dumps({"rows": {**rows_of(out), **rows}}, indent=1) + "\n")
+
+
+def ancestor_rows(work: Path, data: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The ancestor's network and recipe: its weights averaged at the end, and its best epoch on the lines it is
     scored on, which flatters it."""
     file = work / "ancestor.json"
     command = ("-m", "benchmarks.ancestor", "--data", str(data), "--out", str(file))
-    run(*command, done=file.is_file() and ancestor_is_whole(json.loads(file.read_text())))
+    run(*command, note=work / "notes/ancestor.json", here=here, done=ancestor_is_whole(file))
     found = json.loads(file.read_text())
     figures = {
         "commands": [found["command"]],
         "commit": found["commit"],
+        "hardware": found["hardware"],
         "seed": found["settings"]["seed"],
-        "cores": found["hardware"]["threads"],
         "epochs": len(found["epochs"]),
         "minutes": sum(row["seconds"] for row in found["epochs"]) / 60,
         "parameters": found["params"],
@@ -138,53 +146,92 @@ def ancestor_rows(work: Path, data: Path) -> dict[str, dict[str, Any]]:
     return {name: {**figures, **score} for name, score in scores.items()}
 
 
-def ancestor_is_whole(found: dict[str, Any]) -> bool:
+def ancestor_is_whole(file: Path) -> bool:
     """Whether the ancestor's result, which is written after every epoch, holds the last one."""
+    found = json.loads(file.read_text()) if file.is_file() else {"settings": {"epochs": 1}, "epochs": []}
     return len(found["epochs"]) == found["settings"]["epochs"]
 
 
-def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path) -> dict[str, Any]:
-    """The figures of a variant: prepared, trained and evaluated as far as that is not done."""
+def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path, here: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a variant: prepared, trained and evaluated as far as that is not done.
+
+    Raises UserError where its run is there with another number of epochs.
+    """
     labels = data / "all_train_labels.csv.gz"
     prepared, trained = work / f"prepared-{variant.canvas}", work / "runs" / variant.run
     height, width = variant.canvas.split("x")
     prepare = ("--data", str(data), "--out", str(prepared), "--canvas", height, width)
-    commands = [run("jobs/prepare.py", *prepare, done=prepared.exists())]
-    reused = settings.full_run if variant.run == "default" else None
-    if reused:
-        trained = Path(reused).resolve()
-        if not is_finished(trained):
-            raise UserError(f"{trained} is no finished run: its best bundle has no fitted decoder")
-    else:
-        epochs = settings.short_epochs if variant.short else settings.epochs
-        length = () if epochs is None else ("--epochs", str(epochs))
-        workers = ("--num-workers", str(settings.num_workers), "--label-list", str(labels))
-        train = ("--data", str(prepared), "--out", str(trained), *length, *variant.train, *workers)
-        commands.append(run("jobs/train.py", *train, done=is_finished(trained), log=work / "commits" / variant.run))
+
+    def make(name: str, *command: str, done: bool) -> dict[str, Any] | None:
+        return run(*command, note=work / f"notes/{name}.json", here=here, done=done)
+
+    made = {"prepare": make(prepared.name, "jobs/prepare.py", *prepare, done=prepared.exists())}
+    epochs = settings.short_epochs if variant.short else settings.epochs
+    length = () if epochs is None else ("--epochs", str(epochs))
+    workers = ("--num-workers", str(settings.num_workers), "--label-list", str(labels))
+    train = ("--data", str(prepared), "--out", str(trained), *length, *variant.train, *workers)
+    made["train"] = make(variant.run, "jobs/train.py", *train, done=is_finished(trained))
     bundle = load_bundle(str(trained / "best"))
-    evaluation = work / "evaluations" / variant.name.replace(" ", "-").replace(",", "")
+    if epochs not in (None, bundle.training["recipe"]["epochs"]):
+        raise UserError(f"{trained} is a run of {bundle.training['recipe']['epochs']} epochs, not {epochs}")
+    evaluation = work / "evaluations" / folder_of(variant.name)
     reading = [w for word in variant.evaluate for w in known_names(word, work, prepared, labels)]
     paths = ("--data", str(prepared), "--model", str(trained / "best"), "--out", str(evaluation), "--overwrite")
     done = read_by(evaluation, bundle.model_id)
-    commands.append(run("jobs/evaluate.py", *paths, *reading, done=done, log=work / "commits" / evaluation.name))
+    made["evaluate"] = make(evaluation.name, "jobs/evaluate.py", *paths, *reading, done=done)
     metrics = json.loads((evaluation / "metrics.json").read_text())
     history = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     ink = torch.zeros(1, 1, bundle.canvas.height, bundle.canvas.width)
     return {
-        "commands": commands,
-        "commit": bundle.training.get("commit") if reused else commit_of(work / "commits" / variant.run),
-        "evaluation_commit": commit_of(work / "commits" / evaluation.name),
+        "made": made,
         "recipe": bundle.training["recipe"],
         "decoder": bundle.training["decoder"],
         "seed": bundle.training["recipe"]["seed"],
-        "cores": hardware()["cores"],
         "epochs": len(history),
         "minutes": sum(row["seconds"] for row in history) / 60,
         "parameters": num_parameters(bundle.model),
         "multiply_adds": multiply_adds(bundle.model, ink),
         "model_id": bundle.model_id,
         **{name: metrics[name] for name in FIGURES},
+        "review": reviewed(evaluation, bundle, greedy="--greedy" in variant.evaluate),
+        "against_short": against(evaluation, work / "evaluations" / folder_of(SHORT_ROW)) if variant.short else None,
     }
+
+
+def folder_of(name: str) -> str:
+    """The name of a row as that of a folder."""
+    return re.sub(r"\W+", "-", name)
+
+
+def predictions_of(evaluation: Path) -> pa.Table:
+    """The readings of an evaluation, in the order of their ids."""
+    return pq.read_table(evaluation / "predictions").sort_by("id")
+
+
+def reviewed(evaluation: Path, bundle: Bundle, *, greedy: bool) -> dict[str, dict[str, int]]:
+    """Of the texts that pass a review at some precisions, on the lines that the calibration was fitted to: how many
+    pass, and how many of them are right."""
+    calibration = bundle.decoding.greedy_calibration if greedy else bundle.decoding.beam_calibration
+    table, counts = predictions_of(evaluation), {}
+    for precision in PRECISIONS if calibration else ():
+        passing = table.filter(pc.greater_equal(table["confidence"], calibration.review_threshold(precision)[0]))
+        counts[f"{precision:g}"] = {
+            "passed": len(passing),
+            "right": pc.sum(pc.equal(passing["num_edits"], 0)).as_py() or 0,
+        }
+    return counts
+
+
+def against(evaluation: Path, other: Path) -> dict[str, Any] | None:
+    """By how much the CER is above that of another evaluation of the same lines, with the 95 % interval of the paired
+    bootstrap; None without the other, or for itself."""
+    if evaluation == other or not (other / "metrics.json").is_file():
+        return None
+    mine, theirs = predictions_of(evaluation), predictions_of(other)
+    if mine["id"] != theirs["id"]:
+        raise RuntimeError(f"{evaluation} and {other} are not of the same lines")
+    texts, more = mine["text"].to_pylist(), pc.subtract(mine["num_edits"], theirs["num_edits"]).to_pylist()
+    return {"cer": sum(more) / sum(map(len, texts)), "cer_ci": cer_interval(texts, more, seed=0)}
 
 
 def is_finished(trained: Path) -> bool:
@@ -199,11 +246,6 @@ def read_by(evaluation: Path, model_id: str) -> bool:
     return file.is_file() and json.loads(file.read_text())["model_id"] == model_id
 
 
-def commit_of(log: Path) -> str | None:
-    """The commit that `run` noted when it made something; None for what was not made by this benchmark."""
-    return log.read_text().strip() if log.is_file() else None
-
-
 def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str]:
     """An argument of evaluate; `names` stands for --names with the cleaned label list, which never leaves `work`."""
     if word != "names":
@@ -216,34 +258,46 @@ def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str
     return ["--names", str(file)]
 
 
-def run(*command: str, done: bool, log: Path | None = None) -> str:
-    """Runs a job or module from the root, notes the commit in `log`, unless done; returns its command line."""
+def run(*command: str, note: Path, here: dict[str, Any], done: bool) -> dict[str, Any] | None:
+    """Runs a job or module from the root, unless done, and notes the command with `here`, where and by what it ran.
+
+    Returns what was noted, None for what was made without a note.
+    """
     if not done:
-        print("python", *command, file=sys.stderr, flush=True)
-        if log:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(commit() + "\n")
+        made = {"command": shlex.join(["python", *command]), **here}
+        print(made["command"], file=sys.stderr, flush=True)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(made))
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-    return shlex.join(["python", *command])
+    return json.loads(note.read_text()) if note.is_file() else None
 
 
-def table(result: dict[str, Any]) -> str:
+def table(rows: dict[str, Any]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| what | epochs | minutes | parameters | multiply-adds a line | CER (95 %) | exact match (95 %) |",
-        "|---|---|---|---|---|---|---|",
+        "| what | epochs | minutes | parameters | multiply-adds a line | CER (95 %) | exact match (95 %) "
+        "| CER beside the short row (95 %) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in (*ANCESTOR, *(variant.name for variant in VARIANTS)):
-        row = result["rows"].get(name)
+        row = rows.get(name)
         if row is None:  # not run yet
             continue
         (low, high), (least, most) = row["cer_ci"], row["exact_match_ci"]
         lines.append(
             f"| {name} | {row['epochs']} | {row['minutes']:.0f} | {row['parameters'] / 1e6:.2f} M "
             f"| {row['multiply_adds'] / 1e6:.0f} M | {100 * row['cer']:.2f} % ({100 * low:.2f} to {100 * high:.2f}) "
-            f"| {100 * row['exact_match']:.1f} % ({100 * least:.1f} to {100 * most:.1f}) |"
+            f"| {100 * row['exact_match']:.1f} % ({100 * least:.1f} to {100 * most:.1f}) | {told_beside(row)} |"
         )
     return "".join(line + "\n" for line in lines)
+
+
+def told_beside(row: dict[str, Any]) -> str:
+    """A row's difference to the short one in points, where it has one."""
+    if not row.get("against_short"):
+        return ""
+    more, (low, high) = row["against_short"]["cer"], row["against_short"]["cer_ci"]
+    return f"{100 * more:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
 def with_table(page: str, rows: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, write
@@ -31,7 +31,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.job import run_job as run_benchmark
 from hwr_ray.line_reading import lines_of
 from hwr_ray.metrics import count
-from hwr_ray.network import compile_for_cpu, log_probs_of
+from hwr_ray.network import Head, compile_for_cpu, log_probs_of
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.provenance import versions
 from hwr_ray.synthesis import SynthesisSettings, synthesize
@@ -66,17 +66,6 @@ class RuntimesBenchmark:
             raise UserError(f"--repeats must be at least 1, not {self.repeats}")
 
 
-class Reading(nn.Module):
-    """The model from uint8 images to log-probabilities."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return log_probs_of(self.model, images)
-
-
 def eager(bundle: Bundle) -> Read:
     def read(images: np.ndarray) -> Tensor:
         return bundle.model(1 - torch.tensor(images).unsqueeze(1).float() / 255)[0].log_softmax(-1)
@@ -95,7 +84,7 @@ def bfloat16(bundle: Bundle) -> Read:
 
 def compiled(bundle: Bundle) -> Read:
     model = copy.deepcopy(bundle.model).to(memory_format=torch.channels_last)
-    read = torch.compile(Reading(model), dynamic=False)
+    read = torch.compile(Head(model), dynamic=False)
     return lambda images: read(torch.tensor(images))
 
 
@@ -117,7 +106,7 @@ def onnxruntime(bundle: Bundle) -> Read:
     file, example = io.BytesIO(), torch.zeros(2, bundle.canvas.height, bundle.canvas.width, dtype=torch.uint8)
     names = {"input_names": ["images"], "output_names": ["log_probs"]}
     axes = {"images": {0: "lines"}, "log_probs": {0: "lines"}}
-    torch.onnx.export(Reading(bundle.model).eval(), (example,), file, dynamic_axes=axes, dynamo=False, **names)
+    torch.onnx.export(Head(bundle.model).eval(), (example,), file, dynamic_axes=axes, dynamo=False, **names)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
@@ -126,7 +115,7 @@ def onnxruntime(bundle: Bundle) -> Read:
 
 def openvino(bundle: Bundle, precision: str) -> Read:
     canvas = bundle.canvas.height, bundle.canvas.width
-    request = compile_for_cpu(bundle.model, canvas, INFERENCE_PRECISION_HINT=precision).create_infer_request()
+    request = compile_for_cpu(Head(bundle.model), canvas, INFERENCE_PRECISION_HINT=precision).create_infer_request()
     return lambda images: request.infer({0: images}, share_inputs=True)[0].copy()
 
 

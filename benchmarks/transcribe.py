@@ -135,7 +135,9 @@ def transcribe(images: Path, work: Path, *, with_memory: bool = False) -> dict[s
         raise UserError(f"{summary['errors']} among the images of {images}")
     return {
         **ran,
-        "seconds_of_start_up": ran["seconds"] - speed["wall_seconds"],
+        "seconds_of_start_up": speed["start_up_seconds"],
+        "seconds_of_reading": speed["wall_seconds"],
+        "seconds_of_the_rest": ran["seconds"] - speed["start_up_seconds"] - speed["wall_seconds"],
         "images_per_second": summary["num_images"] / speed["wall_seconds"],
         "images_per_second_of_all": summary["num_images"] / ran["seconds"],
         "speed": speed,

@@ -66,22 +66,22 @@ class ReadingSettings:
             raise UserError(f"{bundle_path} has no language model and gives one candidate: leave --num-best out")
         return settings
 
-    def sized(self) -> "ReadingSettings":
-        """The same with a number of workers, by default what the cluster holds beside what feeds them."""
+    def sized(self, feed_cpus: float = FEED_CPUS) -> "ReadingSettings":
+        """The same with a number of workers, by default what the cluster holds beside `feed_cpus`."""
         if self.num_workers:
             return self
         cluster = ray.cluster_resources()
         cpus = cluster.get("CPU", 0)
-        fitting = min(cpus, (cpus - FEED_CPUS) / self.cpus_per_worker)
+        fitting = min(cpus, (cpus - feed_cpus) / self.cpus_per_worker)
         return replace(self, num_workers=max(1, int(cluster.get("GPU", 0) if self.use_gpu else fitting)))
 
-    def needs(self) -> Needs:
-        """What `sized` settings need."""
+    def needs(self, feed_cpus: float = FEED_CPUS) -> Needs:
+        """What `sized` settings need beside `feed_cpus`."""
         return Needs(
             num_workers=self.num_workers or 1,
             cpus_per_worker=self.cpus_per_worker,
             gpus_per_worker=1 if self.use_gpu else 0,
-            other_cpus=FEED_CPUS,
+            other_cpus=feed_cpus,
         )
 
 

@@ -1,5 +1,6 @@
 """The rules by which labelled rows leave a data set, each with a name that its rejected rows carry."""
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Literal
@@ -71,7 +72,7 @@ def is_safe(path: str) -> bool:
         bool(path.strip())
         and "\\" not in path
         and "\0" not in path
-        and ":" not in names[0]
+        and not re.match(r"[A-Za-z]:|.*://", path)  # a drive, a URI
         and not path.startswith("/")
         and ".." not in names
     )

@@ -44,7 +44,9 @@ def connect(*, show_workers: bool = True) -> None:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         told = (job.get("runtime_env") or {}).get("env_vars") or {}
         new = {name: value for name, value in passed_on.items() if name not in told}
-        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR, log_to_driver=show_workers)
+        # Of a cluster that is gone with the job, nobody looks at the dashboard, which takes a dozen processes.
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": show_workers, "include_dashboard": False}
+        ray.init(runtime_env={"env_vars": new}, **quiet)
     # Ray leaves a handler that ends the process on the spot; this one lets half-written output be cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     context = ray.data.DataContext.get_current()
@@ -55,6 +57,7 @@ def connect(*, show_workers: bool = True) -> None:
     # Bars on a terminal, a line each 10 s in a log.
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []  # they tell every half minute that a process has some memory
     for handler in logging.getLogger("ray.data").handlers:
         handler.addFilter(_tells_progress)
     resources = ray.cluster_resources()

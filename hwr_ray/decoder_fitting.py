@@ -1,8 +1,11 @@
 """The last step of a training run: the language model, its weight and the calibration, fitted to the best weights."""
 
+import json
 import logging
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +44,12 @@ def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, de
     frames = log_probs.cpu().numpy()
     decoding = fit_decoding(frames, greedy, truth, bundle.codec, language_model)
     before = count(truth, [reading.text for reading in greedy])
-    figures = {"num_lines": len(lines), "num_language_model_texts": texts.total(), "greedy_cer": before.cer}
+    figures: dict[str, Any] = {
+        "num_lines": len(lines),
+        "num_language_model_texts": texts.total(),
+        "language_model_texts": sha256(json.dumps(sorted(texts.items())).encode()).hexdigest(),
+        "greedy_cer": before.cer,
+    }
     readings, said = greedy, f"greedy CER {before.cer:.2%}"
     if decoding.language_model:
         readings = replace(decoding, beam_calibration=None).search(frames, bundle.codec)

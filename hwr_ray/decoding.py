@@ -25,13 +25,18 @@ NUM_CANDIDATES = 8
 
 @dataclass(frozen=True)
 class Character:
-    """A letter of a reading, where it stands, and how sure the network is of it."""
+    """A letter of a reading, where it stands, and how sure the network is of it.
+
+    Both are of likeliest alignments: the confidence of one with the classifier's frames, the place of one with the
+    shortcut's, which sees a few letters' width and no more. What stands behind GRUs may be written in any frame: the
+    shipped model writes the first letter of every line in the first one.
+    """
 
     character: str
     confidence: float
     """The highest probability that one of its frames gives it, 0 to 1, without language model and calibration."""
     frames: tuple[int, int]
-    """The first of the frames that the likeliest alignment gives it, and the one after the last."""
+    """The first of the frames in which the shortcut sees it, and the one after the last: about its middle."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +110,22 @@ def _reading(lines: list[list[int]], scores: np.ndarray, num_best: int, codec: C
     return Reading(*best, alternatives=tuple(others))
 
 
-def with_characters(readings: list[Reading], log_probs: np.ndarray, codec: Codec) -> list[Reading]:
-    """The readings of lines (N, T, C) with their characters."""
+def with_characters(
+    readings: list[Reading], log_probs: np.ndarray, shortcut: np.ndarray, codec: Codec
+) -> list[Reading]:
+    """The readings of N lines with their characters; `log_probs` and `shortcut` (N, T, C) are of the two heads."""
     return [
-        replace(reading, characters=_characters(reading.text, line, codec))
-        for reading, line in zip(readings, log_probs, strict=True)
+        replace(reading, characters=_characters(reading.text, line, local, codec))
+        for reading, line, local in zip(readings, log_probs, shortcut, strict=True)
     ]
 
 
-def _characters(text: str, log_probs: np.ndarray, codec: Codec) -> tuple[Character, ...]:
+def _characters(text: str, log_probs: np.ndarray, shortcut: np.ndarray, codec: Codec) -> tuple[Character, ...]:
     labels = np.array(codec.encode(text), np.int32)
+    written, places = align(log_probs, labels).tolist(), align(shortcut, labels).tolist()
     return tuple(
-        Character(character, float(np.exp(log_probs[start:end, label].max())), (start, end))
-        for character, label, (start, end) in zip(text, labels, align(log_probs, labels).tolist(), strict=True)
+        Character(character, float(np.exp(log_probs[start:end, label].max())), tuple(place))
+        for character, label, (start, end), place in zip(text, labels, written, places, strict=True)
     )
 
 

@@ -96,8 +96,8 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 def rank_suspects(settings: EvaluateSettings, prepared: Prepared) -> None:
     """Writes the ranking of the training lines; see `evaluate`."""
-    if settings.reading.names or settings.reading.num_best > 1:
-        raise UserError("--suspects compares greedy readings: leave --names and --num-best out")
+    if settings.reading.names or settings.reading.num_best > 1 or settings.reading.characters:
+        raise UserError("--suspects compares greedy readings: leave --names, --num-best and --characters out")
     bundles = [(path, load_bundle(path)) for path in map(storage.absolute, settings.suspects)]
     for path, bundle in bundles:
         check_canvas(prepared, bundle, path)

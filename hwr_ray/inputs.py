@@ -3,7 +3,7 @@
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import Protocol
@@ -27,6 +27,8 @@ INPUTS = pa.schema(
 )
 """One row for each image to read; `id`, or else `path`, is unique."""
 ROWS_PER_TABLE = 8192
+IMAGES_AT_ONCE, BUFFER_BYTES = 64, 1 << 20
+"""Of a Parquet file with images: what is in memory of its row groups, which may be large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,14 @@ class InputSettings:
 
     @property
     def is_manifest(self) -> bool:
-        return not self.image_column and self.images.endswith((".csv", ".parquet"))
+        return not self.image_column and self.images.lower().endswith((".csv", ".parquet"))
+
+    def absolute(self) -> "InputSettings":
+        """The same for every working folder."""
+        images, root = storage.absolute(self.images), None
+        if self.is_manifest:
+            root = storage.absolute(self.root) if self.root else posixpath.dirname(images)
+        return replace(self, images=images, root=root)
 
 
 class Inputs(Protocol):
@@ -66,8 +75,15 @@ class Inputs(Protocol):
         """All of them as tables of the schema INPUTS, in an order that is always the same."""
         ...
 
-    def fetch(self, table: pa.Table) -> list[bytes | Line]:
-        """The bytes of the image files of a table of the schema INPUTS, or why there are none."""
+    def fetch(self, table: pa.Table) -> Iterator[bytes | Line]:
+        """The bytes of the image files of a table that `tables` gave, or of a slice of it, or why there are none.
+
+        Raises UserError where one can't be read for a reason that is not its own.
+        """
+        ...
+
+    def holds(self, out: str, names: Sequence[str]) -> bool:
+        """Whether one of some files in a folder would be among them."""
         ...
 
 
@@ -79,8 +95,7 @@ def open_inputs(settings: InputSettings) -> Inputs:
     if settings.is_manifest:
         if not storage.is_file(given):
             raise UserError(f"there is no manifest {given}")
-        root = storage.absolute(settings.root) if settings.root else posixpath.dirname(given)
-        return Manifest(given, root.rstrip("/"), settings.path_column, settings.id_column)
+        return Manifest(given, settings.absolute().root or "", settings.path_column, settings.id_column)
     if storage.is_folder(given):
         return ImageFiles(given)
     if storage.is_file(given):
@@ -99,9 +114,11 @@ class ImageFiles:
     pattern: re.Pattern[str] | None = None
     name: str | None = None
 
-    def holds(self, path: str) -> bool:
-        """Whether files of a folder at the path would be among them."""
-        return not (self.pattern or self.name) and f"{path}/".startswith(f"{self.folder.rstrip('/')}/")
+    def holds(self, out: str, names: Sequence[str]) -> bool:
+        inside = None if self.name else storage.path_within(out, self.folder)
+        if inside is None or self.pattern is None:
+            return inside is not None
+        return any(self.pattern.match(posixpath.normpath(f"{inside}/{name}")) for name in names)
 
     def tables(self) -> Iterator[pa.Table]:
         files = iter([self.name]) if self.name else storage.walk_files(self.folder)
@@ -110,7 +127,7 @@ class ImageFiles:
         while paths := list(islice(chosen, ROWS_PER_TABLE)):
             yield _table(len(paths), path=paths)
 
-    def fetch(self, table: pa.Table) -> list[bytes | Line]:
+    def fetch(self, table: pa.Table) -> Iterator[bytes | Line]:
         return read_files(self.folder, table["path"].to_pylist())
 
 
@@ -134,17 +151,20 @@ class Manifest:
             yield _table(len(rows), path=[r[0] for r in rows], id=[r[-1] for r in rows] if self.id_column else None)
             first += len(rows)
 
-    def fetch(self, table: pa.Table) -> list[bytes | Line]:
+    def fetch(self, table: pa.Table) -> Iterator[bytes | Line]:
         """Paths that leave the root are not read: they fail as `unsafe_path`."""
-        inside = [path.removeprefix(f"{self.root}/") for path in table["path"].to_pylist()]
-        files = iter(read_files(self.root, [path for path in inside if is_safe(path)]))
+        inside = [path.removeprefix(storage.join(self.root, "")) for path in table["path"].to_pylist()]
+        files = read_files(self.root, [path for path in inside if is_safe(path)])
         unsafe = Line(reason="unsafe_path", detail=f"it does not lie in {self.root}")
-        return [next(files) if is_safe(path) else unsafe for path in inside]
+        return (next(files) if is_safe(path) else unsafe for path in inside)
+
+    def holds(self, out: str, names: Sequence[str]) -> bool:
+        return False
 
     def _rows(self) -> Iterator[list[tuple[str, ...]]]:
         """Path and, where there is one, key of the rows."""
         columns = [self.path_column, *([self.id_column] if self.id_column else [])]
-        if self.path.endswith(".parquet"):
+        if self.path.lower().endswith(".parquet"):
             for batch in _open(self.path, columns).iter_batches(ROWS_PER_TABLE, columns=columns):
                 yield list(zip(*(batch[name].cast(pa.string()).to_pylist() for name in columns), strict=True))
             return
@@ -181,6 +201,11 @@ class ImageTables:
     def _keys(self, name: str) -> Iterator[list[str | None]]:
         """Of the rows of a file: those of its id column, or else its name and their numbers."""
         file = _open(self._join(name), [self.image_column, *([self.id_column] if self.id_column else [])])
+        kind = file.schema_arrow.field(self.image_column).type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise UserError(f"{self._join(name)}: {self.image_column} holds {kind}, not bytes")
         if self.id_column:
             for batch in file.iter_batches(ROWS_PER_TABLE, columns=[self.id_column]):
                 yield batch[0].cast(pa.string()).to_pylist()
@@ -189,12 +214,13 @@ class ImageTables:
             end = min(start + ROWS_PER_TABLE, file.metadata.num_rows)
             yield [f"{name}#{row}" for row in range(start, end)]
 
-    def fetch(self, table: pa.Table) -> list[bytes | Line]:
-        found: list[bytes | Line] = []
-        for name, rows in groupby(table.to_pylist(), key=itemgetter("source")):
-            images = self._images(name, [row["row"] for row in rows])
-            found += [image or Line(reason="missing_image", detail="the row holds no image") for image in images]
-        return found
+    def fetch(self, table: pa.Table) -> Iterator[bytes | Line]:
+        for name, rows in groupby(table.select(["source", "row"]).to_pylist(), key=itemgetter("source")):
+            for image in self._images(name, [row["row"] for row in rows]):
+                yield image or Line(reason="missing_image", detail="the row holds no image")
+
+    def holds(self, out: str, names: Sequence[str]) -> bool:
+        return storage.path_within(out, self.path) is not None
 
     def _names(self) -> list[str]:
         if storage.is_file(self.path):
@@ -206,18 +232,21 @@ class ImageTables:
     def _join(self, name: str) -> str:
         return storage.join(posixpath.dirname(self.path) if storage.is_file(self.path) else self.path, name)
 
-    def _images(self, name: str, rows: list[int]) -> list[bytes | None]:
+    def _images(self, name: str, rows: list[int]) -> Iterator[bytes | None]:
         """The images of some rows of a file, in ascending order; reads the row groups that they are in, and no more."""
-        file, start, found = _open(self._join(name), [self.image_column]), 0, []
+        file, start = _open(self._join(name), [self.image_column]), 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
-            if wanted := [row - start for row in rows if start <= row < end]:
-                images = file.read_row_group(group, columns=[self.image_column])[self.image_column].take(wanted)
-                if pa.types.is_struct(images.type):
-                    images = pc.struct_field(images, "bytes")
-                found += images.to_pylist()
+            wanted = [row for row in rows if start <= row < end]
+            batches = file.iter_batches(IMAGES_AT_ONCE, row_groups=[group], columns=[self.image_column])
+            for batch in batches if wanted else ():
+                there = [row - start for row in wanted if start <= row < start + len(batch)]
+                images = batch[0].take(pa.array(there, pa.int64()))
+                yield from (pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images).to_pylist()
+                start += len(batch)
+                if start > wanted[-1]:
+                    break
             start = end
-        return found
 
 
 def keys_of(table: pa.Table) -> list[str]:
@@ -233,7 +262,7 @@ def _table(num_rows: int, **columns: Sequence | None) -> pa.Table:
 def _open(path: str, columns: Sequence[str]) -> pq.ParquetFile:
     filesystem, inner = storage.locate(path)
     try:
-        file = pq.ParquetFile(inner, filesystem=filesystem)
+        file = pq.ParquetFile(inner, filesystem=filesystem, buffer_size=BUFFER_BYTES)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} can't be read as Parquet: {error}") from error
     for column in columns:

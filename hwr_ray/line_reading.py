@@ -1,18 +1,33 @@
 """Image files to pictures on the canvas: the one way in which prepare, transcribe and the demo read lines."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import errno
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 import cv2
 import numpy as np
 from pyarrow import fs
 
+from hwr_ray.errors import UserError
 from hwr_ray.line_images import Canvas, UndecodableImageError, decode, fit
 from hwr_ray.storage import join, locate
 
-READ_THREADS = 8
+READ_THREADS = 32
+FILES_AT_ONCE = 128
+"""Whose bytes are in memory together."""
+NUM_PROBED, QUICK_SECONDS = 8, 0.0005
+"""Local files that are read first, and the time of one below which threads would cost more than they save."""
+MAX_BYTES = 128 << 20
+"""Of an image file; a larger one is not read."""
+OF_THE_FILE = frozenset((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP))
+"""Errors of one file alone. All others, such as a server that is away, may pass, and must not become a result."""
+PAUSES = (0.5, 2.0, 8.0)
+"""Seconds before a file that can't be read is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,43 +47,68 @@ class Line:
     """One sentence about the reason."""
 
 
-def read_lines(folder: str, names: Sequence[str], canvas: Canvas) -> list[Line]:
-    """Reads, decodes and fits image files of a folder or URI, in their order. Never raises for a bad file."""
+def read_lines(folder: str, names: Sequence[str], canvas: Canvas) -> Iterator[Line]:
+    """Reads, decodes and fits image files of a folder or URI, in their order: see `read_files`."""
     return lines_of(read_files(folder, names), canvas)
 
 
-def read_files(folder: str, names: Sequence[str]) -> list[bytes | Line]:
-    """The bytes of files of a folder or URI, or why there are none, in their order. Never raises for a bad file."""
+def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | Line]:
+    """The bytes of files of a folder or URI, or why there are none, in their order; few are in memory at once.
+
+    A bad file is no error. Raises UserError where one can't be read, after a while, for a reason that is not its own.
+    """
     filesystem, inner = locate(folder)
-    share = -(-len(names) // READ_THREADS) or 1
-    shares = [names[start : start + share] for start in range(0, len(names), share)]
+    paths = [join(inner, name) for name in names]
+    if isinstance(filesystem, fs.LocalFileSystem):
+        start = time.monotonic()
+        yield from [_read(filesystem, path) for path in paths[:NUM_PROBED]]
+        paths, seconds = paths[NUM_PROBED:], time.monotonic() - start
+        if seconds < NUM_PROBED * QUICK_SECONDS:
+            yield from (_read(filesystem, path) for path in paths)
+            return
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        found = pool.map(lambda some: [_read(filesystem, join(inner, name)) for name in some], shares)
-        return [file for files in found for file in files]
+        begun = deque[Future[bytes | Line]]()
+        for path in paths:
+            begun.append(pool.submit(_read, filesystem, path))
+            if len(begun) == FILES_AT_ONCE:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
-def lines_of(files: Sequence[bytes | Line], canvas: Canvas) -> list[Line]:
+def lines_of(files: Iterable[bytes | Line], canvas: Canvas) -> Iterator[Line]:
     """Decodes and fits the bytes of image files, in their order. Never raises for a bad file."""
     cv2.setNumThreads(1)  # many small pictures: OpenCV's own threads only fight over them
-    return [line_of(file, canvas) if isinstance(file, bytes) else file for file in files]
+    return (line_of(file, canvas) for file in files)
 
 
-def line_of(data: bytes, canvas: Canvas) -> Line:
-    """Decodes and fits the bytes of one image file."""
-    digest = sha256(data).digest()
+def line_of(file: bytes | Line, canvas: Canvas) -> Line:
+    """Decodes and fits the bytes of one image file; what is a line already stays. Never raises for a bad file."""
+    if isinstance(file, Line):
+        return file
     try:
-        picture = decode(data)
+        picture = decode(file)
     except UndecodableImageError as error:
-        return Line(digest=digest, reason="undecodable_image", detail=str(error))
+        return Line(digest=sha256(file).digest(), reason="undecodable_image", detail=str(error))
     height, width = picture.shape
-    return Line(image=fit(picture, canvas), height=height, width=width, digest=digest)
+    return Line(image=fit(picture, canvas), height=height, width=width, digest=sha256(file).digest())
 
 
 def _read(filesystem: fs.FileSystem, path: str) -> bytes | Line:
-    try:
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return Line(reason="missing_image", detail="there is no such file")
-    except OSError as error:
-        return Line(reason="undecodable_image", detail=f"the file can't be read: {error}")
+    for pause in (*PAUSES, None):
+        try:
+            # Not open_input_stream: it unpacks what is named *.gz.
+            with filesystem.open_input_file(path) as file:
+                if file.size() > MAX_BYTES:
+                    return Line(reason="undecodable_image", detail=f"the file has more than {MAX_BYTES >> 20} MiB")
+                return file.read()
+        except FileNotFoundError:
+            return Line(reason="missing_image", detail="there is no such file")
+        except OSError as error:
+            is_local = isinstance(filesystem, fs.LocalFileSystem)
+            if error.errno in OF_THE_FILE or (is_local and Path(path).is_dir()):  # Arrow gives folders no number
+                return Line(reason="undecodable_image", detail=f"the file can't be read: {error}")
+            if pause is None:
+                raise UserError(f"{path} can't be read: {error}; the same command goes on") from error
+            time.sleep(pause)
+    raise AssertionError

@@ -100,6 +100,10 @@ class CRNN(nn.Module):
         states, _ = self.gru(self.dropout(features.transpose(1, 2)))
         return self.classifier(self.dropout(states)), shortcut
 
+    def shortcut_of(self, ink: Tensor) -> Tensor:
+        """Ink (N, 1, H, W) to the logits (N, T, C) of the shortcut alone."""
+        return self.shortcut(self.convolutions(ink).flatten(1, 2)).transpose(1, 2)
+
 
 def to_ink(images: Tensor) -> Tensor:
     """Line images (N, H, W) uint8, 255 paper, to the model's input (N, 1, H, W) float32, 0 paper to 1 ink."""

@@ -22,18 +22,20 @@ class Network:
     """A bundle's model, from line images to log-probabilities.
 
     It computes in bfloat16 where the hardware does. On a CPU, a line's log-probabilities do not depend on its batch.
-    Why OpenVINO: benchmarks/results/runtimes.md.
+    Why OpenVINO: benchmarks/results/runtimes.md. The head is the classifier behind the GRUs, or the shortcut beside
+    them, which reads worse and sees where a letter stands: GRUs may write it anywhere.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str | torch.device = "cpu", batch_size: int = 64) -> None:
+    def __init__(
+        self, bundle: Bundle, *, device: str | torch.device = "cpu", batch_size: int = 64, shortcut: bool = False
+    ) -> None:
         self.device, self.batch_size = torch.device(device), batch_size
-        self._model = bundle.model.to(self.device)
+        self._head = Head(bundle.model, shortcut=shortcut).to(self.device)
         if self.device.type == "cpu":
-            self._request = compile_for_cpu(
-                self._model, (bundle.canvas.height, bundle.canvas.width)
-            ).create_infer_request()
+            canvas = bundle.canvas.height, bundle.canvas.width
+            self._request = compile_for_cpu(self._head, canvas).create_infer_request()
         else:
-            self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, images: np.ndarray) -> Tensor:
         """Log-probabilities (N, T, C) float32, on the device, of line images (N, H, W) uint8, 255 paper; N > 0."""
@@ -49,27 +51,31 @@ class Network:
         batch = torch.tensor(images)
         batch = batch.pin_memory() if self.device.type == "cuda" else batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device)):
-            return log_probs_of(self._model, batch.to(self.device, non_blocking=True))
+            return self._head(batch.to(self.device, non_blocking=True))
 
 
-class _Reading(nn.Module):
-    def __init__(self, model: CRNN) -> None:
+class Head(nn.Module):
+    """A model from line images (N, H, W) uint8 to log-probabilities (N, T, C) of one of its heads."""
+
+    def __init__(self, model: CRNN, *, shortcut: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.shortcut = model, shortcut
 
     def forward(self, images: Tensor) -> Tensor:
-        return log_probs_of(self.model, images)
+        if not self.shortcut:
+            return log_probs_of(self.model, images)
+        return self.model.shortcut_of(to_ink(images)).float().log_softmax(-1)
 
 
-def compile_for_cpu(model: CRNN, canvas: tuple[int, int], **settings: Any) -> Any:
-    """The model compiled for this machine's CPU, with as many threads as torch has in this process.
+def compile_for_cpu(head: nn.Module, canvas: tuple[int, int], **settings: Any) -> Any:
+    """A module of line images compiled for this machine's CPU, with as many threads as torch has in this process.
 
     `settings` are OpenVINO's; by default it computes in bfloat16 where the processor does.
     """
     example = (torch.zeros((2, *canvas), dtype=torch.uint8),)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the GRU, whose checks hold for any batch
-        traced = torch.jit.trace(_Reading(model).eval(), example, check_trace=False)
+        traced = torch.jit.trace(head.eval(), example, check_trace=False)
     # What openvino.convert_model does, without its telemetry.
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(traced, example_input=example)  # must outlive the conversion

@@ -10,6 +10,7 @@ gone on with.
 import re
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -24,6 +25,9 @@ from hwr_ray.resuming import difference
 
 SUMMARY, WORK, FILE = "_run.json", "_work", "transcripts"
 INPUTS, OUTPUTS, STATE, PLAN = f"{WORK}/inputs", f"{WORK}/outputs", f"{WORK}/state.json", f"{WORK}/merge.json"
+WRITTEN = (SUMMARY, f"{FILE}-00000.parquet", STATE, f"{INPUTS}/0-0.parquet", f"{OUTPUTS}/0-0.parquet")
+"""A file of each kind that a job writes."""
+OWN = re.compile(rf"{WORK}/.*|({re.escape(SUMMARY)}|{FILE}-\d+\.parquet)({re.escape(storage.PARTIAL)}.*)?")
 DIGEST = np.dtype("S16")
 FIRST_PART, PARTS_OF_A_SIZE = 256, 4
 """Rows of the first parts, and after how many they double, up to the most: small jobs, too, keep all workers busy."""
@@ -32,48 +36,63 @@ BYTES_PER_FILE = 128 << 20
 ROWS_PER_GROUP = 65_536
 
 
-class Parts:
-    """The parts of a job that writes to `out`.
+def check_out(out: str, facts: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any] | None:
+    """The facts of the job that was begun in `out`, None where there is none.
 
-    `facts` are what decides its rows. Raises UserError where `out` holds something else, or the job was begun with
-    other facts.
+    Raises UserError where it holds something else, or the job was begun with other facts and is not to be overwritten.
     """
+    if storage.is_file(out):
+        raise UserError(f"{out} is a file: name another --out")
+    known = _read(out, SUMMARY) or _read(out, STATE)
+    if known is None:
+        begun = f"{STATE}{storage.PARTIAL}"  # all that a run leaves that is killed at its first write
+        if any(not name.startswith(begun) for name in storage.walk_files(out)):
+            raise UserError(f"{out} holds something else (it has no {SUMMARY}): name another --out")
+        return None
+    there = known.get("facts", {})  # none in what an older version wrote
+    if not overwrite and (found := difference(there, facts)):
+        name, old, new = found
+        raise UserError(
+            f"{out} was begun with {name} = {old}, not {new}: name another --out, or --overwrite to start over"
+        )
+    return there
+
+
+class Parts:
+    """The parts of a job that writes to `out`, which it takes over from any other run. Raises what `check_out` does."""
 
     def __init__(self, out: str, facts: dict[str, Any], *, overwrite: bool = False) -> None:
-        self.out = out.rstrip("/")
-        if storage.is_file(self.out):
-            raise UserError(f"{out} is a file: name another --out")
-        known = self._read(SUMMARY) or self._read(STATE)
-        begun = f"{STATE}.partial"  # all that a run leaves that is killed at its first write
-        if known is None and any(name != begun for name in storage.walk_files(self.out)):
-            raise UserError(f"{out} holds something else (it has no {SUMMARY}): name another --out")
-        there = (known or {}).get("facts", {})  # none in what an older version wrote
-        if overwrite and known:
+        self.out, self.facts = out.rstrip("/"), facts
+        there = check_out(self.out, facts, overwrite=overwrite)
+        if overwrite and there is not None:
             self._clear(there)
-        elif known and (found := difference(there, facts)):
-            name, old, new = found
-            raise UserError(
-                f"{out} was begun with {name} = {old}, not {new}: name another --out, or --overwrite to start over"
-            )
-        if storage.is_file(self._path(PLAN)):  # stopped while it was ending
-            self._merge()
-        accepted = (self._read(STATE) or {"accepted": []})["accepted"]
+        accepted = (_read(self.out, STATE) or {"accepted": []})["accepted"]
         if accepted:
             accepted[-1][1] = len([name for name in self._names(INPUTS) if name.startswith(f"{accepted[-1][0]}-")])
-        self.names = [_name(attempt, part) for attempt, number in accepted for part in range(number)]
-        """Of all parts so far, in order."""
         self.attempt, self.num_own = uuid4().hex[:8], 0  # its own: what a run that lost writes late is never taken up
-        self.facts, self._accepted = facts, [*accepted, [self.attempt, 0]]
-        storage.write_json(self._path(STATE), {"facts": facts, "accepted": self._accepted})
-        self._seen = np.sort(np.concatenate([np.empty(0, DIGEST), *map(_digests, self._keys())]))
+        self._claim(accepted)
+        # A run that was ending left a plan. One that is alive looks for a claim after it has written its plan, and this
+        # one for a plan after it has written its claim, so that one of them sees the other.
+        plan = _read(self.out, PLAN)
+        if plan and set(_parts_of(plan)) <= set(self.names):
+            self._merge(plan)
+            self._claim([])
+        self._seen = np.unique(np.concatenate([np.empty(0, DIGEST), *map(_digests, self._keys())]))
         self.num_rows = len(self._seen)
         """Rows so far: of the merged files, and of all parts."""
 
+    def _claim(self, accepted: list[list[Any]]) -> None:
+        """Makes this run the owner of parts of earlier attempts, each a name and the number of its parts."""
+        self.names = [_name(attempt, part) for attempt, number in accepted for part in range(number)]
+        """Of all parts so far, in order."""
+        self._accepted = [*accepted, [self.attempt, 0]]
+        storage.write_json(self._path(STATE), {"facts": self.facts, "accepted": self._accepted})
+
     def _clear(self, facts: dict[str, Any]) -> None:
-        """Deletes all but the state, so that what is left can be told where this is cut off."""
+        """Deletes what jobs wrote, all but the state, so that what is left can be told where this is cut off."""
         storage.write_json(self._path(STATE), {"facts": facts, "accepted": []})
         for name in storage.list_files(self.out):
-            if name != STATE:
+            if name != STATE and OWN.fullmatch(name):
                 storage.delete_file(self._path(name))
 
     def deal(self, tables: Iterable[pa.Table], *, most: int) -> Iterator[str]:
@@ -103,7 +122,7 @@ class Parts:
 
     def check_owner(self) -> None:
         """Raises UserError where another attempt has begun: its parts are not these."""
-        if (self._read(STATE) or {}).get("accepted") != self._accepted:
+        if (_read(self.out, STATE) or {}).get("accepted") != self._accepted:
             raise UserError(f"another run began to write {self.out} and took over")
 
     def finish(self) -> None:
@@ -122,24 +141,33 @@ class Parts:
         numbers = [int(path.removesuffix(".parquet").rpartition("-")[2]) for path in self.files()]
         first = max(numbers, default=-1) + 1  # not how many there are: one may have been taken away
         files = {f"{FILE}-{first + i:05}.parquet": group for i, group in enumerate(groups) if group}
-        storage.write_json(self._path(PLAN), {"files": files})
-        self._merge()
+        plan = {"files": files}
+        storage.write_json(self._path(PLAN), plan)
+        self.check_owner()
+        self._merge(plan)
 
-    def _merge(self) -> None:
-        """Does what the plan says, or what is left of it."""
-        for file, names in storage.read_json(self._path(PLAN))["files"].items():
+    def _merge(self, plan: dict[str, Any]) -> None:
+        """Does what the plan says, or what is left of it. Another run may be doing the same, and writes the same."""
+        for file, names in plan["files"].items():
             if not storage.is_file(self._path(file)):
                 tables = (read_parquet(self._path(f"{OUTPUTS}/{name}")) for name in names)
-                storage.write_bytes(self._path(file), _to_parquet(tables))
-        storage.write_json(self._path(STATE), {**storage.read_json(self._path(STATE)), "accepted": []})
+                try:
+                    merged = _to_parquet(tables)
+                except FileNotFoundError as error:
+                    raise UserError(f"another run ended the one that wrote {self.out} and took over") from error
+                storage.write_bytes(self._path(file), merged)
+        storage.write_json(self._path(STATE), {"facts": self.facts, "accepted": []})
         for folder in (INPUTS, OUTPUTS):
             storage.delete(self._path(folder))
         storage.delete_file(self._path(PLAN))
 
     def close(self, summary: dict[str, Any]) -> None:
-        """Writes the summary, which tells that the files are whole, and deletes the books."""
+        """Writes the summary, which tells that the files are whole, and deletes the books and what a kill left."""
         storage.write_json(self._path(SUMMARY), {**summary, "facts": self.facts})
         storage.delete(self._path(WORK))
+        for name in storage.list_sizes(self.out):
+            if storage.PARTIAL in name and OWN.fullmatch(name):
+                storage.delete_file(self._path(name))
 
     def files(self) -> list[str]:
         """Paths of the merged files, in order."""
@@ -153,9 +181,6 @@ class Parts:
 
     def _names(self, folder: str) -> list[str]:
         return [name for name in storage.list_sizes(self._path(folder)) if name.endswith(".parquet")]
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        return storage.read_json(self._path(name)) if storage.is_file(self._path(name)) else None
 
     def _path(self, name: str) -> str:
         return storage.join(self.out, name)
@@ -184,6 +209,17 @@ def repeated_key(inputs: Inputs) -> str | None:
         return None
     keys = (dict(zip(_digests(table).tolist(), keys_of(table), strict=True)) for table in inputs.tables())
     return next(found[repeated[0]] for found in keys if repeated[0] in found)
+
+
+def _read(out: str, name: str) -> dict[str, Any] | None:
+    try:
+        return storage.read_json(storage.join(out, name))
+    except FileNotFoundError:
+        return None
+
+
+def _parts_of(plan: dict[str, Any]) -> Iterator[str]:
+    return chain.from_iterable(plan["files"].values())
 
 
 def _name(attempt: str, part: int) -> str:

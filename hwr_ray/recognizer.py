@@ -1,6 +1,7 @@
 """Line images in, texts with confidences out; knows no Ray."""
 
 from dataclasses import dataclass
+from functools import cache
 from math import inf
 
 import numpy as np
@@ -19,7 +20,7 @@ from hwr_ray.text_prior import NameList, read_name_list
 
 @dataclass(frozen=True)
 class Comparison:
-    """A text against what the model reads in its line image."""
+    """A text against what the model reads greedily in its line image."""
 
     reading: Reading
     prediction_log_prob: float
@@ -50,6 +51,7 @@ class Recognizer:
             raise UserError(f"--names needs a language model, and {bundle_path} is read greedily")
         self.names: NameList | None = read_name_list(names, self.codec) if names else None
         self.network = Network(bundle, device=device, batch_size=batch_size)
+        self._shortcut = cache(lambda: Network(bundle, device=device, batch_size=batch_size, shortcut=True))
 
     def read(self, images: np.ndarray, *, num_best: int = 1, characters: bool = False) -> list[Reading]:
         """Readings of line images (N, H, W) uint8 on the bundle's canvas, 255 paper, with num_best - 1 alternatives
@@ -61,10 +63,12 @@ class Recognizer:
             readings = calibrated(read_log_probs(log_probs, self.codec), self.decoding.greedy_calibration)
         else:
             readings = self.decoding.search(log_probs.cpu().numpy(), self.codec, names=self.names, num_best=num_best)
-        return with_characters(readings, log_probs.cpu().numpy(), self.codec) if characters else readings
+        if not characters:
+            return readings
+        return with_characters(readings, log_probs.cpu().numpy(), self._shortcut()(images).cpu().numpy(), self.codec)
 
     def compare(self, images: np.ndarray, texts: list[str]) -> list[Comparison]:
-        """Each text (N) against the reading of its line image (N, H, W) uint8."""
+        """Each text (N) against the greedy reading, whatever the decoder, of its line image (N, H, W) uint8."""
         return compare_log_probs(self.network(images), self.codec, texts) if len(images) else []
 
 

@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -20,6 +21,8 @@ from hwr_ray.errors import UserError
 
 OWNED = ".owned"
 """In a staging folder for as long as its own run goes on."""
+PARTIAL = ".partial-"
+"""Between the name of a file or folder and eight hexadecimal digits, for as long as it is not whole."""
 
 
 def locate(path: str) -> tuple[fs.FileSystem, str]:
@@ -72,15 +75,13 @@ def list_files(folder: str) -> list[str]:
 def walk_files(folder: str) -> Iterator[str]:
     """The same paths one by one, as the folders are listed: always in the same order.
 
-    Bytes of a local name that are not UTF-8 are shown as `\\xff`.
+    Local links are followed, but not into a folder that holds them; what is no file (a pipe, a device) is left out.
+    Bytes of a local name that are not UTF-8 are shown as `\\xff`. Raises UserError where a folder can't be listed.
     """
     filesystem, inner = locate(folder)
     if isinstance(filesystem, fs.LocalFileSystem):  # not Arrow's listing: it fails on names that are not UTF-8
-        for at, folders, names in os.walk(inner):
-            folders.sort()
-            for name in sorted(names):
-                path = os.path.join(at, name)  # noqa: PTH118
-                yield os.fsencode(path).decode("utf-8", "backslashreplace")[len(inner.rstrip("/")) + 1 :]
+        for path in _walk_local(inner):
+            yield os.fsencode(path).decode("utf-8", "backslashreplace")[len(inner.rstrip("/")) + 1 :]
         return
     waiting = [inner]
     while waiting:
@@ -88,6 +89,35 @@ def walk_files(folder: str) -> Iterator[str]:
         infos = sorted(infos, key=lambda info: info.path)
         yield from (info.path.removeprefix(inner.rstrip("/") + "/") for info in infos if info.is_file)
         waiting += [info.path for info in reversed(infos) if info.type == fs.FileType.Directory]
+
+
+def _walk_local(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Paths of the files of a folder, then of those below it; `above` holds device and inode of the folders over it."""
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in above:
+            return
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        folders = {entry.name for entry in entries if entry.is_dir()}
+        # A link to nothing is a file that is missing, and told as such.
+        files = [e.path for e in entries if e.is_file() or (e.is_symlink() and not os.path.exists(e.path))]  # noqa: PTH110
+    except FileNotFoundError:  # there is none, or it was deleted just now
+        return
+    except OSError as error:
+        raise UserError(f"{folder} can't be listed: {error.strerror}") from error
+    yield from files
+    for name in sorted(folders):
+        yield from _walk_local(os.path.join(folder, name), (*above, (status.st_dev, status.st_ino)))  # noqa: PTH118
+
+
+def path_within(path: str, folder: str) -> str | None:
+    """The path from a folder on, "." for the folder itself; None where it does not lie there. Links are followed."""
+    (filesystem, inner), (other, outer) = locate(path), locate(folder)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        inner, outer = os.path.realpath(inner), os.path.realpath(outer)
+    inside = PurePosixPath(inner)
+    return str(inside.relative_to(outer)) if filesystem == other and inside.is_relative_to(outer) else None
 
 
 def list_sizes(folder: str) -> dict[str, int]:
@@ -126,7 +156,8 @@ def write_bytes(path: str, data: bytes | pa.Buffer) -> None:
     Raises UserError where no space is left.
     """
     filesystem, inner = locate(path)
-    partial = f"{inner}.partial" if isinstance(filesystem, fs.LocalFileSystem) else inner  # object stores put at once
+    # Object stores put at once. Two processes may write the same file: each has a partial one of its own.
+    partial = f"{inner}{PARTIAL}{uuid4().hex[:8]}" if isinstance(filesystem, fs.LocalFileSystem) else inner
     try:
         filesystem.create_dir(posixpath.dirname(inner), recursive=True)
         with filesystem.open_output_stream(partial) as stream:
@@ -165,7 +196,7 @@ def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
     _check_free(out, mark, overwrite)
     for stale in _siblings(out):
         delete(stale)
-    partial = f"{out}.partial-{uuid4().hex[:8]}"
+    partial = f"{out}{PARTIAL}{uuid4().hex[:8]}"
     filesystem, inner = locate(partial)
     filesystem.create_dir(inner, recursive=True)
     write_bytes(join(partial, OWNED), b"")
@@ -199,7 +230,7 @@ def _siblings(out: str) -> list[str]:
     filesystem, inner = locate(out)
     selector = fs.FileSelector(posixpath.dirname(inner), allow_not_found=True)
     names = [info.base_name for info in filesystem.get_file_info(selector) if not info.is_file]
-    start = f"{posixpath.basename(inner)}.partial-"
+    start = f"{posixpath.basename(inner)}{PARTIAL}"
     return [join(posixpath.dirname(out), name) for name in names if name.startswith(start)]
 
 
@@ -217,8 +248,10 @@ def delete(folder: str) -> None:
 
 
 def delete_file(path: str) -> None:
+    """Deletes a file, if it is there."""
     filesystem, inner = locate(path)
-    filesystem.delete_file(inner)
+    if filesystem.get_file_info(inner).is_file:
+        filesystem.delete_file(inner)
 
 
 def _move(source: str, destination: str, mark: str = "") -> None:

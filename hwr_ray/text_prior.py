@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from hwr_ray import storage
 from hwr_ray.cleaning import normalize
 from hwr_ray.codec import Codec
@@ -36,7 +38,7 @@ class NameList:
 
 @dataclass(frozen=True)
 class TextPrior:
-    """P(text) = (1 - names_weight) * P_ngram(text) + names_weight * P_names(text), a distribution as its parts are.
+    """P(text) = (P_ngram(text) + P_names(text)) / 2, a distribution as its parts are.
 
     A known name raises a reading; an unknown one is never forbidden.
     """
@@ -44,21 +46,11 @@ class TextPrior:
     language_model: LanguageModel
     codec: Codec
     names: NameList
-    names_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.names_weight < 1:
-            raise UserError(f"the weight of the names must be from 0 to below 1, not {self.names_weight}")
 
     def log_prob(self, text: str) -> float:
         """Natural logarithm of the text's probability. Raises UserError for a character that the charset lacks."""
-        spelled = self.language_model.log_prob(self.codec.encode(text)) + math.log1p(-self.names_weight)
-        known = self.names.log_prob(text)
-        if not self.names_weight or known == -math.inf:
-            return spelled
-        known += math.log(self.names_weight)
-        high, low = max(spelled, known), min(spelled, known)
-        return high + math.log1p(math.exp(low - high))
+        spelled, known = self.language_model.log_prob(self.codec.encode(text)), self.names.log_prob(text)
+        return float(np.logaddexp(spelled, known)) - math.log(2)
 
 
 def read_name_list(path: str, codec: Codec) -> NameList:

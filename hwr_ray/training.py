@@ -20,7 +20,6 @@ from hwr_ray.decoder_fitting import fit_decoder, language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of, leave_out
 from hwr_ray.ingest import EVAL_BATCH
-from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import Prepared
 from hwr_ray.resuming import difference
 from hwr_ray.train_loop import TrainSettings, read_history, train_loop_per_worker
@@ -88,8 +87,7 @@ def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) 
         raise UserError(
             f"{num_lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}"
         )
-    new_model(settings.model, Codec(prepared.charset), prepared.canvas)
-    frames = prepared.canvas.width // WIDTH_STRIDE
+    frames = new_model(settings.model, Codec(prepared.charset), prepared.canvas).frames
     needed = prepared.facts["splits"]["train"]["most_frames_needed"]
     if needed > frames:
         raise UserError(

@@ -2,10 +2,12 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from itertools import takewhile
 from queue import SimpleQueue
 from typing import Any
 
@@ -18,23 +20,27 @@ from hwr_ray.batch_reading import ReadingSettings, read_lines_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
-from hwr_ray.inputs import ImageFiles, Inputs, InputSettings, open_inputs
-from hwr_ray.parts import WORK, Parts, inputs_of, repeated_key
+from hwr_ray.inputs import Inputs, InputSettings, open_inputs
+from hwr_ray.parts import WORK, WRITTEN, Parts, check_out, inputs_of, repeated_key
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
-from hwr_ray.transcripts import STAGES, errors_of, load_part, store_part, summarize
+from hwr_ray.transcripts import STAGES, PartLoader, PartWriter, errors_of, summarize
 
 log = logging.getLogger(__name__)
 
 MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
 """Of a part: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
+PARTS_IN_STORE = 4
+"""Of each process that reads or has a model, at most: what is ahead of the models must not grow with the job."""
 LISTING_SECONDS = 10
 """For which the first wave waits for more inputs."""
 WORKERS_OF_A_WRITER = 8
 """Models that one process writes for: it takes a hundredth of their time, or on an object store a tenth."""
-TASK_CPUS = 0.05
-"""Ray's logical CPUs of what reads and writes: so few that the models of a node that is lost, which start again on the
-others, leave them some. With none to be had the job would stand still."""
+HELPER_CPUS = 0.05
+"""Ray's logical CPUs of a process that reads or writes: so few that the models of a node that is lost, which start
+again on the others, leave them some. With none to be had the job would stand still."""
+NO_PROGRESS_SECONDS = 3600
+"""Without a part before Ray gives up: one of huge images takes long."""
 MODEL_BOUND = 0.8
 """Share of the time in which the models read, from which on they bound the speed."""
 FEWEST_ROWS = 1000
@@ -54,7 +60,7 @@ class TranscribeSettings:
     """Share of images, 0 to 1, that may fail before the job stops."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
     overwrite: bool = False
-    """Delete the transcripts that are there and start over."""
+    """Delete the transcripts that are there and start over; without it the same command goes on."""
 
     def __post_init__(self) -> None:
         for name in ("precision", "max_error_rate"):
@@ -68,16 +74,19 @@ def transcribe(settings: TranscribeSettings) -> None:
     model_path, out = storage.absolute(settings.model), storage.absolute(settings.out)
     bundle, inputs = load_bundle(model_path), open_inputs(settings.inputs)
     reading = settings.reading.for_workers(model_path)
-    if isinstance(inputs, ImageFiles) and inputs.holds(out):
+    if inputs.holds(out, WRITTEN):
         raise UserError(f"--out {out} lies in --images {settings.inputs.images}: name one outside of it")
     if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
         raise UserError(f"{settings.inputs.images} has {repeated} twice: name a unique --id-column")
     threshold, share = review_threshold(bundle, reading, settings.precision)
-    parts = Parts(out, facts_of(settings, bundle, reading), overwrite=settings.overwrite)
+    facts = facts_of(settings, bundle, reading)
+    check_out(out, facts, overwrite=settings.overwrite)
     connect()
-    reading = reading.sized()
-    preflight(reading.needs())
-    job = Job(settings, inputs, bundle, reading, parts, threshold)
+    reading = reading.sized(2 * HELPER_CPUS)
+    helpers = num_helpers(reading)
+    preflight(reading.needs(HELPER_CPUS * sum(helpers)))
+    parts = Parts(out, facts, overwrite=settings.overwrite)
+    job = Job(settings, inputs, bundle, reading, parts, threshold, helpers)
     job.run()
     if not parts.num_rows:
         storage.delete(storage.join(out, WORK))
@@ -97,7 +106,7 @@ def transcribe(settings: TranscribeSettings) -> None:
             "versions": versions(),
         }
     )
-    errors = ", ".join(f"{reason} {n}" for reason, n in counts["errors"].items()) or "none"
+    errors = told_of_errors(Counter(counts["errors"]))
     log.info("%s of %s images read, errors: %s", counts["num_read"], counts["num_images"], errors)
     log.info("%s", told_of_review(counts, threshold, share, settings.precision))
     print(out)
@@ -114,16 +123,17 @@ class Job:
         reading: ReadingSettings,
         parts: Parts,
         threshold: float | None,
+        num_helpers: tuple[int, int],
     ) -> None:
         self.settings, self.inputs, self.bundle, self.reading = settings, inputs, bundle, reading
-        self.parts, self.threshold = parts, threshold
+        self.parts, self.threshold, self.num_helpers = parts, threshold, num_helpers
         self.waiting = SimpleQueue[str]()
         """Names of parts to read."""
         self.is_stopped = False
         self.num_rows = 0
         """Read by this run."""
-        self.num_seen, self.num_failed = errors_of(parts)
-        """Of all parts that are read, those of earlier attempts, too."""
+        self.num_seen, self.errors = errors_of(parts)
+        """Of all parts that are read, those of earlier attempts, too: rows, and how many failed for which reason."""
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.wall = self.start_up = 0.0
 
@@ -174,34 +184,45 @@ class Job:
     def _list(self) -> None:
         canvas = self.bundle.canvas
         most = min(MOST_ROWS, max(1, BYTES_OF_A_PART // (canvas.height * canvas.width)))
-        for name in self.parts.deal(self.inputs.tables(), most=most):
-            if self.is_stopped:
-                return
+
+        tables = takewhile(lambda _: not self.is_stopped, self.inputs.tables())
+        for name in self.parts.deal(tables, most=most):
             self.waiting.put(name)
 
     def _read(self, names: list[str]) -> Iterator[dict[str, Any]]:
         """What came of each part, as they are done."""
         if not names:
             return
-        blocks, num_workers = [pa.table({"part": [name]}) for name in names], self.reading.num_workers or 1
+        # Actors, not tasks: Ray ends a process that waits a second for its next task, and the one after it takes longer
+        # to start than to do its work.
+        num_loaders, num_writers = self.num_helpers
+        blocks = [pa.table({"part": [name]}) for name in names]
         pictures = ray.data.from_arrow(blocks).map_batches(
-            load_part,  # type: ignore[arg-type]
-            fn_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
+            PartLoader,
+            fn_constructor_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=TASK_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=num_workers),  # more would only start more processes
+            num_cpus=HELPER_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=min(num_loaders, len(blocks))),
         )
         model_path = storage.absolute(self.settings.model)
         stored = read_lines_with(pictures, model_path, self.reading, num_blocks=len(blocks), timed=True).map_batches(
-            store_part,  # type: ignore[arg-type]
-            fn_kwargs={"out": self.parts.out, "model_id": self.bundle.model_id, "threshold": self.threshold},
+            PartWriter,
+            fn_constructor_kwargs={
+                "out": self.parts.out,
+                "model_id": self.bundle.model_id,
+                "threshold": self.threshold,
+            },
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=TASK_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=-(-num_workers // WORKERS_OF_A_WRITER)),
+            num_cpus=HELPER_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=min(num_writers, len(blocks))),
         )
         stored.context.enable_progress_bars = False
+        stored.context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+        waiting = PARTS_IN_STORE * BYTES_OF_A_PART * (num_loaders + (self.reading.num_workers or 1))
+        limits = ray.data.ExecutionResources.for_limits(object_store_memory=waiting)
+        stored.context.execution_options.resource_limits = limits
         start = time.monotonic()
         started: float | None = None
         for result in stored.iter_rows():
@@ -214,27 +235,34 @@ class Job:
     def _count(self, result: dict[str, Any]) -> None:
         self.num_rows += result["num_rows"]
         self.num_seen += result["num_rows"]
-        self.num_failed += result["num_failed"]
+        self.errors += Counter(dict(result["errors"]))
         for stage in STAGES:
             self.seconds[stage] += result[f"{stage}_seconds"]
         self.parts.check_owner()
         self._check_errors(at_end=False)
 
     def _check_errors(self, *, at_end: bool) -> None:
-        most = self.settings.max_error_rate
-        if (at_end or self.num_seen >= FEWEST_ROWS) and self.num_failed > most * self.num_seen:
+        most, num_failed = self.settings.max_error_rate, self.errors.total()
+        if (at_end or self.num_seen >= FEWEST_ROWS) and num_failed > most * self.num_seen:
             raise UserError(
-                f"{self.num_failed} of {self.num_seen} images failed, more than --max-error-rate {most:g}: "
-                f"see `error` in {self.parts.out}/_work/outputs; with a higher one the same command goes on"
+                f"{num_failed} of {self.num_seen} images failed ({told_of_errors(self.errors)}), more than "
+                f"--max-error-rate {most:g}: see `error` in {self.parts.out}/_work/outputs; with a higher one the same "
+                "command goes on"
             )
+
+
+def num_helpers(reading: ReadingSettings) -> tuple[int, int]:
+    """Processes that read and decode, as many as models, or as CPUs where the models are on GPUs; and that write."""
+    num_workers = reading.num_workers or 1
+    num_loaders = max(num_workers, int(ray.cluster_resources()["CPU"])) if reading.use_gpu else num_workers
+    return num_loaders, -(-num_workers // WORKERS_OF_A_WRITER)
 
 
 def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSettings) -> dict[str, Any]:
     """What decides the rows of a job: another attempt must have the same."""
-    inputs = {**asdict(settings.inputs), "images": storage.absolute(settings.inputs.images)}
     names = sha256(storage.read_bytes(reading.names)).hexdigest() if reading.names else None
     return {
-        "inputs": inputs,
+        "inputs": asdict(settings.inputs.absolute()),
         "model_id": bundle.model_id,
         "greedy": reading.greedy,
         "names": names,
@@ -252,10 +280,17 @@ def review_threshold(bundle: Bundle, reading: ReadingSettings, precision: float)
     return calibration.review_threshold(precision) if calibration and calibration.quantiles else (None, 0.0)
 
 
+def told_of_errors(errors: Counter[str]) -> str:
+    """Reasons with their numbers, the most frequent first."""
+    return ", ".join(f"{reason} {number}" for reason, number in errors.most_common()) or "none"
+
+
 def told_of_review(counts: dict[str, Any], threshold: float | None, share: float, precision: float) -> str:
     """One sentence on how many texts need no review."""
     if threshold is None:
         return "the bundle holds no calibration: `needs_review` is null"
+    if not np.isfinite(threshold):
+        return f"no confidence promises a precision of {precision:g}: every image needs review"
     passed = counts["num_images"] - counts["num_review"]
     return (
         f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "

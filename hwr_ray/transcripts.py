@@ -5,6 +5,8 @@ Nothing here or below imports torch, which would take each of Ray's processes se
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pyarrow.compute as pc
 from hwr_ray import storage
 from hwr_ray.inputs import Inputs
 from hwr_ray.line_images import Canvas
-from hwr_ray.line_reading import lines_of
+from hwr_ray.line_reading import Line, lines_of
 from hwr_ray.parts import OUTPUTS, Parts, inputs_of, read_parquet, write_output
 from hwr_ray.prepared import column_of
 
@@ -43,44 +45,76 @@ STAGES = ("read", "decode", "model", "write")
 """Of a part: bytes from files, pictures from bytes, texts from pictures, rows to a file."""
 
 
-def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
-    """The rows of the part that a table with one row names, with `image` on the canvas, `height`, `width`, `error`."""
-    (name,) = table["part"].to_pylist()
-    rows = inputs_of(out, name)
-    start = time.monotonic()
-    files = inputs.fetch(rows)
-    read = time.monotonic()
-    lines = lines_of(files, canvas)
-    decoded = time.monotonic()
-    columns = {
-        "part": [name] * len(rows),
-        "num_rows": [len(rows)] * len(rows),
-        "read_seconds": [read - start] * len(rows),
-        "decode_seconds": [decoded - read] * len(rows),
-        "id": rows["id"],
-        "path": rows["path"],
-        "image": column_of([line.image for line in lines], canvas),
-        "height": pa.array([line.height for line in lines], pa.int32()),
-        "width": pa.array([line.width for line in lines], pa.int32()),
-        "error": pa.array([f"{line.reason}: {line.detail}" if line.reason else None for line in lines], pa.string()),
-    }
-    return pa.table(columns)
+@dataclass(frozen=True, kw_only=True)
+class PartLoader:
+    """The actor that reads, decodes and fits the images of parts of `out`."""
+
+    out: str
+    inputs: Inputs
+    canvas: Canvas
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The rows of the part that a table with one row names, with `image` on the canvas, `height`, `width`, `error`.
+
+        Raises UserError where a file can't be read for a reason that is not its own.
+        """
+        (name,) = table["part"].to_pylist()
+        rows = inputs_of(self.out, name)
+        start, files = time.monotonic(), _Timed(self.inputs.fetch(rows))
+        lines = list(lines_of(files, self.canvas))
+        seconds = time.monotonic() - start
+        errors = [f"{line.reason}: {line.detail}" if line.reason else None for line in lines]
+        columns = {
+            "part": [name] * len(rows),
+            "num_rows": [len(rows)] * len(rows),
+            "read_seconds": [files.seconds] * len(rows),
+            "decode_seconds": [seconds - files.seconds] * len(rows),
+            "id": rows["id"],
+            "path": rows["path"],
+            "image": column_of([line.image for line in lines], self.canvas),
+            "height": pa.array([line.height for line in lines], pa.int32()),
+            "width": pa.array([line.width for line in lines], pa.int32()),
+            "error": pa.array(errors, pa.string()),
+        }
+        return pa.table(columns)
 
 
-def store_part(table: pa.Table, *, out: str, model_id: str, threshold: float | None) -> pa.Table:
-    """Writes the readings of a part as transcripts; returns a row of what it cost.
+class _Timed(Iterator[bytes | Line]):
+    """The same files, with the seconds for which they were waited."""
 
-    Raises RuntimeError where rows of the part are missing, UserError where no space is left.
-    """
-    first = table.select(["part", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
-    if len(table) != first["num_rows"] or pc.count_distinct(table["part"]).as_py() != 1:
-        raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the part {first['part']} came back")
-    start = time.monotonic()
-    write_output(out, first["part"], to_transcripts(table, model_id=model_id, threshold=threshold))
-    failed = len(table) - table["error"].null_count
-    return pa.table(
-        {**{k: [v] for k, v in first.items()}, "num_failed": [failed], "write_seconds": [time.monotonic() - start]}
-    )
+    def __init__(self, files: Iterator[bytes | Line]) -> None:
+        self.files, self.seconds = files, 0.0
+
+    def __next__(self) -> bytes | Line:
+        start = time.monotonic()
+        try:
+            return next(self.files)
+        finally:
+            self.seconds += time.monotonic() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartWriter:
+    """The actor that writes the readings of parts to `out`."""
+
+    out: str
+    model_id: str
+    threshold: float | None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Writes the readings of a part as transcripts; returns a row of what it cost and of its errors.
+
+        Raises RuntimeError where rows of the part are missing, UserError where no space is left.
+        """
+        first = table.select(["part", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
+        if len(table) != first["num_rows"] or pc.count_distinct(table["part"]).as_py() != 1:
+            raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the part {first['part']} came back")
+        start = time.monotonic()
+        transcripts = to_transcripts(table, model_id=self.model_id, threshold=self.threshold)
+        write_output(self.out, first["part"], transcripts)
+        told = {name: [value] for name, value in first.items()} | {"write_seconds": [time.monotonic() - start]}
+        errors = pa.array([list(_reasons(table["error"]).items())], pa.map_(pa.string(), pa.int64()))
+        return pa.table({**told, "errors": errors})
 
 
 def to_transcripts(table: pa.Table, *, model_id: str, threshold: float | None) -> pa.Table:
@@ -100,7 +134,7 @@ def summarize(parts: Parts) -> dict[str, Any]:
         num_images += len(table)
         num_review += pc.sum(table["needs_review"]).as_py() or 0
         num_judged += len(table) - table["needs_review"].null_count
-        errors += Counter(error.split(":")[0] for error in table["error"].drop_null().to_pylist())
+        errors += _reasons(table["error"])
     return {
         "num_images": num_images,
         "num_read": num_images - errors.total(),
@@ -109,9 +143,17 @@ def summarize(parts: Parts) -> dict[str, Any]:
     }
 
 
-def errors_of(parts: Parts) -> tuple[int, int]:
-    """How many rows the parts have that are read, and how many of them failed."""
-    undone = set(parts.undone())
-    done = [name for name in parts.names if name not in undone]
-    errors = [read_parquet(storage.join(parts.out, OUTPUTS, name), columns=["error"])["error"] for name in done]
-    return sum(map(len, errors)), sum(len(column) - column.null_count for column in errors)
+def errors_of(parts: Parts) -> tuple[int, Counter[str]]:
+    """How many rows the parts have that are read, and for which reasons how many of them failed."""
+    undone, num_rows, errors = set(parts.undone()), 0, Counter[str]()
+    for name in parts.names:
+        if name not in undone:
+            column = read_parquet(storage.join(parts.out, OUTPUTS, name), columns=["error"])["error"]
+            num_rows += len(column)
+            errors += _reasons(column)
+    return num_rows, errors
+
+
+def _reasons(errors: pa.ChunkedArray) -> Counter[str]:
+    """How many rows failed for each reason; null is none."""
+    return Counter(error.split(":")[0] for error in errors.drop_null().to_pylist())

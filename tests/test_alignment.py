@@ -38,9 +38,11 @@ def test_too_few_frames_are_refused():
         align(np.log(np.full((2, 3), 1 / 3, np.float32)), np.array([1, 1]))
 
 
-def test_a_character_is_as_sure_as_the_surest_of_its_frames():
+def test_a_character_is_as_sure_as_the_surest_of_its_frames_and_stands_where_the_shortcut_sees_it():
     probabilities = np.array([[0.1, 0.8, 0.1], [0.05, 0.9, 0.05], [0.7, 0.2, 0.1], [0.3, 0.1, 0.6]])
-    (reading,) = with_characters([Reading("AB", 0.5)], np.log(probabilities)[None], Codec("AB"))
-    assert [(c.character, c.frames) for c in reading.characters] == [("A", (0, 2)), ("B", (3, 4))]
+    places = np.array([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.3, 0.1, 0.6], [0.2, 0.1, 0.7]])
+    lines = np.log(np.stack([probabilities, places]))
+    (reading,) = with_characters([Reading("AB", 0.5)], lines[:1], lines[1:], Codec("AB"))
+    assert [(c.character, c.frames) for c in reading.characters] == [("A", (1, 2)), ("B", (2, 4))]
     assert [c.confidence for c in reading.characters] == pytest.approx([0.9, 0.6])
     assert (reading.text, reading.confidence) == ("AB", 0.5)

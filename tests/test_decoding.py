@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hwr_ray.bundle import LANGUAGE_MODEL, SHIPPED, load_bundle, save_bundle
 from hwr_ray.calibration import Calibration, calibration_error
@@ -13,7 +14,7 @@ from hwr_ray.decoding import Decoding, Reading, calibrated, fit_decoding
 from hwr_ray.errors import UserError
 from hwr_ray.language_model import fit_language_model
 from hwr_ray.line_images import Canvas
-from hwr_ray.recognizer import Recognizer
+from hwr_ray.recognizer import Recognizer, read_log_probs
 from hwr_ray.text_prior import NameList
 
 CODEC = Codec("ABC")
@@ -39,8 +40,7 @@ def lines_of(texts: list[str], *, doubt: float, seed: int = 0) -> np.ndarray:
 
 
 def greedy(log_probs: np.ndarray) -> list[Reading]:
-    bare = Decoding(language_model=MODEL, lm_weight=0.0)
-    return bare.search(log_probs, CODEC)
+    return read_log_probs(torch.from_numpy(log_probs), CODEC)
 
 
 def test_the_language_model_mends_doubtful_letters():

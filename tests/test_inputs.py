@@ -50,7 +50,6 @@ def fetched(images, **settings) -> dict[str, bytes | str]:
     inputs = open_inputs(InputSettings(images=str(images), **settings))
     table = pa.concat_tables(inputs.tables())
     files = inputs.fetch(table)
-    assert len(files) == len(table)
     return {k: f.reason if isinstance(f, Line) else f for k, f in zip(keys_of(table), files, strict=True)}
 
 
@@ -258,8 +257,10 @@ def test_images_in_parquet_files_are_named_by_their_id_column(tables, rows_per_t
     assert found == dict(zip(keys, [image or "missing_image" for image in IMAGES], strict=True))
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 64])
 @pytest.mark.parametrize("chosen", [[0], [4], [1, 3], [0, 2, 5, 6], [5], [2, 3, 4, 5]])
-def test_any_rows_of_parquet_files_are_fetched_in_their_order(tables, chosen):
+def test_any_rows_of_parquet_files_are_fetched_in_their_order(tables, chosen, at_once, monkeypatch):
+    monkeypatch.setattr(inputs_module, "IMAGES_AT_ONCE", at_once)
     inputs = open_inputs(InputSettings(images=str(tables), image_column="picture"))
     table = pa.concat_tables(inputs.tables()).take(chosen)
     found = [None if isinstance(file, Line) else file for file in inputs.fetch(table)]
@@ -268,11 +269,16 @@ def test_any_rows_of_parquet_files_are_fetched_in_their_order(tables, chosen):
 
 def test_a_row_group_without_a_wanted_image_is_not_read(tables, monkeypatch):
     inputs = open_inputs(InputSettings(images=str(tables / "a.parquet"), image_column="picture"))
-    read, groups = pq.ParquetFile.read_row_group, []
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda file, n, **given: groups.append(n) or read(file, n, **given)
-    )
-    inputs.fetch(pa.concat_tables(inputs.tables()).slice(2, 2))
+    rows = pa.concat_tables(inputs.tables()).slice(2, 2)
+    read, groups = pq.ParquetFile.iter_batches, []
+
+    def iter_batches(file, *sizes, row_groups, columns):
+        for batch in read(file, *sizes, row_groups=row_groups, columns=columns):
+            groups.extend(row_groups)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    assert len(list(inputs.fetch(rows))) == 2
     assert groups == [1]
 
 
@@ -283,12 +289,59 @@ def test_parquet_files_that_lack_images_or_keys_are_refused(tables, tmp_path, ro
         listed(tables, image_column="picture", id_column="id")
     with pytest.raises(UserError, match=r"no Parquet file .*nowhere"):
         listed(tmp_path / "nowhere", image_column="picture")
+    with pytest.raises(UserError, match=r"a\.parquet: n holds int64, not bytes"):
+        listed(tables, image_column="n")
     (tables / "c.parquet").write_text("no table")
     with pytest.raises(UserError, match=r"c\.parquet can't be read as Parquet"):
         listed(tables, image_column="picture")
     pd.DataFrame({"picture": [b"x", b"y", b"z"], "key": ["a", "b", None]}).to_parquet(tables / "c.parquet")
     with pytest.raises(UserError, match=r"c\.parquet: row 2 has no key"):
         listed(tables, image_column="picture", id_column="key")
+
+
+NAMES = ("_run.json", "transcripts-00000.parquet", "_work/inputs/a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("images", "column", "out", "expected"),
+    [
+        ("scans", None, "scans/out", True),
+        ("scans", None, "scans", True),
+        ("scans", None, "link/out", True),
+        ("link", None, "scans/out", True),
+        ("file://CWD/scans", None, "scans/out", True),
+        ("scans", None, "scans-2", False),
+        ("scans", None, ".", False),
+        ("scans/**", None, "scans/out", True),
+        ("scans/*/*.json", None, "scans/out", True),
+        ("scans/*.png", None, "scans/out", False),
+        ("scans/b.png", None, "scans/out", False),
+        ("scans", "image", "scans/out", True),
+        ("scans/a.parquet", "image", "scans/out", False),
+        ("scans/m.csv", None, "scans/out", False),
+    ],
+)
+def test_a_job_that_would_read_what_it_writes_is_noticed(scans, monkeypatch, images, column, out, expected):
+    monkeypatch.chdir(scans.parent)
+    (scans.parent / "link").symlink_to("scans")
+    for name in ("m.csv", "a.parquet"):
+        (scans / name).touch()
+    inputs = open_inputs(InputSettings(images=images.replace("CWD", str(scans.parent)), image_column=column))
+    assert inputs.holds(storage.absolute(out), NAMES) == expected
+
+
+def test_a_manifest_may_lie_in_the_root_of_a_disk(scans, manifest, monkeypatch):
+    path = manifest(pd.DataFrame({"path": [f"{scans}/a.png", str(scans / "b.png")[1:]]}))
+    monkeypatch.chdir(scans)
+    assert list(fetched(path, root="/").values()) == [b"a.png", b"b.png"]
+
+
+def test_the_same_inputs_are_the_same_for_every_working_folder(scans, monkeypatch):
+    (scans / "m.csv").touch()
+    monkeypatch.chdir(scans)
+    absolute = InputSettings(images=str(scans / "m.csv"), root=str(scans / "deep"))
+    assert InputSettings(images="m.csv", root="deep").absolute() == absolute.absolute() == absolute
+    assert InputSettings(images="m.csv").absolute() == InputSettings(images="m.csv", root=".").absolute()
 
 
 def test_inputs_that_are_not_there_are_named(tmp_path):

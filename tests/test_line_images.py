@@ -1,5 +1,7 @@
 """Bytes of image files to pictures on the canvas: good files, odd ones and broken ones."""
 
+import errno
+import gzip
 import io
 import struct
 import zlib
@@ -9,7 +11,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import fs
 
+from hwr_ray import line_reading
 from hwr_ray.errors import UserError
 from hwr_ray.line_images import Canvas, UndecodableImageError, decode, encode_png, fit
 from hwr_ray.line_reading import line_of, read_lines
@@ -230,7 +234,7 @@ def test_lines_come_in_the_order_of_their_paths_each_with_its_picture_or_its_rea
     (tmp_path / "bad.png").write_bytes(b"no picture")
     (tmp_path / "folder.png").mkdir()
     names = ["bad.png", "good é #1.png", "gone.png", "folder.png", "bad.png/inner.png", "x" * 300]
-    lines = read_lines(str(tmp_path), names * 5, Canvas(48, 160))
+    lines = list(read_lines(str(tmp_path), names * 5, Canvas(48, 160)))
     assert [line.reason for line in lines] == [
         "undecodable_image",
         None,
@@ -242,12 +246,72 @@ def test_lines_come_in_the_order_of_their_paths_each_with_its_picture_or_its_rea
     assert (lines[1].height, lines[1].width) == (40, 120)
     assert np.array_equal(lines[1].image, fit(picture, Canvas(48, 160)))
     assert lines[0].digest == sha256(b"no picture").digest()
-    assert read_lines(str(tmp_path), [], Canvas()) == []
+    assert list(read_lines(str(tmp_path), [], Canvas())) == []
 
 
 def test_file_uris_name_the_same_files_as_paths(tmp_path, picture):
     (tmp_path / "a b%20#1.png").write_bytes(encode_png(picture))
     folders = (str(tmp_path), f"file://{tmp_path}")
-    by_path, by_uri = (read_lines(folder, ["a b%20#1.png"], Canvas(48, 160))[0] for folder in folders)
+    by_path, by_uri = (next(read_lines(folder, ["a b%20#1.png"], Canvas(48, 160))) for folder in folders)
     assert by_path.reason is None
     assert np.array_equal(by_path.image, by_uri.image)
+
+
+class Flaky:
+    """A file system whose files can't be opened so many times."""
+
+    def __init__(self, number: int, error: OSError) -> None:
+        self.number, self.error, self.inner = number, error, fs.LocalFileSystem()
+
+    def open_input_file(self, path):
+        self.number -= 1
+        if self.number >= 0:
+            raise self.error
+        return self.inner.open_input_file(path)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), OSError(errno.EMFILE, "?"), OSError("SLOW_DOWN")])
+def test_a_server_that_is_away_is_waited_for_and_never_taken_for_a_bad_image(tmp_path, picture, error, monkeypatch):
+    waited = []
+    monkeypatch.setattr(line_reading.time, "sleep", waited.append)
+    monkeypatch.setattr(line_reading, "locate", lambda _: (flaky, str(tmp_path)))
+    (tmp_path / "a.png").write_bytes(encode_png(picture))
+    flaky = Flaky(3, error)
+    assert list(line_reading.read_files("in", ["a.png"])) == [encode_png(picture)]
+    assert len(waited) == 3
+    flaky = Flaky(1000, error)
+    with pytest.raises(UserError, match=r"a\.png can't be read: .*goes on"):
+        list(line_reading.read_files("in", ["a.png"]))
+
+
+def test_an_error_of_one_file_alone_is_its_row_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(line_reading, "locate", lambda _: (Flaky(1000, PermissionError(errno.EACCES, "no")), "in"))
+    (line,) = line_reading.read_files("in", ["a.png"])
+    assert line.reason == "undecodable_image" and "can't be read" in line.detail
+
+
+def test_a_file_is_read_as_it_is_and_not_unpacked_by_its_name(tmp_path):
+    packed = gzip.compress(bytes(1 << 20))
+    (tmp_path / "scan.png.gz").write_bytes(packed)
+    assert list(line_reading.read_files(str(tmp_path), ["scan.png.gz"])) == [packed]
+
+
+def test_a_file_too_large_to_be_a_line_is_not_read(tmp_path):
+    with (tmp_path / "film.png").open("wb") as file:
+        file.truncate(line_reading.MAX_BYTES + 1)
+    (line,) = line_reading.read_files(str(tmp_path), ["film.png"])
+    assert line.reason == "undecodable_image" and "more than 128 MiB" in line.detail
+
+
+def test_few_files_are_in_memory_at_once(tmp_path, monkeypatch):
+    names = [f"{n:03}" for n in range(600)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    begun = []
+    read = line_reading._read
+    monkeypatch.setattr(line_reading, "_read", lambda filesystem, path: begun.append(path) or read(filesystem, path))
+    files = line_reading.read_files(str(tmp_path), names)
+    for number, name in enumerate(names):
+        assert next(files) == name.encode()
+        assert len(begun) <= number + 1 + line_reading.FILES_AT_ONCE
+    assert len(begun) == 600

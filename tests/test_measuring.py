@@ -65,7 +65,7 @@ def written(words: tuple[str, ...], file: str, value: object) -> None:
 
 def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, monkeypatch):
     def run(*words: str, with_memory: bool = False) -> dict[str, object]:
-        speed = {"wall_seconds": 2.0, "bound_by": "model"}
+        speed = {"start_up_seconds": 1.5, "wall_seconds": 2.0, "bound_by": "model"}
         written(words, "_run.json", {"num_images": 8, "num_read": 8, "errors": {}, "speed": speed})
         return {"command": " ".join(words), "seconds": 4.0, **({"memory": {"total_mib": 7}} if with_memory else {})}
 
@@ -77,7 +77,8 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
     transcribe.measure(transcribe.TranscribeBenchmark(data=str(data), work=work, copies=2, few=3, out=str(out)))
     result = json.loads(out.read_text())
     assert result["images"]["files"] == 8 and result["images"]["inodes"] == 4
-    assert result["figures"]["job"]["seconds_of_start_up"] == 2
+    job = result["figures"]["job"]
+    assert [job[f"seconds_of_{name}"] for name in ("start_up", "reading", "the_rest")] == [1.5, 2, 0.5]
     assert result["job_over"] == {"bare_network": 0.5, "bare_read": 0.5, "plain_script": 2, "one_at_a_time": 2}
     assert result["job_with_start_up_over"]["bare_read"] == 0.25
     assert [row["images"] for row in result["memory"]] == [3, 8]

@@ -144,6 +144,38 @@ def test_a_run_notices_that_another_one_took_over_and_changes_nothing(out, overw
         assert merged(out) == paths_of(range(600))
 
 
+@pytest.mark.parametrize("moment", ["before the plan", "after the plan"])
+def test_a_run_that_begins_while_another_one_ends_leaves_each_row_once(out, moment, monkeypatch):
+    first = Parts(out, FACTS)
+    read(first, deal(first, range(600), most=300))
+    write, others = storage.write_json, []
+
+    def write_json(path, value):
+        is_first = path.endswith("merge.json") and not others
+        if is_first and moment == "before the plan":
+            others.append(Parts(out, FACTS))
+        write(path, value)
+        if is_first and moment == "after the plan":
+            others.append(Parts(out, FACTS))
+
+    monkeypatch.setattr(storage, "write_json", write_json)
+    with pytest.raises(UserError, match="took over"):
+        first.finish()
+    second = others[-1]
+    read(second, deal(second, range(900), most=300))
+    read(second)
+    second.finish()
+    second.close({})
+    assert sorted(merged(out)) == paths_of(range(900))
+    assert Parts(out, FACTS).num_rows == 900
+
+
+def test_rows_that_are_there_twice_are_never_taken_for_whole(out):
+    job(out, range(300))
+    storage.write_bytes(f"{out}/transcripts-00001.parquet", storage.read_bytes(f"{out}/transcripts-00000.parquet"))
+    assert Parts(out, FACTS).num_rows == 300  # which the job compares with the rows in its files
+
+
 def test_what_a_run_writes_after_another_one_has_finished_is_taken_for_nothing(out):
     first = Parts(out, FACTS)
     names = deal(first, range(600), most=300)
@@ -247,7 +279,7 @@ class Killer:
         return call
 
     def half_write_bytes(self, path, data) -> None:
-        file = Path(f"{path}.partial")
+        file = Path(f"{path}{storage.PARTIAL}01234567")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(bytes(data)[: len(data) // 2])
 
@@ -330,6 +362,15 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(out, overwrite, na
     with pytest.raises(UserError, match="holds something else"):
         Parts(out, FACTS, overwrite=overwrite)
     assert storage.list_files(out) == [name]
+
+
+def test_overwriting_deletes_transcripts_and_nothing_else(out):
+    job(out, range(300))
+    for name in ("corrections/mine.csv", "notes.parquet", "transcripts-old.parquet"):
+        storage.write_bytes(f"{out}/{name}", b"years of work")
+    Parts(out, FACTS, overwrite=True)
+    left = ["_work/state.json", "corrections/mine.csv", "notes.parquet", "transcripts-old.parquet"]
+    assert storage.list_files(out) == left
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):

@@ -1,19 +1,29 @@
 """The quality table in the README, from a result made by hand."""
 
 import json
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.machine import ROOT
 from benchmarks.quality import (
     BEGIN,
     END,
+    SHIPPED_ROW,
     VARIANTS,
+    against,
     ancestor_is_whole,
     is_finished,
     read_by,
+    run,
     table,
     with_table,
+    write,
 )
+from hwr_ray.bundle import SHIPPED, load_bundle
 from hwr_ray.errors import UserError
 
 ROW = {
@@ -29,10 +39,12 @@ ROW = {
 
 
 def test_a_row_holds_its_figures_and_a_row_that_was_not_run_is_left_out():
-    lines = table({"rows": {"default recipe": ROW}}).splitlines()
+    lines = table({"short, greedy": ROW}).splitlines()
     assert len(lines) == 2 + 1
-    (row,) = [line for line in lines if line.startswith("| default recipe")]
-    assert row == ("| default recipe | 60 | 48 | 0.86 M | 145 M | 4.29 % (3.29 to 5.42) | 83.9 % (80.4 to 86.9) |")
+    assert lines[2] == "| short, greedy | 60 | 48 | 0.86 M | 145 M | 4.29 % (3.29 to 5.42) | 83.9 % (80.4 to 86.9) |  |"
+    beside = {"cer": -0.0067, "cer_ci": [-0.015, 0.0009]}
+    (*_, row) = table({"short, greedy, seed 1": {**ROW, "against_short": beside}}).splitlines()
+    assert row.endswith("| -0.67 (-1.50 to +0.09) |")
 
 
 def test_the_table_replaces_the_one_between_the_marks():
@@ -62,11 +74,56 @@ def test_an_evaluation_of_another_bundle_does_not_count(tmp_path):
     assert read_by(tmp_path, "abc") and not read_by(tmp_path, "def")
 
 
-def test_the_ancestors_result_is_whole_with_its_last_epoch():
-    assert not ancestor_is_whole({"settings": {"epochs": 2}, "epochs": [{}]})
-    assert ancestor_is_whole({"settings": {"epochs": 2}, "epochs": [{}, {}]})
+def test_the_ancestors_result_is_whole_with_its_last_epoch(tmp_path):
+    file = tmp_path / "ancestor.json"
+    assert not ancestor_is_whole(file)
+    for epochs in ([{}], [{}, {}]):
+        file.write_text(json.dumps({"settings": {"epochs": 2}, "epochs": epochs}))
+        assert ancestor_is_whole(file) == (len(epochs) == 2)
+
+
+def test_what_is_done_is_told_as_it_was_made(tmp_path):
+    note, script = tmp_path / "notes/a.json", tmp_path / "a.py"
+    script.write_text("")
+    assert run(str(script), note=note, here={}, done=True) is None
+    made = run(str(script), "--epochs", "6", note=note, here={"commit": "abc"}, done=False)
+    assert made == {"command": f"python {script} --epochs 6", "commit": "abc"}
+    assert run(str(script), "--epochs", "9", note=note, here={"commit": "def"}, done=True) == made
+
+
+def test_a_difference_to_the_same_lines_is_paired(tmp_path):
+    texts, edits = ["ABCD"] * 50, np.arange(50) % 3
+    for name, more in (("a", 0), ("b", 1)):
+        (tmp_path / name / "predictions").mkdir(parents=True)
+        (tmp_path / name / "metrics.json").touch()
+        ids, order = [f"{n:02}" for n in range(50)], np.random.default_rng(more).permutation(50)
+        rows = pa.table({"id": ids, "text": texts, "num_edits": edits + more}).take(order)
+        pq.write_table(rows, tmp_path / name / "predictions/0.parquet")
+    found = against(tmp_path / "b", tmp_path / "a")
+    assert found["cer"] == pytest.approx(0.25)
+    assert found["cer_ci"] == pytest.approx((0.25, 0.25))  # each line has one more, whichever are drawn
+    assert against(tmp_path / "b", tmp_path / "b") is None and against(tmp_path / "b", tmp_path / "c") is None
+
+
+def test_rows_of_another_process_stay(tmp_path):
+    out = tmp_path / "quality.json"
+    write(out, {"a": ROW})
+    write(out, {"b": ROW, "a": {}})
+    assert json.loads(out.read_text()) == {"rows": {"a": {}, "b": ROW}}
+
+
+def test_the_readme_the_card_and_the_shipped_weights_are_those_of_the_result():
+    rows = json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]
+    page = (ROOT / "README.md").read_text()
+    assert with_table(page, table(rows)) == page
+    row = rows[SHIPPED_ROW]
+    assert load_bundle(SHIPPED).model_id == row["model_id"]
+    card = Path(SHIPPED, "README.md").read_text()
+    for figure in ("cer", "exact_match"):
+        (low, high), value = row[f"{figure}_ci"], row[figure]
+        assert f"{100 * value:.2f} % ({'95 %: ' if figure == 'cer' else ''}{100 * low:.2f} to {100 * high:.2f})" in card
 
 
 def test_variants_of_one_run_are_trained_alike():
-    for run in {variant.run for variant in VARIANTS}:
-        assert len({(v.short, v.canvas, v.train) for v in VARIANTS if v.run == run}) == 1
+    for name in {variant.run for variant in VARIANTS}:
+        assert len({(v.short, v.canvas, v.train) for v in VARIANTS if v.run == name}) == 1

@@ -66,7 +66,7 @@ def test_the_reasons_the_slices_and_the_columns_of_transcripts_and_suspects_are_
         assert f"`{name}`" in README
 
 
-def test_every_figure_names_a_file_of_results_that_is_there():
+def test_every_file_of_results_that_is_named_is_there():
     files = re.findall(r"benchmarks/results/[\w.-]+", README)
     assert files
     for file in files:

@@ -3,11 +3,14 @@
 from itertools import groupby, product
 from math import inf, log, prod
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from hwr_ray.bundle import SHIPPED
 from hwr_ray.codec import Codec
+from hwr_ray.glyphs import Writer, write
 from hwr_ray.recognizer import Recognizer, compare_log_probs, ctc_losses, read_batch, text_log_probs
 
 FRAMES, CLASSES = 4, 3
@@ -96,3 +99,27 @@ def test_read_only_images_are_read_and_no_images_give_no_readings(bundle_path, i
     assert len(recognizer.read(images)) == 6
     assert recognizer.read(images[:0]) == []
     assert recognizer.compare(images[:0], []) == []
+
+
+@pytest.mark.parametrize("left", [4, 60, 120])
+def test_characters_stand_where_they_are_drawn(left):
+    """Each letter is drawn in a box of its own; the GRUs would write the first one at the left edge."""
+    recognizer, rng, found = Recognizer(SHIPPED), np.random.default_rng(7), 0
+    for name in ("MARTIN", "ELODIE", "CAMILLE", "HUGO", "LEA", "NATHAN"):
+        picture = np.full((recognizer.canvas.height, recognizer.canvas.width), 255, np.uint8)
+        boxes = []
+        writer = Writer.draw(rng)
+        for place, letter in enumerate(name):
+            strokes = write(letter, writer, rng, left=left + 18 * place, baseline=32, pitch=18)
+            cv2.polylines(
+                picture, [np.rint(s).astype(np.int32) for s in strokes], isClosed=False, color=30, thickness=2
+            )
+            points = np.concatenate(strokes)[:, 0]
+            boxes.append((points.min(), points.max()))
+        (reading,) = recognizer.read(picture[None], characters=True)
+        if reading.text == name:
+            found += 1
+            for character, (low, high) in zip(reading.characters, boxes, strict=True):
+                first, end = (4 * frame for frame in character.frames)
+                assert low - 8 < (first + end) / 2 < high + 8, (name, character)
+    assert found >= 3

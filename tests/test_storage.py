@@ -1,10 +1,12 @@
 """Files and folders by path and by URI, on this machine and in fsspec's memory."""
 
+import errno
 import os
 from itertools import count
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from hwr_ray import storage
 from hwr_ray.errors import UserError
@@ -71,6 +73,80 @@ def test_names_that_are_not_utf8_are_listed_too(tmp_path):
     assert storage.list_files(str(tmp_path)) == ["\\xff.jpg", "ÿ.jpg"]
 
 
+def test_links_are_followed_but_not_for_ever_and_a_link_to_nothing_is_a_file(tmp_path):
+    (tmp_path / "in/deep").mkdir(parents=True)
+    (tmp_path / "archive").mkdir()
+    for name in ("in/a", "in/deep/b", "archive/c"):
+        (tmp_path / name).touch()
+    for link, target in (("in/2023", "archive"), ("in/deep/up", "in"), ("archive/back", "in"), ("in/gone", "nothing")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    (tmp_path / "in/b").symlink_to(tmp_path / "archive/c")
+    found = storage.list_files(str(tmp_path / "in"))
+    assert found == ["2023/c", "a", "b", "deep/b", "gone"]
+
+
+def test_what_is_no_file_is_not_listed(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.png").touch()
+    assert storage.list_files(str(tmp_path)) == ["a.png"]
+
+
+def test_a_folder_that_can_not_be_listed_is_named_and_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "deep/er/a.png").touch()
+    scan = os.scandir
+
+    def scandir(path):  # whoever runs the tests may be allowed to read everything
+        if str(path).endswith("er"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(storage.os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"deep/er can't be listed: Permission denied"):
+        storage.list_files(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "expected"),
+    [
+        ("a/b/c", "a", "b/c"),
+        ("a", "a", "."),
+        ("ab", "a", None),
+        ("a", "a/b", None),
+        ("file://CWD/a/b", "a", "b"),
+        ("link/b", "a", "b"),
+        ("a/b", "link", "b"),
+        ("a/b", "/", None),
+        ("memory://x/a", "memory://x", "a"),
+        ("memory://x/a", "a", None),
+    ],
+)
+def test_a_path_within_a_folder_is_told_from_there(tmp_path, monkeypatch, path, folder, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    expected = f"{tmp_path}/a/b"[1:] if folder == "/" else expected
+    assert storage.path_within(path.replace("CWD", str(tmp_path)), folder) == expected
+
+
+def test_two_writers_of_a_file_do_not_meet_in_a_half_one(tmp_path, monkeypatch):
+    """The second begins while the first is about to give its file its name."""
+    path, move = str(tmp_path / "a"), fs.LocalFileSystem.move
+    files = []
+
+    class Local(fs.LocalFileSystem):
+        def move(self, source, destination):
+            if not files:
+                files.append(source)
+                storage.write_bytes(path, b"second")
+            move(self, source, destination)
+
+    monkeypatch.setattr(storage.fs, "LocalFileSystem", Local)
+    storage.write_bytes(path, b"first")
+    assert storage.read_bytes(path) == b"first"
+    assert storage.list_files(str(tmp_path)) == ["a"]
+
+
 def test_a_missing_file_is_said_to_be_missing(root):
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(storage.join(root, "nothing"))
@@ -105,7 +181,7 @@ def test_a_full_disk_is_named_and_the_file_before_stays_whole(small_disk, full):
     with pytest.raises(UserError, match=f"no space is left to write {path}"):
         storage.write_bytes(path, b"x" * 50_000)
     assert storage.read_bytes(path) == b"before"
-    assert list(small_disk.path.rglob("*.partial")) == []
+    assert list(small_disk.path.rglob("*.partial*")) == []
 
 
 def test_json_comes_back_with_its_accents_readable(root):

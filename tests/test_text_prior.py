@@ -20,27 +20,16 @@ def read(folder, content):
 
 
 def test_the_mixture_is_worked_out_by_hand():
-    prior = TextPrior(MODEL, CODEC, NameList({"BETH": 1, "ANNA": 3}), names_weight=0.2)
+    prior = TextPrior(MODEL, CODEC, NameList({"BETH": 1, "ANNA": 3}))
     for text, share in {"ANNA": 0.75, "BETH": 0.25, "HANNA": 0.0, "NOTABEE": 0.0}.items():
         spelled = math.exp(MODEL.log_prob(CODEC.encode(text)))
-        assert prior.log_prob(text) == pytest.approx(math.log(0.8 * spelled + 0.2 * share))
+        assert prior.log_prob(text) == pytest.approx(math.log(0.5 * spelled + 0.5 * share))
 
 
 def test_a_known_name_gains_and_an_unknown_one_is_never_forbidden():
     known, unknown = TextPrior(MODEL, CODEC, NameList({"NOAH": 1})), TextPrior(MODEL, CODEC, NameList({"BETH": 1}))
     assert known.log_prob("NOAH") > unknown.log_prob("NOAH") + 3
     assert unknown.log_prob("NOAH") == pytest.approx(MODEL.log_prob(CODEC.encode("NOAH")) + math.log(0.5))
-
-
-def test_names_of_no_weight_change_nothing():
-    prior = TextPrior(MODEL, CODEC, NameList({"ANNA": 1}), names_weight=0)
-    assert prior.log_prob("ANNA") == MODEL.log_prob(CODEC.encode("ANNA"))
-
-
-@pytest.mark.parametrize("weight", [-0.1, 1.0, math.nan])
-def test_a_weight_that_would_forbid_unknown_names_is_refused(weight):
-    with pytest.raises(UserError, match="weight of the names"):
-        TextPrior(MODEL, CODEC, NameList({}), names_weight=weight)
 
 
 def test_a_text_that_is_no_name_has_no_share():

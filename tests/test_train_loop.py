@@ -109,6 +109,23 @@ def test_the_loss_of_a_step_is_the_mean_over_lines_of_the_ctc_loss_a_character(t
     assert state.step == 1
 
 
+def test_the_shortcut_is_taught_by_its_weight_and_teaches_the_convolutions(tiny_bundle, ink, monkeypatch):
+    monkeypatch.setattr("hwr_ray.optimization.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("hwr_ray.optimization.CLIP_NORM", math.inf)
+    gradients = []
+    for weight in (0.0, 0.1, 0.2):
+        state = state_of(tiny_bundle)
+        torch.manual_seed(0)
+        train_step(state, state.model, ink, LABELS, shortcut_weight=weight)
+        gradients.append([state.model.shortcut.weight.grad, state.model.convolutions[0].weight.grad])
+    (none, base), (once, more), (twice, most) = gradients
+    assert not none.any() and once.abs().max() > 0
+    torch.testing.assert_close(twice, 2 * once)
+    taught = (more - base).abs().max().item()
+    assert taught > 1e-3
+    torch.testing.assert_close(most - base, 2 * (more - base), rtol=0, atol=0.02 * taught)
+
+
 def test_steps_on_one_batch_learn_it(tiny_bundle, ink):
     state = state_of(tiny_bundle)
     losses = [take_step(state, ink, seed=seed) for seed in range(60)]

@@ -17,6 +17,7 @@ from PIL import Image
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
+from benchmarks.measuring import descendants
 from hwr_ray.batch_reading import ReadingSettings
 from hwr_ray.bundle import save_bundle
 from hwr_ray.errors import UserError
@@ -164,7 +165,7 @@ def test_an_undisturbed_run_reads_each_file_as_the_model_does_and_says_why_it_ca
     assert list(truth.index) == paths_in(many)
     names = [f"{n:02}.png" for n in range(NUM_PICTURES)]
     recognizer = Recognizer(str(model))
-    lines = read_lines(str(pictures), names, recognizer.canvas)
+    lines = list(read_lines(str(pictures), names, recognizer.canvas))
     readings = recognizer.read(np.stack([line.image for line in lines]))
     assert len({reading.text for reading in readings}) > 4
     for path, row in truth.drop(index=list(BAD)).iterrows():
@@ -218,6 +219,8 @@ def test_a_node_lost_on_the_way_costs_no_row(folder, many, model, truth, monkeyp
         process = start("transcribe", *command(many, model, out), "--num-workers", 2)
         wait_for(process, lambda: is_read(out, 0.1))
         assert number_of(out, "outputs") < number_of(out, "inputs"), "too late: this test needs more images"
+        raylet = node.all_processes["raylet"][0].process.pid
+        assert any("TimedLineReader" in Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(raylet))
         cluster.remove_node(node, allow_graceful=False)
         _, err = process.communicate()
     finally:
@@ -258,7 +261,9 @@ def test_new_images_are_added_to_a_finished_run_and_nothing_else_changes(folder,
 def test_too_many_errors_stop_the_job_and_a_higher_rate_goes_on(folder, few, model, truth):
     out = folder / "errors"
     for _ in range(2):  # the second time all is read already
-        with pytest.raises(UserError, match=r"4 of 44 images failed, more than --max-error-rate 0\.09"):
+        with pytest.raises(
+            UserError, match=r"4 of 44 images failed \(undecodable_image 4\), more than --max-error-rate 0\.09"
+        ):
             read(few, model, out, max_error_rate=0.09)
     assert not (out / "_run.json").exists()
     outputs = {path.name: path.stat().st_mtime_ns for path in (out / "_work/outputs").iterdir()}

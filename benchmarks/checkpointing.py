@@ -1,0 +1,81 @@
+"""What ray.data.checkpoint costs beside the books of hwr_ray.parts: a job that does nothing but copy rows to Parquet.
+
+Run on an idle machine as `python -m benchmarks.checkpointing --work FOLDER`.
+"""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data.checkpoint import CheckpointConfig
+
+from benchmarks.machine import ROOT, commit, hardware
+from benchmarks.measuring import alone, write
+from hwr_ray.cluster import connect
+from hwr_ray.job import run_job as run_benchmark
+from hwr_ray.provenance import versions
+from hwr_ray.transcription import MOST_ROWS
+
+TASK_CPUS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointingBenchmark:
+    work: str
+    """Folder for manifests, outputs and checkpoints."""
+    rows: tuple[int, ...] = (2_000, 1_000_000)
+    """Rows of the jobs."""
+    out: str = str(ROOT / "benchmarks/results/checkpointing.json")
+    """The result, a JSON file."""
+
+
+def measure(settings: CheckpointingBenchmark) -> None:
+    """Runs each job without a checkpoint, with one, and again when all of its rows are done, and writes the result."""
+    work, found = Path(settings.work).resolve(), {}
+    for number in settings.rows:
+        manifest, out, done = work / f"{number}.parquet", str(work / "out"), str(work / "done")
+        work.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"path": [f"{n % 997:03}/{n:09}.png" for n in range(number)]}), manifest)
+        row = {}
+        for name, checkpoint in (("without", None), ("with", done), ("again", done)):
+            shutil.rmtree(out, ignore_errors=True)
+            if name == "with":
+                shutil.rmtree(done, ignore_errors=True)
+            row[name] = alone(copy_rows, str(manifest), out, checkpoint)
+        found[f"{number}"] = row
+    about = {"commit": commit(), "hardware": hardware(), "versions": versions()}
+    command = f"python -m benchmarks.checkpointing {' '.join(sys.argv[1:])}"
+    write(settings.out, {**about, "command": command, "seconds": found})
+
+
+def copy_rows(manifest: str, out: str, checkpoint: str | None) -> float:
+    """Seconds that a job on a running cluster takes to copy the rows of a manifest in parts of the usual size."""
+    connect()
+    context = ray.data.DataContext.get_current()
+    if checkpoint:
+        context.checkpoint_config = CheckpointConfig(
+            id_column="path", checkpoint_path=checkpoint, delete_checkpoint_on_success=False
+        )
+    ray.data.range(10).materialize()  # Ray Data's own processes are there
+    start = time.perf_counter()
+    rows = ray.data.read_parquet(manifest).repartition(target_num_rows_per_block=MOST_ROWS)
+    rows.map_batches(_same, batch_format="pyarrow", num_cpus=TASK_CPUS).write_parquet(
+        out, ray_remote_args={"num_cpus": TASK_CPUS}
+    )
+    seconds = time.perf_counter() - start
+    ray.shutdown()
+    return round(seconds, 1)
+
+
+def _same(table: pa.Table) -> pa.Table:
+    return table
+
+
+if __name__ == "__main__":
+    run_benchmark(CheckpointingBenchmark, measure)

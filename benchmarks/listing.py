@@ -1,0 +1,89 @@
+"""How soon jobs/transcribe.py knows what to read, of a million paths: a folder, a glob, a CSV and a Parquet manifest;
+and how soon a run that goes on knows that all of them are dealt out.
+
+Run as `python -m benchmarks.listing --data FOLDER --work FOLDER`. No path lands in the result.
+"""
+
+import csv
+import resource
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.machine import ROOT, commit, hardware
+from benchmarks.measuring import alone, copies_of, write
+from hwr_ray.inputs import InputSettings, open_inputs
+from hwr_ray.job import run_job as run_benchmark
+from hwr_ray.parts import Parts, repeated_key
+from hwr_ray.provenance import versions
+from hwr_ray.transcription import MOST_ROWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListingBenchmark:
+    data: str
+    """Folder with the line images, in the Kaggle layout."""
+    work: str
+    """Folder for the hard links and manifests, on the file system of --data and outside the checkout."""
+    paths: int = 1_000_000
+    """Hard links to list."""
+    out: str = str(ROOT / "benchmarks/results/listing.json")
+    """The result, a JSON file."""
+
+
+def measure(settings: ListingBenchmark) -> None:
+    """Lists the same paths in each way, each in a process of its own, and writes the result."""
+    data, work = Path(settings.data).resolve(), Path(settings.work).resolve()
+    folders = [data / "train_v2/train", data / "validation_v2/validation"]
+    copies = -(-settings.paths // sum(1 for folder in folders for _ in folder.iterdir()))
+    images = copies_of(folders, work / "many", copies=copies, limit=settings.paths)
+    names = [str(path.relative_to(work)) for path in images]
+    with (work / "many.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["path"], *([name] for name in names)])
+    pq.write_table(pa.table({"path": names}), work / "many.parquet")
+    given = {"folder": "many", "glob": "many/**/*.jpg", "csv": "many.csv", "parquet": "many.parquet"}
+    found = {name: alone(list_paths, str(work / path), str(work / "listed")) for name, path in given.items()}
+    about = {"commit": commit(), "hardware": hardware(), "versions": versions()}
+    command = f"python -m benchmarks.listing {' '.join(sys.argv[1:])}"
+    write(settings.out, {**about, "command": command, "paths": len(images), "ways": found})
+
+
+def list_paths(images: str, out: str) -> dict[str, float]:
+    """Deals the images out to parts, as the job does: seconds to the first part and to the last, then those of another
+    run to take the parts over and to list again, and the peak memory of all."""
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    settings = InputSettings(images=images)
+    inputs = open_inputs(settings)
+    repeated = repeated_key(inputs) if settings.has_keys else None
+    assert repeated is None
+    parts = Parts(out, {})
+    deal = parts.deal(inputs.tables(), most=MOST_ROWS)
+    next(deal)
+    first = time.perf_counter()
+    num_parts = 1 + sum(1 for _ in deal)
+    seconds = time.perf_counter() - start
+    start_again = time.perf_counter()
+    again = Parts(out, {})
+    taken_over = time.perf_counter()
+    assert next(again.deal(inputs.tables(), most=MOST_ROWS), None) is None
+    end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "first_part_seconds": round(first - start, 2),
+        "seconds": round(seconds, 1),
+        "take_over_seconds": round(taken_over - start_again, 1),
+        "list_again_seconds": round(end - taken_over, 1),
+        "num_paths": parts.num_rows,
+        "num_parts": num_parts,
+        "peak_mib": peak >> 10,
+    }
+
+
+if __name__ == "__main__":
+    run_benchmark(ListingBenchmark, measure)
