@@ -30,8 +30,12 @@ class Needs:
     """For what feeds the workers."""
 
 
-def connect() -> None:
-    """Joins the running cluster (RAY_ADDRESS, a job, a local head), or starts one on this machine."""
+def connect(*, with_dashboard: bool = False) -> None:
+    """Joins the running cluster (RAY_ADDRESS, a job, a local head), or starts one on this machine.
+
+    Of a cluster that is gone with the job nobody looks at the dashboard, which takes a dozen processes; but Ray Train
+    asks it for what it must clean up.
+    """
     if not ray.is_initialized():
         # Workers need the tracker's settings and token, which must not stand on a command line.
         passed_on = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
@@ -40,8 +44,7 @@ def connect() -> None:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         told = (job.get("runtime_env") or {}).get("env_vars") or {}
         new = {name: value for name, value in passed_on.items() if name not in told}
-        # Of a cluster that is gone with the job, nobody looks at the dashboard, which takes a dozen processes.
-        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR, include_dashboard=False)
+        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR, include_dashboard=with_dashboard)
     # Ray leaves a handler that ends the process on the spot; this one lets half-written output be cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     context = ray.data.DataContext.get_current()
