@@ -65,16 +65,12 @@ def copy_rows(manifest: str, out: str, checkpoint: str | None) -> float:
     ray.data.range(10).materialize()  # Ray Data's own processes are there
     start = time.perf_counter()
     rows = ray.data.read_parquet(manifest).repartition(target_num_rows_per_block=MOST_ROWS)
-    rows.map_batches(_same, batch_format="pyarrow", num_cpus=TASK_CPUS).write_parquet(
+    rows.map_batches(lambda table: table, batch_format="pyarrow", num_cpus=TASK_CPUS).write_parquet(
         out, ray_remote_args={"num_cpus": TASK_CPUS}
     )
     seconds = time.perf_counter() - start
     ray.shutdown()
     return round(seconds, 1)
-
-
-def _same(table: pa.Table) -> pa.Table:
-    return table
 
 
 if __name__ == "__main__":

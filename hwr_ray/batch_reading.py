@@ -96,7 +96,7 @@ class LineReader:
         """The table without its `image`, with `prediction`, `confidence`, `alternatives` and `characters`, null without
         an image; `height` and `width` are those of the image files."""
         has_image = table["image"].is_valid()
-        readings = iter(self._read(table.filter(has_image)))
+        readings = iter(self._read(table.filter(has_image) if table["image"].null_count else table))
         found = [next(readings) if here else None for here in has_image.to_pylist()]
         return (
             table.drop_columns("image")

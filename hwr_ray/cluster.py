@@ -30,10 +30,11 @@ class Needs:
     """For what feeds the workers."""
 
 
-def connect(*, show_workers: bool = True) -> None:
+def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
     """Joins the running cluster (RAY_ADDRESS, a job, a local head), or starts one on this machine.
 
-    What workers print is shown, unless it would be too much.
+    Of a cluster that is gone with the job nobody looks at the dashboard, which takes a dozen processes; but Ray Train
+    asks it for what it must clean up. What workers print is shown, unless it would be too much.
     """
     if not ray.is_initialized():
         # Workers need the tracker's settings and token, which must not stand on a command line, and Ray Train's cleaner
@@ -44,9 +45,8 @@ def connect(*, show_workers: bool = True) -> None:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         told = (job.get("runtime_env") or {}).get("env_vars") or {}
         new = {name: value for name, value in passed_on.items() if name not in told}
-        # Of a cluster that is gone with the job, nobody looks at the dashboard, which takes a dozen processes.
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": show_workers, "include_dashboard": False}
-        ray.init(runtime_env={"env_vars": new}, **quiet)
+        shown = {"include_dashboard": with_dashboard, "log_to_driver": show_workers}
+        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR, **shown)
     # Ray leaves a handler that ends the process on the spot; this one lets half-written output be cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     context = ray.data.DataContext.get_current()

@@ -22,7 +22,7 @@ class Network:
     """A bundle's model, from line images to log-probabilities.
 
     It computes in bfloat16 where the hardware does. On a CPU, a line's log-probabilities do not depend on its batch.
-    Why OpenVINO: benchmarks/results/runtimes.md. The head is the classifier behind the GRUs, or the shortcut beside
+    Why OpenVINO: benchmarks/results/runtimes.json. The head is the classifier behind the GRUs, or the shortcut beside
     them, which reads worse and sees where a letter stands: GRUs may write it anywhere.
     """
 

@@ -5,6 +5,9 @@ names, each of which appears whole. Running the job again is another attempt: it
 before, deals out the inputs that are in none of them, and reads the parts that have no output. At the end the outputs
 are merged, in order, into OUT/transcripts-NUMBER.parquet; the merge is planned in writing first, so that it can be
 gone on with.
+
+Not ray.data.checkpoint, which wants the inputs as a Parquet file, commits what a write task holds and takes half a
+minute to go on with a million rows: benchmarks/results/checkpointing.json.
 """
 
 import re

@@ -24,9 +24,11 @@ from hwr_ray.tally import Tally
 
 log = logging.getLogger(__name__)
 
-SHARD_BYTES = 16 << 20
-"""Pixels in a shard before compression."""
-TASK_CPUS = 0.5
+MOST_ROWS, SHARD_BYTES = 2048, 32 << 20
+"""Of a shard, before compression: a task, which Ray takes up to 0.1 s to follow by another."""
+LABEL_CPUS, TASK_CPUS = 0.1, 0.4
+"""Ray's logical CPUs of what reads the CSVs, and of each process that prepares their rows: two processes a CPU, since
+each waits for its next task now and then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +86,12 @@ def prepare(settings: PrepareSettings) -> None:
         next(read_rows(file))  # what is wrong with a CSV shows before Ray starts
     with storage.staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
         connect()
-        preflight(Needs(num_workers=1, cpus_per_worker=TASK_CPUS, other_cpus=TASK_CPUS))
+        preflight(Needs(num_workers=1, cpus_per_worker=TASK_CPUS, other_cpus=LABEL_CPUS))
         sink = PreparedSink(out, canvas)
-        rows_per_shard = max(16, min(1024, SHARD_BYTES // (canvas.height * canvas.width)))
+        rows_per_shard = max(16, min(MOST_ROWS, SHARD_BYTES // (canvas.height * canvas.width)))
         (
             ray.data.from_items([asdict(file) for file in files], override_num_blocks=len(files))
-            .map_batches(_label_tables, batch_format="pyarrow", num_cpus=TASK_CPUS)
+            .map_batches(_label_tables, batch_format="pyarrow", num_cpus=LABEL_CPUS)
             .repartition(target_num_rows_per_block=rows_per_shard)
             .map_batches(
                 prepare_table,  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ def train(settings: TrainSettings) -> None:
     num_lines = count_train_lines(prepared, settings)
     check_feasible(prepared, settings, num_lines)
     texts = language_model_texts(prepared, settings)
-    connect()
+    connect(with_dashboard=True)
     preflight(
         Needs(
             num_workers=settings.num_workers,

@@ -21,7 +21,7 @@ from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.inputs import Inputs, InputSettings, open_inputs
-from hwr_ray.parts import WORK, WRITTEN, Parts, check_out, inputs_of, repeated_key
+from hwr_ray.parts import STATE, WORK, WRITTEN, Parts, check_out, inputs_of, repeated_key
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
 from hwr_ray.transcripts import STAGES, PartLoader, PartWriter, errors_of, summarize
@@ -89,7 +89,7 @@ def transcribe(settings: TranscribeSettings) -> None:
     job = Job(settings, inputs, bundle, reading, parts, threshold, helpers)
     job.run()
     if not parts.num_rows:
-        storage.delete(storage.join(out, WORK))
+        storage.delete(storage.join(out, WORK) if storage.list_files(out) != [STATE] else out)
         raise UserError(f"{settings.inputs.images} holds no image")
     parts.finish()
     counts = summarize(parts)
@@ -145,7 +145,7 @@ class Job:
         undone = self.parts.undone()
         done = self.parts.num_rows - sum(len(inputs_of(self.parts.out, name)) for name in undone)
         if self.parts.num_rows:
-            log.info("going on: %s images are read already", f"{done:,}")
+            log.info("going on: %s images are done already", f"{done:,}")
         for name in undone:
             self.waiting.put(name)
         with ThreadPoolExecutor(1) as pool:

@@ -107,7 +107,7 @@ def tune(settings: TuneSettings) -> None:
     out = storage.absolute(settings.out)
     sweep_id = claim_run(out, {**settings.recipe(), "data": prepared.facts["content_hash"]})
     os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{sweep_id}")  # connect passes it on, and wandb reads it
-    connect(show_workers=False)
+    connect(with_dashboard=True, show_workers=False)
     at_once = trials_at_once(settings)
     sweep = Sweep(base, prepared, storage.join(out, "trials"), f"{sweep_id}-trial", at_once)
     ledger, seed = sweep.ledger, settings.seed

@@ -90,7 +90,6 @@ def test_prepares_result_takes_the_start_up_out_and_names_no_label(tmp_path, dat
         written(words, "dataset.json", {"splits": {"train": {"prepared": 1}}})
         return {"command": " ".join(words), "seconds": 3.0 if words[2].endswith("few") else 5.0}
 
-    monkeypatch.setattr(prepare, "FEW", 2)
     monkeypatch.setattr(prepare, "run_job", run)
     monkeypatch.setattr(prepare, "on_every_core", lambda *_: [0.5, 1.0])
     stages = dict.fromkeys(("rows", "read", "decode", "fit", "hash", "other", "tally"), 1.0) | {"write": 2.0}

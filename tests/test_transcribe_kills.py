@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import struct
 import time
@@ -26,7 +27,7 @@ from hwr_ray.job import run_job
 from hwr_ray.line_images import encode_png
 from hwr_ray.line_reading import read_lines
 from hwr_ray.recognizer import Recognizer
-from hwr_ray.transcription import TranscribeSettings, transcribe
+from hwr_ray.transcription import MOST_ROWS, TranscribeSettings, transcribe
 
 NUM_PICTURES, NUM_FILES = 50, 6000
 
@@ -256,6 +257,13 @@ def test_new_images_are_added_to_a_finished_run_and_nothing_else_changes(folder,
     added = pd.read_parquet(out / "transcripts-00001.parquet").path
     assert sorted(added) == [path for path in paths_in(images) if int(Path(path).stem) >= 60]
     check_same(out, images, truth)
+
+
+def test_too_many_errors_stop_a_large_job_long_before_its_end(folder, many, model):
+    with pytest.raises(UserError, match=r"4 of \d+ images failed") as stop:
+        read(many, model, folder / "early", max_error_rate=0.001)
+    found = int(re.search(r"of (\d+) images", str(stop.value))[1])
+    assert 1000 <= found <= 1000 + MOST_ROWS < NUM_FILES
 
 
 def test_too_many_errors_stop_the_job_and_a_higher_rate_goes_on(folder, few, model, truth):
