@@ -184,7 +184,6 @@ class Job:
     def _list(self) -> None:
         canvas = self.bundle.canvas
         most = min(MOST_ROWS, max(1, BYTES_OF_A_PART // (canvas.height * canvas.width)))
-
         tables = takewhile(lambda _: not self.is_stopped, self.inputs.tables())
         for name in self.parts.deal(tables, most=most):
             self.waiting.put(name)
