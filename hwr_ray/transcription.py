@@ -190,7 +190,7 @@ class Job:
         # With the CPUs of the models and no GPU, Ray Data runs this in their processes: no picture is copied.
         blocks = [pa.table({"part": [name]}) for name in names]
         pictures = ray.data.from_arrow(blocks).map_batches(
-            load_part,
+            load_part,  # type: ignore[arg-type]
             fn_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
             batch_format="pyarrow",
             batch_size=None,
