@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -32,7 +31,7 @@ from hwr_ray.job import run_job as run_benchmark
 from hwr_ray.labels import find_label_files, read_rows
 from hwr_ray.line_images import Canvas, _check_header, decode, fit
 from hwr_ray.line_reading import read_files
-from hwr_ray.preparation import MOST_ROWS, PreparedSink, prepare_table
+from hwr_ray.preparation import MOST_ROWS, ShardWriter, count_row, prepare_table
 from hwr_ray.provenance import versions
 from hwr_ray.tally import Tally
 
@@ -186,7 +185,7 @@ def profile(data: str) -> dict[str, float]:
     """Microseconds a row of the job's functions, medians of five, in this process with one thread.
 
     `decode` holds `header`; `prepare_table` is `read`, `decode`, `fit`, `hash` and `other`: cleaning the labels and
-    building the table. `sink` is `tally` and `write`.
+    building the table. `shard` is `tally` and `write`.
     """
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
@@ -197,10 +196,9 @@ def profile(data: str) -> dict[str, float]:
     files = [data for data in read_files(file.images, names) if isinstance(data, bytes)]
     pictures = [decode(data) for data in files]
     table = prepare_table(rows, cleaning=cleaning, canvas=canvas)
-    context = SimpleNamespace(task_idx=0)
     records, tally = table.drop_columns("image").to_pylist(), Tally()
     with tempfile.TemporaryDirectory(dir=Path(data).parent) as out:
-        sink = PreparedSink(out, canvas)
+        writer = ShardWriter(out, cleaning, canvas)
         steps: dict[str, Callable[[], object]] = {
             "rows": lambda: next(read_rows(file, rows_per_table=len(rows))),
             "read": lambda: list(read_files(file.images, names)),
@@ -209,12 +207,12 @@ def profile(data: str) -> dict[str, float]:
             "fit": lambda: [fit(picture, canvas) for picture in pictures],
             "hash": lambda: [sha256(data).digest() for data in files],
             "prepare_table": lambda: prepare_table(rows, cleaning=cleaning, canvas=canvas),
-            "tally": lambda: [sink._count(row, tally) for row in records],
-            "sink": lambda: sink.write([table], context),
+            "tally": lambda: [count_row(row, tally) for row in records],
+            "shard": lambda: writer.write(table, "0.parquet"),
         }
         found = {name: median_seconds(step) / len(rows) * 1e6 for name, step in steps.items()}
     found["other"] = found["prepare_table"] - sum(found[name] for name in ("read", "decode", "fit", "hash"))
-    found["write"] = found["sink"] - found["tally"]
+    found["write"] = found["shard"] - found["tally"]
     return {name: round(microseconds, 1) for name, microseconds in found.items()}
 
 

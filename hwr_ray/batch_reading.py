@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -17,10 +18,12 @@ from hwr_ray.folds import folds_of
 from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import images_of
 from hwr_ray.recognizer import Recognizer
-from hwr_ray.transcripts import ALTERNATIVES, CHARACTERS
+from hwr_ray.transcripts import ALTERNATIVES, CHARACTERS, store_part
 
 ROWS_PER_BLOCK = 512
 """Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
+PARTS_AT_ONCE = 2
+"""In each process with a model: while one is read, the next is fetched or the last is stored."""
 FEED_CPUS = 1
 """Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
 
@@ -139,13 +142,22 @@ def _alternatives(reading: Reading) -> list[dict[str, Any]]:
     return [{"text": text, "share": share} for text, share in reading.alternatives]
 
 
-class TimedLineReader(LineReader):
-    """The same, which also tells the seconds that each table took, as `model_seconds`."""
+class PartReader:
+    """The actor: loads a bundle once, then reads the pictures of parts and stores their transcripts."""
+
+    def __init__(self, bundle_path: str, settings: ReadingSettings, out: str, threshold: float | None) -> None:
+        self.reader, self.out, self.threshold = LineReader(bundle_path, settings), out, threshold
+        self.model_is_free = Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        start = time.monotonic()
-        read = super().__call__(table)
-        return read.append_column("model_seconds", pa.array([time.monotonic() - start] * len(table)))
+        """What came of a part: see `store_part`. May be called by several threads at once."""
+        with self.model_is_free:
+            start = time.monotonic()
+            read = self.reader(table)
+            seconds = time.monotonic() - start
+        read = read.append_column("model_seconds", pa.array([seconds] * len(table)))
+        model_id = self.reader.recognizer.model_id
+        return store_part(read, out=self.out, model_id=model_id, threshold=self.threshold)
 
 
 class FoldReader:
@@ -179,28 +191,52 @@ class FoldReader:
 
 
 def read_lines_with(
-    dataset: ray.data.Dataset, bundle_path: str, settings: ReadingSettings, *, num_blocks: int, timed: bool = False
+    dataset: ray.data.Dataset, bundle_path: str, settings: ReadingSettings, *, num_blocks: int
 ) -> ray.data.Dataset:
     """The data set, of so many blocks, with its `image` column read: see LineReader."""
-    return _read(dataset, TimedLineReader if timed else LineReader, bundle_path, settings, num_blocks)
+    return _read(dataset, LineReader, (bundle_path, settings), settings, num_blocks)
+
+
+def read_parts_with(
+    pictures: ray.data.Dataset,
+    bundle_path: str,
+    settings: ReadingSettings,
+    *,
+    out: str,
+    threshold: float | None,
+    num_blocks: int,
+) -> ray.data.Dataset:
+    """A row for each of the parts, which are so many blocks of pictures: see PartReader."""
+    args = (bundle_path, settings, out, threshold)
+    return _read(pictures, PartReader, args, settings, num_blocks, calls_at_once=PARTS_AT_ONCE)
 
 
 def compare_out_of_fold(
     dataset: ray.data.Dataset, bundle_paths: list[str], settings: ReadingSettings, *, num_blocks: int
 ) -> ray.data.Dataset:
     """The data set of training lines read by the bundles of all folds, in the folds' order: see FoldReader."""
-    return _read(dataset, FoldReader, bundle_paths, settings, num_blocks)
+    return _read(dataset, FoldReader, (bundle_paths, settings), settings, num_blocks)
 
 
 def _read(
-    dataset: ray.data.Dataset, actor: type, bundles: str | list[str], settings: ReadingSettings, num_blocks: int
+    dataset: ray.data.Dataset,
+    actor: type,
+    args: tuple[Any, ...],
+    settings: ReadingSettings,
+    num_blocks: int,
+    *,
+    calls_at_once: int = 1,
 ) -> ray.data.Dataset:
     return dataset.map_batches(
         actor,
-        fn_constructor_args=(bundles, settings),
+        fn_constructor_args=args,
         batch_format="pyarrow",
         batch_size=None,  # whole blocks: the network takes its batches from them
-        compute=ray.data.ActorPoolStrategy(size=min(settings.num_workers or 1, num_blocks)),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(settings.num_workers or 1, num_blocks),
+            max_concurrent_calls_per_actor=calls_at_once,
+            enable_true_multi_threading=calls_at_once > 1,
+        ),
         num_cpus=settings.cpus_per_worker,
         num_gpus=1 if settings.use_gpu else 0,
     )

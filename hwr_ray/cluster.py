@@ -67,6 +67,8 @@ def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
 def _tells_progress(record: logging.LogRecord) -> bool:
     """Errors are left out: they are raised as well, and a user's mistake needs no traceback."""
     message = record.getMessage()
+    if message.startswith("Progress bars disabled"):  # where a job tells its own
+        return False
     return record.levelno == logging.WARNING or (message.startswith("Total Progress") and "0/?" not in message)
 
 

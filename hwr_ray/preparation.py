@@ -1,15 +1,16 @@
 """Label CSVs and images to a prepared data set: read, clean, decode, fit, write, in one pass of Ray Data."""
 
 import logging
+import pickle
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import ray.data
-from ray.data import Datasink
 
 from hwr_ray import prepared, storage
 from hwr_ray.cleaning import REASONS, CleaningSettings, normalize, reason_for
@@ -18,6 +19,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.labels import ROWS, LabelFile, Split, find_label_files, read_rows
 from hwr_ray.line_images import Canvas
 from hwr_ray.line_reading import read_lines
+from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
 from hwr_ray.reports import write_preparation_report
 from hwr_ray.tally import Tally
@@ -25,10 +27,12 @@ from hwr_ray.tally import Tally
 log = logging.getLogger(__name__)
 
 MOST_ROWS, SHARD_BYTES = 2048, 32 << 20
-"""Of a shard, before compression: a task, which Ray takes up to 0.1 s to follow by another."""
-LABEL_CPUS, TASK_CPUS = 0.1, 0.4
-"""Ray's logical CPUs of what reads the CSVs, and of each process that prepares their rows: two processes a CPU, since
-each waits for its next task now and then."""
+"""Of a shard, before compression."""
+LABEL_BYTES = 1 << 20
+"""Of rows of a CSV that are passed on together: some thousand, so that the first images need not wait for the last."""
+LABEL_CPUS, SHARD_CPUS = 0.1, 0.45
+"""Ray's logical CPUs of what reads the CSVs, and of each process that prepares their rows, of which a CPU has one: so
+few that the processes of a node that is lost, which start again on the others, leave it some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,22 +90,8 @@ def prepare(settings: PrepareSettings) -> None:
         next(read_rows(file))  # what is wrong with a CSV shows before Ray starts
     with storage.staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
         connect()
-        preflight(Needs(num_workers=1, cpus_per_worker=TASK_CPUS, other_cpus=LABEL_CPUS))
-        sink = PreparedSink(out, canvas)
-        rows_per_shard = max(16, min(MOST_ROWS, SHARD_BYTES // (canvas.height * canvas.width)))
-        (
-            ray.data.from_items([asdict(file) for file in files], override_num_blocks=len(files))
-            .map_batches(_label_tables, batch_format="pyarrow", num_cpus=LABEL_CPUS)
-            .repartition(target_num_rows_per_block=rows_per_shard)
-            .map_batches(
-                prepare_table,  # type: ignore[arg-type]
-                batch_format="pyarrow",
-                fn_kwargs={"cleaning": settings.cleaning, "canvas": canvas},
-                num_cpus=TASK_CPUS,
-            )
-            .write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
-        )
-        tally = sink.tally
+        preflight(Needs(num_workers=1, cpus_per_worker=SHARD_CPUS, other_cpus=LABEL_CPUS))
+        tally = write_shards(files, out, settings.cleaning, canvas)
         check_whole(out, tally)
         if not any(reason == "prepared" for _, reason in tally.rows):
             (_, reason), number = tally.rows.most_common(1)[0]
@@ -123,6 +113,46 @@ def prepare(settings: PrepareSettings) -> None:
         rejected = ", ".join(f"{reason} {n}" for reason, n in figures["rejected"].items()) or "none"
         log.info("%s: %s rows, %s prepared, rejected: %s", split, figures["rows"], figures["prepared"], rejected)
     print(storage.absolute(settings.out))
+
+
+def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, canvas: Canvas) -> Tally:
+    """Prepares all rows of the label files and writes them to `out`."""
+    rows_per_shard = max(16, min(MOST_ROWS, SHARD_BYTES // (canvas.height * canvas.width)))
+    # Actors, not tasks: Ray Data has tasks wait for its next round, a tenth of a second, and ends idle processes.
+    shards = (
+        ray.data.from_items([asdict(file) for file in files], override_num_blocks=len(files))
+        .map_batches(_label_tables, batch_format="pyarrow", num_cpus=LABEL_CPUS)
+        .repartition(target_num_rows_per_block=rows_per_shard)
+        .map_batches(
+            ShardWriter,
+            fn_constructor_kwargs={"out": out, "cleaning": cleaning, "canvas": canvas},
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=SHARD_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=num_writers(files, rows_per_shard)),
+        )
+    )
+    shards.context.enable_progress_bars = False
+    shards.context.target_max_block_size = LABEL_BYTES
+    tally, progress = Tally(), Progress("rows", lambda: None)
+    try:
+        for row in shards.iter_rows():
+            part = pickle.loads(row["tally"])  # noqa: S301 - of a process of this job
+            tally += part
+            progress.advance(part.rows.total())
+    finally:
+        progress.close()
+    return tally
+
+
+def num_writers(files: list[LabelFile], rows_per_shard: int) -> int:
+    """As many as the cluster has CPUs, or shards where these are fewer."""
+    most, num_rows = max(1, int(ray.cluster_resources()["CPU"])), 0
+    for table in chain.from_iterable(map(read_rows, files)):
+        num_rows += len(table)
+        if num_rows > most * rows_per_shard:
+            break
+    return min(most, -(-num_rows // rows_per_shard))
 
 
 def check_whole(out: str, tally: Tally) -> None:
@@ -167,43 +197,43 @@ def prepare_table(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas)
 _ADDED = {"kept_text": pa.string(), "height": pa.int32(), "width": pa.int32(), "digest": pa.binary()}
 
 
-class PreparedSink(Datasink[Tally]):
-    """Writes a shard of kept rows for each split and one of rejected rows a task, and adds up their tallies."""
+class ShardWriter:
+    """The actor: prepares tables of rows and writes them to `out`, a shard for each split and one of rejected rows."""
 
-    def __init__(self, out: str, canvas: Canvas) -> None:
-        self.out, self.canvas, self.tally = out, canvas, Tally()
+    def __init__(self, out: str, cleaning: CleaningSettings, canvas: Canvas) -> None:
+        self.out, self.cleaning, self.canvas = out, cleaning, canvas
 
-    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Tally:
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """A row with the pickled Tally of rows (schema ROWS) that are written. May be called by several threads."""
+        # The name depends on the rows alone: where a process is lost, another writes the same files again.
+        name = f"{rows['split'][0]}-{rows['row'][0].as_py():09d}.parquet"
+        tally = self.write(prepare_table(rows, cleaning=self.cleaning, canvas=self.canvas), name)
+        return pa.table({"tally": [pickle.dumps(tally)]})
+
+    def write(self, table: pa.Table, name: str) -> Tally:
+        """Writes prepared rows as files of that name in the folders of the splits and of the rejected."""
         tally = Tally()
-        for number, block in enumerate(blocks):
-            # The name depends on the task alone: one that runs again writes the same files again.
-            name = f"{ctx.task_idx:06d}-{number:03d}.parquet"
-            folders = [self._count(row, tally) for row in block.drop_columns("image").to_pylist()]
-            for folder in dict.fromkeys(folders):
-                rows = block.filter(pa.array([other == folder for other in folders]))
-                if folder != "rejected":
-                    rows = rows.set_column(rows.column_names.index("text"), "text", rows["kept_text"])
-                columns = prepared.REJECTED if folder == "rejected" else prepared.schema(self.canvas)
-                self._write(folder, name, rows.select(columns.names).cast(columns))
+        folders = [count_row(row, tally) for row in table.drop_columns("image").to_pylist()]
+        for folder in dict.fromkeys(folders):
+            rows = table.filter(pa.array([other == folder for other in folders]))
+            if folder != "rejected":
+                rows = rows.set_column(rows.column_names.index("text"), "text", rows["kept_text"])
+            columns = prepared.REJECTED if folder == "rejected" else prepared.schema(self.canvas)
+            sink = pa.BufferOutputStream()
+            pq.write_table(rows.select(columns.names).cast(columns), sink, compression="zstd", compression_level=1)
+            storage.write_bytes(storage.join(self.out, folder, name), sink.getvalue().to_pybytes())
         return tally
 
-    def _count(self, row: dict[str, Any], tally: Tally) -> str:
-        """Adds a row to the tally; returns the folder that it goes to."""
-        is_kept = row["reason"] is None
-        tally.add_row(
-            split=row["split"],
-            text=row["text"],
-            kept_text=row["kept_text"] if is_kept else None,
-            reason=row["reason"],
-            size=(row["height"], row["width"]) if row["height"] else None,
-            content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"] or b""],
-        )
-        return row["split"] if is_kept else "rejected"
 
-    def _write(self, folder: str, name: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=1)
-        storage.write_bytes(storage.join(self.out, folder, name), sink.getvalue().to_pybytes())
-
-    def on_write_complete(self, write_result: Any) -> None:
-        self.tally = sum(write_result.write_returns, Tally())
+def count_row(row: dict[str, Any], tally: Tally) -> str:
+    """Adds a prepared row to the tally; returns the folder that it goes to."""
+    is_kept = row["reason"] is None
+    tally.add_row(
+        split=row["split"],
+        text=row["text"],
+        kept_text=row["kept_text"] if is_kept else None,
+        reason=row["reason"],
+        size=(row["height"], row["width"]) if row["height"] else None,
+        content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"] or b""],
+    )
+    return row["split"] if is_kept else "rejected"

@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray.data
 
 from hwr_ray import storage
-from hwr_ray.batch_reading import ReadingSettings, read_lines_with
+from hwr_ray.batch_reading import ReadingSettings, read_parts_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.cluster import connect, preflight
 from hwr_ray.errors import UserError
@@ -24,21 +24,16 @@ from hwr_ray.inputs import Inputs, InputSettings, open_inputs
 from hwr_ray.parts import STATE, WORK, WRITTEN, Parts, check_out, inputs_of, repeated_key
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
-from hwr_ray.transcripts import STAGES, PartLoader, PartWriter, errors_of, summarize
+from hwr_ray.transcripts import STAGES, errors_of, load_part, summarize
 
 log = logging.getLogger(__name__)
 
 MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
 """Of a part: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
-PARTS_IN_STORE = 4
-"""Of each process that reads or has a model, at most: what is ahead of the models must not grow with the job."""
 LISTING_SECONDS = 10
 """For which the first wave waits for more inputs."""
-WORKERS_OF_A_WRITER = 8
-"""Models that one process writes for: it takes a hundredth of their time, or on an object store a tenth."""
-HELPER_CPUS = 0.05
-"""Ray's logical CPUs of a process that reads or writes: so few that the models of a node that is lost, which start
-again on the others, leave them some. With none to be had the job would stand still."""
+LOADER_CPUS = 1
+"""Ray's logical CPUs of a process that reads and decodes for models on GPUs."""
 NO_PROGRESS_SECONDS = 3600
 """Without a part before Ray gives up: one of huge images takes long."""
 MODEL_BOUND = 0.8
@@ -82,11 +77,11 @@ def transcribe(settings: TranscribeSettings) -> None:
     facts = facts_of(settings, bundle, reading)
     check_out(out, facts, overwrite=settings.overwrite)
     connect()
-    reading = reading.sized(2 * HELPER_CPUS)
-    helpers = num_helpers(reading)
-    preflight(reading.needs(HELPER_CPUS * sum(helpers)))
+    feed_cpus = LOADER_CPUS if reading.use_gpu else 0
+    reading = reading.sized(feed_cpus)
+    preflight(reading.needs(feed_cpus))
     parts = Parts(out, facts, overwrite=settings.overwrite)
-    job = Job(settings, inputs, bundle, reading, parts, threshold, helpers)
+    job = Job(settings, inputs, bundle, reading, parts, threshold)
     job.run()
     if not parts.num_rows:
         storage.delete(storage.join(out, WORK) if storage.list_files(out) != [STATE] else out)
@@ -123,10 +118,9 @@ class Job:
         reading: ReadingSettings,
         parts: Parts,
         threshold: float | None,
-        num_helpers: tuple[int, int],
     ) -> None:
         self.settings, self.inputs, self.bundle, self.reading = settings, inputs, bundle, reading
-        self.parts, self.threshold, self.num_helpers = parts, threshold, num_helpers
+        self.parts, self.threshold = parts, threshold
         self.waiting = SimpleQueue[str]()
         """Names of parts to read."""
         self.is_stopped = False
@@ -171,6 +165,7 @@ class Job:
         busy = self.seconds["model"] / max(self.wall * (self.reading.num_workers or 1), 1e-9)
         others = [stage for stage in STAGES if stage != "model"]
         slowest = max(others, key=self.seconds.__getitem__)
+        is_model = busy > MODEL_BOUND and (self.reading.use_gpu or self.seconds["model"] > self.seconds[slowest])
         return {
             "num_images": self.num_rows,
             "images_per_second": round(self.num_rows / self.wall, 1) if self.wall else None,
@@ -178,13 +173,12 @@ class Job:
             "wall_seconds": round(self.wall, 1),
             "busy_seconds": {stage: round(seconds, 1) for stage, seconds in self.seconds.items()},
             "model_busy": round(busy, 3),
-            "bound_by": "start-up" if self.start_up > self.wall else "model" if busy > MODEL_BOUND else slowest,
+            "bound_by": "start-up" if self.start_up > self.wall else "model" if is_model else slowest,
         }
 
     def _list(self) -> None:
         canvas = self.bundle.canvas
         most = min(MOST_ROWS, max(1, BYTES_OF_A_PART // (canvas.height * canvas.width)))
-
         tables = takewhile(lambda _: not self.is_stopped, self.inputs.tables())
         for name in self.parts.deal(tables, most=most):
             self.waiting.put(name)
@@ -193,36 +187,25 @@ class Job:
         """What came of each part, as they are done."""
         if not names:
             return
-        # Actors, not tasks: Ray ends a process that waits a second for its next task, and the one after it takes longer
-        # to start than to do its work.
-        num_loaders, num_writers = self.num_helpers
+        # With the CPUs of the models and no GPU, Ray Data runs this in their processes: no picture is copied.
         blocks = [pa.table({"part": [name]}) for name in names]
         pictures = ray.data.from_arrow(blocks).map_batches(
-            PartLoader,
-            fn_constructor_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
+            load_part,  # type: ignore[arg-type]
+            fn_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=HELPER_CPUS,
-            compute=ray.data.ActorPoolStrategy(size=min(num_loaders, len(blocks))),
+            num_cpus=LOADER_CPUS if self.reading.use_gpu else self.reading.cpus_per_worker,
         )
-        model_path = storage.absolute(self.settings.model)
-        stored = read_lines_with(pictures, model_path, self.reading, num_blocks=len(blocks), timed=True).map_batches(
-            PartWriter,
-            fn_constructor_kwargs={
-                "out": self.parts.out,
-                "model_id": self.bundle.model_id,
-                "threshold": self.threshold,
-            },
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=HELPER_CPUS,
-            compute=ray.data.ActorPoolStrategy(size=min(num_writers, len(blocks))),
+        stored = read_parts_with(
+            pictures,
+            storage.absolute(self.settings.model),
+            self.reading,
+            out=self.parts.out,
+            threshold=self.threshold,
+            num_blocks=len(blocks),
         )
         stored.context.enable_progress_bars = False
         stored.context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-        waiting = PARTS_IN_STORE * BYTES_OF_A_PART * (num_loaders + (self.reading.num_workers or 1))
-        limits = ray.data.ExecutionResources.for_limits(object_store_memory=waiting)
-        stored.context.execution_options.resource_limits = limits
         start = time.monotonic()
         started: float | None = None
         for result in stored.iter_rows():
@@ -249,13 +232,6 @@ class Job:
                 f"--max-error-rate {most:g}: see `error` in {self.parts.out}/_work/outputs; with a higher one the same "
                 "command goes on"
             )
-
-
-def num_helpers(reading: ReadingSettings) -> tuple[int, int]:
-    """Processes that read and decode, as many as models, or as CPUs where the models are on GPUs; and that write."""
-    num_workers = reading.num_workers or 1
-    num_loaders = max(num_workers, int(ray.cluster_resources()["CPU"])) if reading.use_gpu else num_workers
-    return num_loaders, -(-num_workers // WORKERS_OF_A_WRITER)
 
 
 def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSettings) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Nothing here or below imports torch, which would take each of Ray's processes se
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -45,76 +44,61 @@ STAGES = ("read", "decode", "model", "write")
 """Of a part: bytes from files, pictures from bytes, texts from pictures, rows to a file."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartLoader:
-    """The actor that reads, decodes and fits the images of parts of `out`."""
+def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
+    """The rows of the part of `out` that a table with one row names, with `image` on the canvas, `height`, `width`,
+    `error`, and seconds: those of reading by the clock, those of decoding on the CPU.
 
-    out: str
-    inputs: Inputs
-    canvas: Canvas
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """The rows of the part that a table with one row names, with `image` on the canvas, `height`, `width`, `error`.
-
-        Raises UserError where a file can't be read for a reason that is not its own.
-        """
-        (name,) = table["part"].to_pylist()
-        rows = inputs_of(self.out, name)
-        start, files = time.monotonic(), _Timed(self.inputs.fetch(rows))
-        lines = list(lines_of(files, self.canvas))
-        seconds = time.monotonic() - start
-        errors = [f"{line.reason}: {line.detail}" if line.reason else None for line in lines]
-        columns = {
-            "part": [name] * len(rows),
-            "num_rows": [len(rows)] * len(rows),
-            "read_seconds": [files.seconds] * len(rows),
-            "decode_seconds": [seconds - files.seconds] * len(rows),
-            "id": rows["id"],
-            "path": rows["path"],
-            "image": column_of([line.image for line in lines], self.canvas),
-            "height": pa.array([line.height for line in lines], pa.int32()),
-            "width": pa.array([line.width for line in lines], pa.int32()),
-            "error": pa.array(errors, pa.string()),
-        }
-        return pa.table(columns)
+    Raises UserError where a file can't be read for a reason that is not its own.
+    """
+    (name,) = table["part"].to_pylist()
+    rows = inputs_of(out, name)
+    start, files = time.thread_time(), _Timed(inputs.fetch(rows))
+    lines = list(lines_of(files, canvas))
+    decode_seconds = time.thread_time() - start - files.cpu_seconds
+    errors = [f"{line.reason}: {line.detail}" if line.reason else None for line in lines]
+    columns = {
+        "part": [name] * len(rows),
+        "num_rows": [len(rows)] * len(rows),
+        "read_seconds": [files.seconds] * len(rows),
+        "decode_seconds": [decode_seconds] * len(rows),
+        "id": rows["id"],
+        "path": rows["path"],
+        "image": column_of([line.image for line in lines], canvas),
+        "height": pa.array([line.height for line in lines], pa.int32()),
+        "width": pa.array([line.width for line in lines], pa.int32()),
+        "error": pa.array(errors, pa.string()),
+    }
+    return pa.table(columns)
 
 
 class _Timed(Iterator[bytes | Line]):
-    """The same files, with the seconds for which they were waited."""
+    """The same files, with the seconds for which they were waited, by the clock and of this thread on the CPU."""
 
     def __init__(self, files: Iterator[bytes | Line]) -> None:
-        self.files, self.seconds = files, 0.0
+        self.files, self.seconds, self.cpu_seconds = files, 0.0, 0.0
 
     def __next__(self) -> bytes | Line:
-        start = time.monotonic()
+        start, cpu_start = time.monotonic(), time.thread_time()
         try:
             return next(self.files)
         finally:
             self.seconds += time.monotonic() - start
+            self.cpu_seconds += time.thread_time() - cpu_start
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartWriter:
-    """The actor that writes the readings of parts to `out`."""
+def store_part(table: pa.Table, *, out: str, model_id: str, threshold: float | None) -> pa.Table:
+    """Writes the readings of a part of `out` as transcripts; returns a row of what it cost and of its errors.
 
-    out: str
-    model_id: str
-    threshold: float | None
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Writes the readings of a part as transcripts; returns a row of what it cost and of its errors.
-
-        Raises RuntimeError where rows of the part are missing, UserError where no space is left.
-        """
-        first = table.select(["part", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
-        if len(table) != first["num_rows"] or pc.count_distinct(table["part"]).as_py() != 1:
-            raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the part {first['part']} came back")
-        start = time.monotonic()
-        transcripts = to_transcripts(table, model_id=self.model_id, threshold=self.threshold)
-        write_output(self.out, first["part"], transcripts)
-        told = {name: [value] for name, value in first.items()} | {"write_seconds": [time.monotonic() - start]}
-        errors = pa.array([list(_reasons(table["error"]).items())], pa.map_(pa.string(), pa.int64()))
-        return pa.table({**told, "errors": errors})
+    Raises RuntimeError where rows of the part are missing, UserError where no space is left.
+    """
+    first = table.select(["part", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
+    if len(table) != first["num_rows"] or pc.count_distinct(table["part"]).as_py() != 1:
+        raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the part {first['part']} came back")
+    start = time.monotonic()
+    write_output(out, first["part"], to_transcripts(table, model_id=model_id, threshold=threshold))
+    told = {name: [value] for name, value in first.items()} | {"write_seconds": [time.monotonic() - start]}
+    errors = pa.array([list(_reasons(table["error"]).items())], pa.map_(pa.string(), pa.int64()))
+    return pa.table({**told, "errors": errors})
 
 
 def to_transcripts(table: pa.Table, *, model_id: str, threshold: float | None) -> pa.Table:

@@ -5,6 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -12,7 +13,7 @@ from hwr_ray.cleaning import CleaningSettings
 from hwr_ray.errors import UserError
 from hwr_ray.labels import ROWS
 from hwr_ray.line_images import Canvas, decode, encode_png, fit
-from hwr_ray.preparation import PrepareSettings, prepare_table
+from hwr_ray.preparation import PrepareSettings, ShardWriter, prepare_table
 
 CANVAS = Canvas(16, 64)
 
@@ -78,6 +79,17 @@ def test_kept_rows_hold_the_normalized_label_the_first_size_and_the_fitted_pictu
 def test_a_row_does_not_depend_on_its_neighbours(rows, cut):
     parts = pa.concat_tables([prepare_rows(rows.slice(0, cut)), prepare_rows(rows.slice(cut))])
     assert parts.equals(prepare_rows(rows))
+
+
+def test_rows_that_are_written_again_replace_themselves(rows, tmp_path):
+    writer = ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS)
+    for _ in range(2):
+        told = [writer(part) for part in (rows.slice(0, 5), rows.slice(5))]
+    assert [len(table) for table in told] == [1, 1]
+    kept, rejected = (pd.read_parquet(tmp_path / "out" / folder) for folder in ("train", "rejected"))
+    assert dict(zip(kept.id, kept.text, strict=True)) == {"a.png": "ANNA", "b.png": "BOB DOE", "e.png": "NULL"}
+    expected = [(number, reason) for number, (*_, reason) in enumerate(LINES, start=1) if reason]
+    assert sorted(zip(rejected.row, rejected.reason, strict=True)) == expected
 
 
 def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):

@@ -197,7 +197,7 @@ def test_the_models_process_killed_on_the_way_costs_no_row(folder, many, model, 
     def kill() -> None:
         while not (is_read(out, 0.1) and number_of(out, "outputs")):
             time.sleep(0.01)
-        alive = [a for a in actors().values() if "TimedLineReader" in str(a) and a["State"] == "ALIVE"]
+        alive = [a for a in actors().values() if "PartReader" in str(a) and a["State"] == "ALIVE"]
         if number_of(out, "outputs") < number_of(out, "inputs"):
             killed.extend(actor["Pid"] for actor in alive)
             os.kill(alive[0]["Pid"], signal.SIGKILL)
@@ -217,11 +217,11 @@ def test_a_node_lost_on_the_way_costs_no_row(folder, many, model, truth, monkeyp
         node = cluster.add_node(**size)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         out = folder / "node"
-        process = start("transcribe", *command(many, model, out), "--num-workers", 2)
+        process = start("transcribe", *command(many, model, out), "--num-workers", 2, "--cpus-per-worker", 1)
         wait_for(process, lambda: is_read(out, 0.1))
         assert number_of(out, "outputs") < number_of(out, "inputs"), "too late: this test needs more images"
         raylet = node.all_processes["raylet"][0].process.pid
-        assert any("TimedLineReader" in Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(raylet))
+        assert any("PartReader" in Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(raylet))
         cluster.remove_node(node, allow_graceful=False)
         _, err = process.communicate()
     finally:

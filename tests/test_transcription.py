@@ -22,9 +22,9 @@ from hwr_ray.transcripts import (
     ALTERNATIVES,
     CHARACTERS,
     TRANSCRIPTS,
-    PartLoader,
-    PartWriter,
     errors_of,
+    load_part,
+    store_part,
     summarize,
     to_transcripts,
 )
@@ -89,7 +89,7 @@ def test_a_part_is_loaded_in_its_order_each_row_with_its_picture_or_its_reason(t
     (tmp_path / "in/gone.png").unlink()
     rows = []
     for name in names:
-        table = PartLoader(out=out, inputs=inputs, canvas=CANVAS)(pa.table({"part": [name]}))
+        table = load_part(pa.table({"part": [name]}), out=out, inputs=inputs, canvas=CANVAS)
         paths = inputs_of(out, name)["path"].to_pylist()
         assert table["path"].to_pylist() == paths
         assert table["part"].to_pylist() == [name] * len(paths)
@@ -107,7 +107,7 @@ def test_a_part_is_loaded_in_its_order_each_row_with_its_picture_or_its_reason(t
 
 
 def test_a_part_is_stored_as_its_transcripts_and_told_in_one_row(tmp_path):
-    told = PartWriter(out=str(tmp_path), model_id="m", threshold=0.5)(readings()).to_pylist()
+    told = store_part(readings(), out=str(tmp_path), model_id="m", threshold=0.5).to_pylist()
     assert len(told) == 1
     assert told[0].pop("write_seconds") >= 0
     assert told[0] == {
@@ -126,17 +126,17 @@ def test_a_part_is_stored_as_its_transcripts_and_told_in_one_row(tmp_path):
 def test_a_part_of_which_rows_are_missing_or_strange_is_not_stored(tmp_path):
     for table in (readings(num_rows=8), pa.concat_tables([readings().slice(0, 4), readings(part="b").slice(4)])):
         with pytest.raises(RuntimeError, match=r"of the part a-000000\.parquet came back"):
-            PartWriter(out=str(tmp_path), model_id="m", threshold=0.5)(table)
+            store_part(table, out=str(tmp_path), model_id="m", threshold=0.5)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_said_to_be_full_and_holds_no_half_part(small_disk):
     out = str(small_disk.path)
     with pytest.raises(UserError, match=f"no space is left to write {out}"):
-        PartWriter(out=out, model_id="m", threshold=0.5)(readings(padding=50_000))
+        store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
     assert [path for path in small_disk.path.rglob("*") if path.is_file()] == []
     small_disk.mount("remount,size=4m")
-    PartWriter(out=out, model_id="m", threshold=0.5)(readings(padding=50_000))
+    store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
     assert len(pd.read_parquet(small_disk.path / "_work/outputs")) == 7
 
 
@@ -146,8 +146,8 @@ def test_errors_of_earlier_attempts_are_counted_and_those_of_unread_parts_are_no
     assert errors_of(parts) == (0, {})
     names = list(parts.deal([rows], most=7))
     for name in names[1:]:
-        PartWriter(out=parts.out, model_id="m", threshold=None)(readings(part=name).slice(0, 7))
-        PartWriter(out=parts.out, model_id="m", threshold=None)(readings(part="unknown"))
+        store_part(readings(part=name).slice(0, 7), out=parts.out, model_id="m", threshold=None)
+        store_part(readings(part="unknown"), out=parts.out, model_id="m", threshold=None)
     assert errors_of(parts) == (14, {"undecodable_image": 2})
 
 
@@ -171,7 +171,7 @@ def test_the_summary_counts_what_is_in_the_files(tmp_path, threshold):
             read = readings(part=name, num_rows=len(rows)).slice(0, len(rows)).drop_columns(list(columns))
             for column, values in columns.items():
                 read = read.append_column(column, values)
-            PartWriter(out=parts.out, model_id="m", threshold=threshold)(read)
+            store_part(read, out=parts.out, model_id="m", threshold=threshold)
         parts.finish()
     frame = pd.read_parquet(tmp_path / "out")
     assert len(frame) == 10
