@@ -45,10 +45,21 @@ def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         told = (job.get("runtime_env") or {}).get("env_vars") or {}
         new = {name: value for name, value in passed_on.items() if name not in told}
-        shown = {"include_dashboard": with_dashboard, "log_to_driver": show_workers}
-        ray.init(runtime_env={"env_vars": new}, logging_level=logging.ERROR, **shown)
+        ray.init(
+            runtime_env={"env_vars": new},
+            logging_level=logging.ERROR,
+            include_dashboard=with_dashboard,
+            log_to_driver=show_workers,
+        )
     # Ray leaves a handler that ends the process on the spot; this one lets half-written output be cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    configure_data()
+    resources = ray.cluster_resources()
+    log.info("on Ray: %s nodes, %g CPUs, %g GPUs", len(ray.nodes()), resources.get("CPU", 0), resources.get("GPU", 0))
+
+
+def configure_data() -> None:
+    """Sets up Ray Data in this process, which is to run data sets."""
     context = ray.data.DataContext.get_current()
     # Ray waits half an hour by default before it says that nothing moves.
     context.execution_no_progress_timeout_s = 300
@@ -60,8 +71,6 @@ def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
     context.issue_detectors_config.detectors = []  # they tell every half minute that a process has some memory
     for handler in logging.getLogger("ray.data").handlers:
         handler.addFilter(_tells_progress)
-    resources = ray.cluster_resources()
-    log.info("on Ray: %s nodes, %g CPUs, %g GPUs", len(ray.nodes()), resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 def _tells_progress(record: logging.LogRecord) -> bool:

@@ -136,15 +136,17 @@ def _holds(distribution: Any, value: Any) -> bool:
 
 
 def corners(space: Space) -> list[dict[str, Any]]:
-    """Points of the space to try before a sweep starts: each value of each choice and both ends of each range once, the
-    other settings at their first value or lower end."""
+    """Points of the space to try before a sweep starts: once each value of each choice, both ends of each range and the
+    whole number after its lower end, the other settings at their first value or lower end."""
     ends: dict[str, tuple] = {}
     for name, distribution in space.items():
         known: Any = distribution
         is_choice = isinstance(distribution, CategoricalDistribution)
         ends[name] = known.choices if is_choice else (known.low, known.high)
+        if isinstance(distribution, IntDistribution):  # what divides both divides all
+            ends[name] += (min(distribution.low + distribution.step, distribution.high),)
     first = {name: values[0] for name, values in ends.items()}
-    return [{**first, name: value} for name, values in ends.items() for value in values]
+    return [{**first, name: value} for name, values in ends.items() for value in dict.fromkeys(values)]
 
 
 class Search:

@@ -1,5 +1,6 @@
 """Trials under Ray Tune: each a training run in a folder of its own, all of them in the books."""
 
+import logging
 import os
 import time
 import traceback
@@ -16,14 +17,17 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hwr_ray import storage
 from hwr_ray.bundle import new_model
+from hwr_ray.cluster import configure_data
 from hwr_ray.codec import Codec
 from hwr_ray.cost import multiply_adds, num_parameters
 from hwr_ray.prepared import Prepared
 from hwr_ray.search_space import settings_of
 from hwr_ray.train_loop import TrainSettings, read_history
 from hwr_ray.training import fit
-from hwr_ray.trials import KEPT, Ledger, Trial, read_trial, run_folder
+from hwr_ray.trials import FAILURE, FINISHED, KEPT, Ledger, Trial, read_trial, run_folder
 from hwr_ray.trials_view import TrialsView
+
+log = logging.getLogger(__name__)
 
 TRIAL_CPUS = 0.25
 """Logical CPUs of the process that follows a trial's workers."""
@@ -39,7 +43,7 @@ def asha_scheduler(epochs: int, grace_epochs: int | None, ledger: Ledger) -> Tri
     grace = grace_epochs or max(1, epochs // 4)
     if epochs <= grace:
         return FIFOScheduler()
-    asha = ASHAScheduler(
+    asha = _Asha(
         time_attr="epoch",
         metric="cer",
         mode="min",
@@ -52,8 +56,16 @@ def asha_scheduler(epochs: int, grace_epochs: int | None, ledger: Ledger) -> Tri
         stand_in: Any = SimpleNamespace(trial_id=f"known-{trial.number}")
         asha.on_trial_add(None, stand_in)  # type: ignore[arg-type]
         for row in trial.epochs:
-            asha.on_trial_result(None, stand_in, row)  # type: ignore[arg-type]
+            asha.on_trial_result(None, stand_in, row)
     return asha
+
+
+class _Asha(ASHAScheduler):
+    """Ray's, which lets a trial pass that tells again what it had told before an interruption."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return self.CONTINUE if result.get("is_replayed") else decision
 
 
 class Sweep:
@@ -79,13 +91,14 @@ class Sweep:
         to_come = len(unfinished) + max(0, limit - len(self.ledger.trials))
         if not to_come:
             return
+        at_once = min(self.at_once, to_come)
         state = storage.join(self.ledger.folder, "state")  # Ray Tune's own; nothing is read from it
         storage.delete(state)
         # Ray Tune would write files of its own for each trial, and turn an interrupt into a normal end.
         os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
         with TrialsView(self.ledger, self.base.epochs, limit) as view:
             ray.tune.run(
-                self.trainable(),
+                self.trainable(at_once),
                 name="state",
                 storage_path=self.ledger.folder,
                 resources_per_trial={"CPU": TRIAL_CPUS},
@@ -93,25 +106,31 @@ class Sweep:
                 search_alg=_Proposals(self, propose, unfinished),
                 scheduler=scheduler,
                 callbacks=[_Record(self.ledger, learn, view, resumed={trial.number for trial in unfinished})],
-                max_concurrent_trials=self.at_once,
+                max_concurrent_trials=at_once,
                 time_budget_s=None if minutes is None else minutes * 60,
                 raise_on_failed_trial=False,
                 verbose=0,
             )
         storage.delete(state)
+        broken_off = self.ledger.in_state("unfinished")
+        for trial in broken_off:
+            give_back(trial)
+            self.ledger.save(trial)
+        if broken_off:
+            log.info("%d trials are broken off: the same command goes on with them", len(broken_off))
 
-    def trainable(self) -> Callable[[dict[str, Any]], None]:
+    def trainable(self, at_once: int) -> Callable[[dict[str, Any]], None]:
         """The function that Ray Tune runs for each trial."""
-        base, prepared, folder = self.base, self.prepared, self.ledger.folder
-        run_id, at_once = self.run_id, self.at_once
+        base, prepared, folder, run_id = self.base, self.prepared, self.ledger.folder, self.run_id
 
         def run_trial(config: dict[str, Any]) -> None:
+            configure_data()
             out = run_folder(folder, config["number"])
             trial = read_trial(out)
             for row in read_history(out):  # of an interrupted trial; its workers go on from their checkpoint
-                ray.tune.report(row)
+                ray.tune.report({**row, "is_replayed": True})
             try:
-                best = fit(
+                fit(
                     settings_of(base, trial.values),
                     prepared,
                     out,
@@ -121,11 +140,12 @@ class Sweep:
                     runs_at_once=at_once,
                 )
             except Exception as error:
-                reasons = list(getattr(error, "worker_failures", {}).values()) or [error]
-                said = f"{reasons[0]}\n\n{traceback.format_exc()}"
-                storage.write_bytes(storage.join(out, "failure.txt"), said.encode())
+                failures = list(getattr(error, "worker_failures", {}).values())
+                cause = failures[0] if failures else getattr(error, "controller_failure", error)
+                said = f"{str(cause).strip() or type(cause).__name__}\n\n{traceback.format_exc()}"
+                storage.write_bytes(storage.join(out, FAILURE), said.encode())
                 raise
-            ray.tune.report({**best, "is_finished": True})
+            storage.write_bytes(storage.join(out, FINISHED), b"")
 
         return run_trial
 
@@ -189,10 +209,6 @@ class _Record(ray.tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         known = self.ledger.trials[trial.config["number"]]
-        if result.get("is_finished"):
-            rows = read_history(self.ledger.path(known))
-            known.state, known.epochs = "finished", [{name: row[name] for name in KEPT} for row in rows]
-            return
         known.epochs.append({name: result[name] for name in KEPT})
         self.view.advanced(known)
         if (holds := result.get("placement_group", known.placement_group)) != known.placement_group:
@@ -201,13 +217,19 @@ class _Record(ray.tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         known = self.ledger.trials[trial.config["number"]]
-        if known.state != "finished":
-            known.state, known.reason = "stopped", f"ASHA: in the worse half after epoch {len(known.epochs)}"
+        if storage.is_file(storage.join(self.ledger.path(known), FINISHED)):
+            known.state, last = "finished", None
+        else:
+            last = known.epochs[-1]["epoch"]
+            known.state, known.reason = "stopped", f"ASHA: in the worse half after epoch {last}"
+        # Ray Tune passes over an epoch that was made known just before an interruption.
+        rows = read_history(self.ledger.path(known))[:last]
+        known.epochs = [{name: row[name] for name in KEPT} for row in rows]
         self._close(known)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         known = self.ledger.trials[trial.config["number"]]
-        told = storage.join(self.ledger.path(known), "failure.txt")
+        told = storage.join(self.ledger.path(known), FAILURE)
         known.state, known.reason = "failed", "its process died"
         if storage.is_file(told):
             known.reason = storage.read_bytes(told).decode().splitlines()[0]

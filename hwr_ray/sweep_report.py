@@ -26,7 +26,7 @@ def write_sweep_report(out: str, ledger: Ledger, space: Space, base: TrainSettin
     """Writes `trials.csv` and `report.html` of a sweep in the folder `out`.
 
     `figures` holds `choose`, the number of the `chosen` trial or None, what its `decoder` was fitted to, and the CERs
-    of its `repeats`.
+    of the `repeats` of trials by their numbers.
     """
     trials, finished = [trial for _, trial in sorted(ledger.trials.items())], ledger.in_state("finished")
     points = [(trial.multiply_adds / 1e6, trial.best["cer"]) for trial in finished]
@@ -44,7 +44,7 @@ def write_sweep_report(out: str, ledger: Ledger, space: Space, base: TrainSettin
         chosen=ledger.trials.get(figures["chosen"]),
         members={trial.number for trial in members},
         against=against_hand_set(finished, space, base),
-        repeats=spread(figures["repeats"]),
+        repeats={number: found for number, cers in figures["repeats"].items() if (found := spread(cers))},
         overhead=statistics.median(overheads) if overheads else None,
         curves=_plot_curves(trials, figures["chosen"]) if any(trial.epochs for trial in trials) else None,
         front=_plot_front(ledger, members, figures["chosen"]) if finished else None,
@@ -70,10 +70,15 @@ def spread(cers: list[float]) -> dict[str, float] | None:
     }
 
 
+def hand_set_trial(trials: list[Trial], space: Space, base: TrainSettings) -> Trial | None:
+    """The trial of the hand-set recipe, where it is among them."""
+    values = default_values(space, base)
+    return next((trial for trial in trials if trial.values == values), None)
+
+
 def against_hand_set(finished: list[Trial], space: Space, base: TrainSettings) -> dict[str, Trial] | None:
     """The trial of the hand-set recipe, and the best of the others that costs no more; None where either is missing."""
-    values = default_values(space, base)
-    hand_set = next((trial for trial in finished if trial.values == values), None)
+    hand_set = hand_set_trial(finished, space, base)
     others = [trial for trial in finished if trial is not hand_set]
     if not hand_set or not any(trial.multiply_adds <= hand_set.multiply_adds for trial in others):
         return None
@@ -90,7 +95,8 @@ def comparable(ledger: Ledger) -> tuple[int, list[tuple[Trial, float]]]:
 
 def effects(known: list[tuple[Trial, float]], space: Space) -> list[dict[str, Any]]:
     """Of each setting that varies, the most important first: its share in the variance of the CER (fANOVA, Hutter et
-    al. 2014; None where all CERs are equal), and groups of trials with their mean CER and its 95 % t interval."""
+    al. 2014; without what it does together with others; None where all CERs are equal), and groups of trials with their
+    mean CER and its 95 % t interval."""
     varied = [name for name in space if len({trial.values[name] for trial, _ in known}) > 1]
     shares = importances(known, space, varied)
     rows = []
@@ -112,14 +118,13 @@ def effects(known: list[tuple[Trial, float]], space: Space) -> list[dict[str, An
 
 
 def importances(known: list[tuple[Trial, float]], space: Space, varied: list[str]) -> dict[str, float]:
-    """Shares in the variance of the CER by Optuna's fANOVA, their sum 1; none where there is no variance."""
+    """Shares in the variance of the CER by Optuna's fANOVA, their sum at most 1; none where there is no variance."""
     if not varied or len({cer for _, cer in known}) < 2:
         return {}
     study = optuna.create_study()
     for trial, cer in known:
         study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=cer))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied)
+    return optuna.importance.FanovaImportanceEvaluator(seed=0).evaluate(study, params=varied)
 
 
 def group_labels(values: list[Any]) -> list[str]:

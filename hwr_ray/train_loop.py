@@ -155,7 +155,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             break
         torch.manual_seed(hash((settings.seed, epoch, rank)))
         trained = train_epoch(state, parallel, train_lines, prepared, settings, epoch=epoch, total_steps=total_steps)
+        start = time.monotonic()
         counts, samples = validate(state.average, validation_lines, prepared, codec, device)
+        trained["validation_seconds"] = time.monotonic() - start
         row = {"epoch": epoch, **trained, "cer": counts.cer, "exact_match": counts.exact_match, **asdict(counts)}
         state.history.append(row)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """The books of a sweep: a folder a trial, with what was tried and what came of it."""
 
 import re
+import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,7 +9,9 @@ import pandas as pd
 
 from hwr_ray import storage
 
-KEPT = ("epoch", "loss", "cer", "exact_match", "seconds", "lines_per_second")
+FINISHED, FAILURE = "finished", "failure.txt"
+"""Files of a trial that was trained to its end, and of one that failed."""
+KEPT = ("epoch", "loss", "cer", "exact_match", "seconds", "validation_seconds", "lines_per_second")
 """What is kept of each epoch's metrics."""
 
 
@@ -40,8 +43,11 @@ class Trial:
 
     @property
     def overhead(self) -> float | None:
-        """Seconds beyond the steps of its own training."""
-        return None if self.seconds is None else self.seconds - sum(row["seconds"] for row in self.epochs)
+        """Seconds beyond its epochs, each counted as the median one: the first is longer by what starts in it."""
+        if self.seconds is None or not self.epochs:
+            return None
+        seconds = [row["seconds"] + row["validation_seconds"] for row in self.epochs]
+        return self.seconds - len(seconds) * statistics.median(seconds)
 
     def describe(self) -> str:
         """What is tried, in one line."""
@@ -78,6 +84,13 @@ class Ledger:
     def save(self, trial: Trial) -> None:
         self.trials[trial.number] = trial
         storage.write_json(storage.join(self.path(trial), "trial.json"), asdict(trial))
+
+    def reopen_failed(self) -> None:
+        """Makes unfinished trials of those that failed."""
+        for trial in self.in_state("failed"):
+            storage.delete_file(storage.join(self.path(trial), FAILURE))
+            trial.state, trial.reason = "unfinished", None
+            self.save(trial)
 
     def in_state(self, *states: str) -> list[Trial]:
         return [trial for _, trial in sorted(self.trials.items()) if trial.state in states]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from hwr_ray import storage
 from hwr_ray.bundle import load_bundle, save_bundle
-from hwr_ray.cluster import Needs, connect, room_for
+from hwr_ray.cluster import Needs, connect, preflight, room_for
 from hwr_ray.cost import reading_speed
 from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
@@ -19,7 +20,7 @@ from hwr_ray.front import choose, parse_choice
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.search_space import Search, corners, settings_of, space_of
 from hwr_ray.sweep import TRIAL_CPUS, Sweep, asha_scheduler
-from hwr_ray.sweep_report import spread, write_sweep_report
+from hwr_ray.sweep_report import hand_set_trial, spread, write_sweep_report
 from hwr_ray.train_loop import TrainSettings
 from hwr_ray.training import INGEST_CPUS, check_feasible, claim_run, fit_decoder_remotely
 from hwr_ray.trials import Ledger, Trial
@@ -55,7 +56,9 @@ class TuneSettings:
     """Which trial is SWEEP/best: the one with the lowest CER (best), where the front bends (knee), or the one with the
     lowest CER for at most so many million multiply-adds a line (budget=NUMBER)."""
     repeat: int = 0
-    """Other seeds to train the chosen settings with, to tell a winner from luck."""
+    """Other seeds to train the chosen settings with, and the hand-set recipe, to tell a winner from luck."""
+    retry_failed: bool = False
+    """Go on with the trials that failed, too, as after nodes or memory were lost."""
     seed: int = 0
     """Of the search and of each trial."""
     num_workers: int = 1
@@ -110,38 +113,50 @@ def tune(settings: TuneSettings) -> None:
     connect(with_dashboard=True, show_workers=False)
     at_once = trials_at_once(settings)
     sweep = Sweep(base, prepared, storage.join(out, "trials"), f"{sweep_id}-trial", at_once)
-    ledger, seed = sweep.ledger, settings.seed
-    search = Search(space, settings.search, ledger, num_trials=settings.trials, seed=seed, base=base)
+    ledger = sweep.ledger
+    if settings.retry_failed:
+        ledger.reopen_failed()
+    search = Search(space, settings.search, ledger, num_trials=settings.trials, seed=settings.seed, base=base)
     scheduler = asha_scheduler(settings.epochs, settings.grace_epochs, ledger) if settings.asha else FIFOScheduler()
-    sweep.run(search.propose, search.learn, scheduler, limit=settings.trials, minutes=settings.time_budget)
-    measure_speeds(ledger, prepared)
-    figures: dict[str, Any] = {"choose": settings.choose, "chosen": None, "decoder": None, "repeats": []}
+    figures: dict[str, Any] = {"choose": settings.choose, "chosen": None, "decoder": None, "repeats": {}}
+    best = storage.join(out, "best")
     try:
+        sweep.run(search.propose, search.learn, scheduler, limit=settings.trials, minutes=settings.time_budget)
+        measure_speeds(ledger, prepared)
+        storage.delete(best)  # of an earlier choice
         chosen = choose_trial(ledger, settings.choose)
-        best = storage.join(out, "best")
         bundle = load_bundle(storage.join(ledger.path(chosen), "best"))
         came_from = {"id": sweep_id, "trial": chosen.number, "choose": settings.choose}
         save_bundle(replace(bundle, training={**bundle.training, "sweep": came_from}), best)
         fit_decoder_remotely(best, prepared, texts, base)
         figures |= {"chosen": chosen.number, "decoder": load_bundle(best).training["decoder"]}
-        if settings.repeat:
-            again = storage.join(out, f"repeats-{chosen.number:03d}")
-            repeats = Sweep(base, prepared, again, f"{sweep_id}-repeat-{chosen.number}", at_once)
-            first = chosen.values.get("seed", seed) + 1
-            repeats.run(lambda n: {**chosen.values, "seed": first + n}, limit=settings.repeat)
-            figures["repeats"] = [trial.best["cer"] for trial in repeats.ledger.in_state("finished")]
+        hand_set = hand_set_trial(ledger.in_state("finished"), space, base)
+        for trial in [chosen] if hand_set in (None, chosen) else [chosen, hand_set]:
+            again = Sweep(
+                base, prepared, storage.join(out, f"repeats-{trial.number:03d}"), f"{sweep_id}-{trial.number}", at_once
+            )
+            again.run(with_other_seeds(trial, settings.seed), limit=settings.repeat, minutes=settings.time_budget)
+            figures["repeats"][trial.number] = [other.best["cer"] for other in again.ledger.in_state("finished")]
     finally:  # with no trial to choose there is a report, too
         write_sweep_report(out, ledger, space, base, figures)
     log.info("trial %d is chosen (%s): CER %.2f %%", chosen.number, settings.choose, 100 * chosen.best["cer"])
-    if other := spread(figures["repeats"]):
-        said = "with %d other seeds the mean CER is %.2f %%, the standard deviation %.2f %%"
-        log.info(said, other["number"], 100 * other["mean"], 100 * other["deviation"])
+    for number, cers in figures["repeats"].items():
+        if other := spread(cers):
+            said = "trial %d with %d other seeds: mean CER %.2f %%, standard deviation %.2f %%"
+            log.info(said, number, other["number"], 100 * other["mean"], 100 * other["deviation"])
     print(out)
+
+
+def with_other_seeds(trial: Trial, seed: int) -> Callable[[int], dict[str, Any]]:
+    """What to propose for the number of a repeat: the trial's values with a seed after its own."""
+    first = trial.values.get("seed", seed) + 1
+    return lambda number: {**trial.values, "seed": first + number}
 
 
 def trials_at_once(settings: TuneSettings) -> int:
     """Trials that the cluster holds at the same time. Raises UserError where it holds none."""
     needs = settings.needs()
+    preflight(replace(needs, other_cpus=TRIAL_CPUS + INGEST_CPUS))
     cpus = needs.other_cpus + needs.num_workers * needs.cpus_per_worker
     cluster = ray.cluster_resources()
     have = f"{cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs"

@@ -1,5 +1,7 @@
 """What a sweep may vary, what it is told by mistake, and what it proposes."""
 
+from dataclasses import replace
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -99,7 +101,16 @@ def test_each_value_and_each_end_is_tried_once_beside_the_first_of_the_others():
     assert [point["batch_size"] for point in found][-3:] == [8, 16, 32]
     assert {point["batch_size"] for point in found[:-3]} == {8}
     assert {point["dropout"] for point in found} == {0.0, 0.4}
-    assert len(found) == len(SHAPES) + 4 * 2 + 3
+    assert len(found) == len(SHAPES) + 4 * 2 + 1 + 3  # gru_size has a step, too
+
+
+def test_a_range_that_holds_an_impossible_number_is_refused_before_a_sweep_starts():
+    base = replace(BASE, num_workers=2)
+    with pytest.raises(UserError, match="--batch-size 17 does not divide by --num-workers 2"):
+        for corner in corners(space_of(("batch_size=16..64",))):
+            settings_of(base, corner)
+    for corner in corners(space_of(("batch_size=16..64:16",))):
+        settings_of(base, corner)
 
 
 def ledger_with(tmp_path, *trials):

@@ -10,6 +10,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from rich.console import Console
 
+from hwr_ray import storage
 from hwr_ray.errors import UserError
 from hwr_ray.search_space import DEFAULT_SPACE, default_values
 from hwr_ray.sweep import asha_scheduler
@@ -24,9 +25,9 @@ SPACE = {"dropout": FloatDistribution(0.0, 0.4), "shape": CategoricalDistributio
 
 
 def rows(*cers):
+    seconds = {"seconds": 2.0, "validation_seconds": 0.5, "lines_per_second": 9.0}
     return [
-        {"epoch": n, "loss": 1.0, "cer": cer, "exact_match": 1 - cer, "seconds": 2.0, "lines_per_second": 9.0}
-        for n, cer in enumerate(cers, start=1)
+        {"epoch": n, "loss": 1.0, "cer": cer, "exact_match": 1 - cer, **seconds} for n, cer in enumerate(cers, start=1)
     ]
 
 
@@ -57,11 +58,11 @@ def ledger(tmp_path):
 def test_the_books_are_read_as_they_were_written(ledger):
     assert Ledger(ledger.folder).trials == ledger.trials
     assert ledger.trials[0].best["epoch"] == 2
-    assert ledger.trials[0].overhead == 10 - 3 * 2
+    assert ledger.trials[0].overhead == 10 - 3 * 2.5
 
 
 def test_the_table_has_a_row_a_trial_with_its_best_epoch(ledger, tmp_path):
-    figures = {"choose": "best", "chosen": 0, "decoder": {"greedy_cer": 0.3}, "repeats": [0.31, 0.35]}
+    figures = {"choose": "best", "chosen": 0, "decoder": {"greedy_cer": 0.3}, "repeats": {0: [0.31, 0.35]}}
     write_sweep_report(str(tmp_path), ledger, SPACE, BASE, figures)
     table = pd.read_csv(tmp_path / "trials.csv")
     assert table.state.tolist() == ["finished", "finished", "stopped", "failed"]
@@ -71,12 +72,12 @@ def test_the_table_has_a_row_a_trial_with_its_best_epoch(ledger, tmp_path):
     assert table.chosen.tolist() == [True, False, False, False]
     assert table.dropout.tolist() == [0.1, 0.2, 0.3, 0.4]
     report = (tmp_path / "report.html").read_text()
-    assert "30.00%" in report and "with 2 other seeds" in report and "33.00%" in report
+    assert "30.00%" in report and "with 2 other\nseeds: CER" in report and "33.00%" in report
 
 
 def test_a_sweep_without_a_finished_trial_has_a_report_too(tmp_path):
     ledger = Ledger(str(tmp_path / "trials"))
-    figures = {"choose": "best", "chosen": None, "decoder": None, "repeats": []}
+    figures = {"choose": "best", "chosen": None, "decoder": None, "repeats": {}}
     write_sweep_report(str(tmp_path), ledger, SPACE, BASE, figures)
     ledger.save(trial(0, [], state="failed"))
     write_sweep_report(str(tmp_path), ledger, SPACE, BASE, figures)
@@ -163,6 +164,19 @@ def test_asha_judges_a_new_trial_by_those_of_before_the_interruption_but_never_a
 
     assert decisions("good", 0.7, 0.2, 0.99, 0.99) == ["CONTINUE"] * 4  # rungs lie at epochs 1 and 2
     assert decisions("bad", 0.97) == ["STOP"]
+    again = SimpleNamespace(trial_id="replayed")
+    asha.on_trial_add(None, again)
+    told = [{**row, "is_replayed": True} for row in rows(0.97, 0.96)]
+    assert [asha.on_trial_result(None, again, row) for row in told] == ["CONTINUE"] * 2
+
+
+def test_trials_that_failed_are_gone_on_with_on_request_only(ledger):
+    failure = f"{ledger.path(ledger.trials[3])}/failure.txt"
+    storage.write_bytes(failure, b"no memory")
+    ledger.reopen_failed()
+    states = [trial.state for trial in Ledger(ledger.folder).trials.values()]
+    assert states == ["finished", "finished", "stopped", "unfinished"]
+    assert not storage.is_file(failure)
 
 
 @pytest.mark.parametrize(
