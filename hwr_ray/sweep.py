@@ -94,8 +94,10 @@ class Sweep:
         at_once = min(self.at_once, to_come)
         state = storage.join(self.ledger.folder, "state")  # Ray Tune's own; nothing is read from it
         storage.delete(state)
-        # Ray Tune would write files of its own for each trial, and turn an interrupt into a normal end.
+        # Ray Tune would write files of its own for each trial, turn an interrupt into a normal end, and say that the
+        # results are in its own folder.
         os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
         with TrialsView(self.ledger, self.base.epochs, limit) as view:
             ray.tune.run(
                 self.trainable(at_once),
