@@ -4,7 +4,7 @@ import logging
 import pickle
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -28,11 +28,9 @@ log = logging.getLogger(__name__)
 
 MOST_ROWS, SHARD_BYTES = 2048, 32 << 20
 """Of a shard, before compression."""
-LABEL_BYTES = 1 << 20
-"""Of rows of a CSV that are passed on together: some thousand, so that the first images need not wait for the last."""
 LABEL_CPUS, SHARD_CPUS = 0.1, 0.45
-"""Ray's logical CPUs of what reads the CSVs, and of each process that prepares their rows, of which a CPU has one: so
-few that the processes of a node that is lost, which start again on the others, leave it some."""
+"""Ray's logical CPUs of what reads a CSV, and of each process that prepares its rows, of which a CPU has one: so few
+that the processes of a node that is lost, which start again on the others, leave them some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +116,29 @@ def prepare(settings: PrepareSettings) -> None:
 def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, canvas: Canvas) -> Tally:
     """Prepares all rows of the label files and writes them to `out`."""
     rows_per_shard = max(16, min(MOST_ROWS, SHARD_BYTES // (canvas.height * canvas.width)))
+    begun = chain.from_iterable(read_rows(file, rows_per_table=rows_per_shard) for file in files)
+    num_writers = sum(1 for _ in islice(begun, max(1, int(ray.cluster_resources()["CPU"]))))  # no more than shards
+    carried = [{"number": number, **asdict(file)} for number, file in enumerate(files)]
     # Actors, not tasks: Ray Data has tasks wait for its next round, a tenth of a second, and ends idle processes.
     shards = (
-        ray.data.from_items([asdict(file) for file in files], override_num_blocks=len(files))
-        .map_batches(_label_tables, batch_format="pyarrow", num_cpus=LABEL_CPUS)
-        .repartition(target_num_rows_per_block=rows_per_shard)
+        ray.data.from_items(carried, override_num_blocks=len(files))
+        .map_batches(
+            _shards_of,  # type: ignore[arg-type]
+            fn_kwargs={"rows_per_shard": rows_per_shard},
+            batch_format="pyarrow",
+            num_cpus=LABEL_CPUS,
+        )
         .map_batches(
             ShardWriter,
             fn_constructor_kwargs={"out": out, "cleaning": cleaning, "canvas": canvas},
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=SHARD_CPUS,
-            compute=ray.data.ActorPoolStrategy(size=num_writers(files, rows_per_shard)),
+            compute=ray.data.ActorPoolStrategy(size=num_writers),
         )
     )
     shards.context.enable_progress_bars = False
-    shards.context.target_max_block_size = LABEL_BYTES
+    shards.context.target_max_block_size = 1  # byte: each row, which is a shard, becomes a block
     tally, progress = Tally(), Progress("rows", lambda: None)
     try:
         for row in shards.iter_rows():
@@ -145,18 +150,11 @@ def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, c
     return tally
 
 
-def num_writers(files: list[LabelFile], rows_per_shard: int) -> int:
-    """As many as the cluster has CPUs, or shards where these are fewer."""
-    most, num_rows = max(1, int(ray.cluster_resources()["CPU"])), 0
-    for table in chain.from_iterable(map(read_rows, files)):
-        num_rows += len(table)
-        if num_rows > most * rows_per_shard:
-            break
-    return min(most, -(-num_rows // rows_per_shard))
-
-
 def check_whole(out: str, tally: Tally) -> None:
-    """Raises RuntimeError where the shards in `out` do not hold the rows that the tasks counted."""
+    """Raises RuntimeError where the shards in `out` do not hold the rows that were counted."""
+    for name in storage.list_files(out):
+        if storage.PARTIAL in name:  # of a process that was killed while it wrote
+            storage.delete_file(storage.join(out, name))
     expected = {split: figures["prepared"] for split, figures in tally.splits().items()}
     expected["rejected"] = tally.rows.total() - sum(expected.values())
     for folder, rows in expected.items():
@@ -168,10 +166,17 @@ def check_whole(out: str, tally: Tally) -> None:
             )
 
 
-def _label_tables(files: pa.Table) -> Iterable[pa.Table]:
-    """LabelFiles, as Ray Data carries them, to tables of their rows."""
+def _shards_of(files: pa.Table, *, rows_per_shard: int) -> Iterable[pa.Table]:
+    """LabelFiles, as Ray Data carries them, to tables of one row: the `name` of a shard, and its `rows` as an Arrow
+    stream, which Ray Data can neither split nor join."""
     for file in files.to_pylist():
-        yield from read_rows(LabelFile(**{**file, "columns": tuple(file["columns"])}))
+        number = file.pop("number")
+        label_file = LabelFile(**{**file, "columns": tuple(file["columns"])})
+        for shard, rows in enumerate(read_rows(label_file, rows_per_table=rows_per_shard)):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, rows.schema) as stream:
+                stream.write_table(rows)
+            yield pa.table({"name": [f"{number:02d}-{shard:06d}.parquet"], "rows": [sink.getvalue().to_pybytes()]})
 
 
 def prepare_table(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> pa.Table:
@@ -203,12 +208,15 @@ class ShardWriter:
     def __init__(self, out: str, cleaning: CleaningSettings, canvas: Canvas) -> None:
         self.out, self.cleaning, self.canvas = out, cleaning, canvas
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """A row with the pickled Tally of rows (schema ROWS) that are written. May be called by several threads."""
-        # The name depends on the rows alone: where a process is lost, another writes the same files again.
-        name = f"{rows['split'][0]}-{rows['row'][0].as_py():09d}.parquet"
-        tally = self.write(prepare_table(rows, cleaning=self.cleaning, canvas=self.canvas), name)
-        return pa.table({"tally": [pickle.dumps(tally)]})
+    def __call__(self, shards: pa.Table) -> pa.Table:
+        """A row with the pickled Tally for each shard (`name`, `rows` as an Arrow stream), which is written."""
+        tallies = []
+        for shard in shards.to_pylist():
+            rows = pa.ipc.open_stream(shard["rows"]).read_all()
+            table = prepare_table(rows, cleaning=self.cleaning, canvas=self.canvas)
+            # Under the same name, whichever process writes it, and however often.
+            tallies.append(pickle.dumps(self.write(table, shard["name"])))
+        return pa.table({"tally": tallies})
 
     def write(self, table: pa.Table, name: str) -> Tally:
         """Writes prepared rows as files of that name in the folders of the splits and of the rejected."""

@@ -32,8 +32,10 @@ MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
 """Of a part: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
 LISTING_SECONDS = 10
 """For which the first wave waits for more inputs."""
-LOADER_CPUS = 1
-"""Ray's logical CPUs of a process that reads and decodes for models on GPUs."""
+LOADER_CPUS = 0.5
+"""Ray's logical CPUs of a process that reads and decodes for models on GPUs: a node with one CPU has both."""
+PARTS_IN_STORE = 4
+"""Of each such process and model, at most: what is ahead of the models must not grow with the job."""
 NO_PROGRESS_SECONDS = 3600
 """Without a part before Ray gives up: one of huge images takes long."""
 MODEL_BOUND = 0.8
@@ -162,18 +164,18 @@ class Job:
     def speed(self) -> dict[str, Any]:
         """Images a second of this run once its models were there, the seconds that each stage was busy in all
         processes, and what bounded it."""
-        busy = self.seconds["model"] / max(self.wall * (self.reading.num_workers or 1), 1e-9)
-        others = [stage for stage in STAGES if stage != "model"]
-        slowest = max(others, key=self.seconds.__getitem__)
-        is_model = busy > MODEL_BOUND and (self.reading.use_gpu or self.seconds["model"] > self.seconds[slowest])
+        whole, seconds = max(self.wall * (self.reading.num_workers or 1), 1e-9), dict(self.seconds)
+        if not self.reading.use_gpu:  # a model's time by the clock holds what the next part's loading took of its CPU
+            seconds["model"] = min(seconds["model"], max(0.0, whole - seconds["decode"]))
+        bound = slowest(seconds, whole, use_gpu=self.reading.use_gpu)
         return {
             "num_images": self.num_rows,
             "images_per_second": round(self.num_rows / self.wall, 1) if self.wall else None,
             "start_up_seconds": round(self.start_up, 1),
             "wall_seconds": round(self.wall, 1),
-            "busy_seconds": {stage: round(seconds, 1) for stage, seconds in self.seconds.items()},
-            "model_busy": round(busy, 3),
-            "bound_by": "start-up" if self.start_up > self.wall else "model" if is_model else slowest,
+            "busy_seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+            "model_busy": round(seconds["model"] / whole, 3),
+            "bound_by": "start-up" if self.start_up > self.wall else bound,
         }
 
     def _list(self) -> None:
@@ -206,11 +208,18 @@ class Job:
         )
         stored.context.enable_progress_bars = False
         stored.context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+        if self.reading.use_gpu:
+            processes = ray.cluster_resources()["CPU"] / LOADER_CPUS + (self.reading.num_workers or 1)
+            limits = ray.data.ExecutionResources.for_limits(
+                object_store_memory=PARTS_IN_STORE * BYTES_OF_A_PART * processes
+            )
+            stored.context.execution_options.resource_limits = limits
         start = time.monotonic()
         started: float | None = None
         for result in stored.iter_rows():
-            # The models are there since the first part to come back was about to be read.
-            started = started or time.monotonic() - result["model_seconds"] - result["write_seconds"]
+            # The models are there since the first part to come back was about to be read, on CPUs to be loaded.
+            own = ("model", "write") if self.reading.use_gpu else STAGES
+            started = started or max(start, time.monotonic() - sum(result[f"{stage}_seconds"] for stage in own))
             yield result
         self.wall += time.monotonic() - (started or start)
         self.start_up += (started or start) - start
@@ -232,6 +241,17 @@ class Job:
                 f"--max-error-rate {most:g}: see `error` in {self.parts.out}/_work/outputs; with a higher one the same "
                 "command goes on"
             )
+
+
+def slowest(seconds: dict[str, float], whole: float, *, use_gpu: bool) -> str:
+    """The stage that bounds the speed, from the seconds that each was busy and those of all models, busy or not.
+
+    On CPUs all stages share the models' CPUs. For models on GPUs others work, however many: these bound it where the
+    models wait.
+    """
+    if use_gpu and seconds["model"] > MODEL_BOUND * whole:
+        return "model"
+    return max((stage for stage in STAGES if not (use_gpu and stage == "model")), key=seconds.__getitem__)
 
 
 def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSettings) -> dict[str, Any]:

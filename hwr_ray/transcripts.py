@@ -1,6 +1,6 @@
 """The rows of a batch transcription: pictures of a part in, transcripts of it out, and counts over all of them.
 
-Nothing here or below imports torch, which would take each of Ray's processes seconds to start.
+Nothing here or below imports torch, which would take the processes that load for GPUs seconds to start.
 """
 
 import time

@@ -1,6 +1,8 @@
 """Cleaning, decoding and fitting a table of rows, without Ray."""
 
+import pickle
 from collections import Counter
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 
 from hwr_ray.cleaning import CleaningSettings
 from hwr_ray.errors import UserError
-from hwr_ray.labels import ROWS
+from hwr_ray.labels import ROWS, LabelFile
 from hwr_ray.line_images import Canvas, decode, encode_png, fit
-from hwr_ray.preparation import PrepareSettings, ShardWriter, prepare_table
+from hwr_ray.preparation import PrepareSettings, ShardWriter, _shards_of, check_whole, prepare_table
+from hwr_ray.tally import Tally
 
 CANVAS = Canvas(16, 64)
 
@@ -81,15 +84,40 @@ def test_a_row_does_not_depend_on_its_neighbours(rows, cut):
     assert parts.equals(prepare_rows(rows))
 
 
-def test_rows_that_are_written_again_replace_themselves(rows, tmp_path):
+def test_shards_that_are_written_again_replace_themselves(tmp_path, draw_text):
+    (tmp_path / "a.png").write_bytes(encode_png(draw_text("a", height=20, width=60)))
+    (tmp_path / "a.csv").write_text(
+        "FILENAME,IDENTITY\n" + "".join(f"{n}/../a.png,ANNA\n" for n in range(3)) + "a.png,\n"
+    )
+    (tmp_path / "b.csv").write_text("FILENAME,IDENTITY\na.png,BOB\n")
+    files = [LabelFile(csv=str(tmp_path / f"{x}.csv"), images=str(tmp_path), split="train") for x in "ab"]
+    carried = pa.Table.from_pylist([{"number": n, **asdict(file)} for n, file in enumerate(files)])
+    shards = list(_shards_of(carried, rows_per_shard=2))
+    names = [name for table in shards for name in table["name"].to_pylist()]
+    assert names == ["00-000000.parquet", "00-000001.parquet", "01-000000.parquet"]
     writer = ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS)
     for _ in range(2):
-        told = [writer(part) for part in (rows.slice(0, 5), rows.slice(5))]
-    assert [len(table) for table in told] == [1, 1]
+        tallies = [pickle.loads(table["tally"][0].as_py()) for table in map(writer, shards)]  # noqa: S301
+    assert sum(tallies, Tally()).rows == {
+        ("train", "unsafe_path"): 3,
+        ("train", "missing_text"): 1,
+        ("train", "prepared"): 1,
+    }
     kept, rejected = (pd.read_parquet(tmp_path / "out" / folder) for folder in ("train", "rejected"))
-    assert dict(zip(kept.id, kept.text, strict=True)) == {"a.png": "ANNA", "b.png": "BOB DOE", "e.png": "NULL"}
-    expected = [(number, reason) for number, (*_, reason) in enumerate(LINES, start=1) if reason]
-    assert sorted(zip(rejected.row, rejected.reason, strict=True)) == expected
+    assert kept.text.tolist() == ["BOB"]
+    assert sorted(rejected.row) == [1, 2, 3, 4]
+
+
+def test_what_a_killed_process_left_half_written_is_no_part_of_the_data_set(tmp_path, rows):
+    writer, out = ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS), str(tmp_path / "out")
+    tally = writer.write(prepare_rows(rows), "0.parquet")
+    left = tmp_path / "out/train/1.parquet.partial-0a1b2c3d"
+    left.write_bytes(b"PAR1 and no end")
+    check_whole(out, tally)
+    assert not left.exists()
+    (tmp_path / "out/train/0.parquet").unlink()
+    with pytest.raises(RuntimeError, match="0 of 3 train rows"):
+        check_whole(out, tally)
 
 
 def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):

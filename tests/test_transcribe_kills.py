@@ -197,7 +197,8 @@ def test_the_models_process_killed_on_the_way_costs_no_row(folder, many, model, 
     def kill() -> None:
         while not (is_read(out, 0.1) and number_of(out, "outputs")):
             time.sleep(0.01)
-        alive = [a for a in actors().values() if "PartReader" in str(a) and a["State"] == "ALIVE"]
+        fused = "MapBatches(load_part)->MapBatches(PartReader)"  # else pictures would be copied between processes
+        alive = [a for a in actors().values() if fused in str(a) and a["State"] == "ALIVE"]
         if number_of(out, "outputs") < number_of(out, "inputs"):
             killed.extend(actor["Pid"] for actor in alive)
             os.kill(alive[0]["Pid"], signal.SIGKILL)

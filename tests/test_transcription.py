@@ -17,7 +17,14 @@ from hwr_ray.inputs import InputSettings, open_inputs
 from hwr_ray.line_images import Canvas, encode_png, fit
 from hwr_ray.parts import Parts, inputs_of
 from hwr_ray.resuming import difference
-from hwr_ray.transcription import TranscribeSettings, facts_of, review_threshold, told_of_review, transcribe
+from hwr_ray.transcription import (
+    TranscribeSettings,
+    facts_of,
+    review_threshold,
+    slowest,
+    told_of_review,
+    transcribe,
+)
 from hwr_ray.transcripts import (
     ALTERNATIVES,
     CHARACTERS,
@@ -253,3 +260,18 @@ def test_transcripts_among_the_images_are_refused(tmp_path, out):
     with pytest.raises(UserError, match="lies in --images"):
         transcribe(TranscribeSettings(inputs=InputSettings(images=str(tmp_path)), out=str(tmp_path / out)))
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "use_gpu", "stage"),
+    [
+        ({"read": 5, "decode": 15, "model": 85, "write": 1}, False, "model"),
+        ({"read": 5, "decode": 15, "model": 70, "write": 1}, False, "model"),  # whatever else the CPUs did
+        ({"read": 5, "decode": 60, "model": 40, "write": 1}, False, "decode"),
+        ({"read": 150, "decode": 5, "model": 30, "write": 1}, False, "read"),
+        ({"read": 5, "decode": 900, "model": 95, "write": 1}, True, "model"),  # sixteen processes decode for it
+        ({"read": 5, "decode": 900, "model": 60, "write": 1}, True, "decode"),
+    ],
+)
+def test_what_bounds_the_speed_is_what_the_others_wait_for(seconds, use_gpu, stage):
+    assert slowest(seconds, 100, use_gpu=use_gpu) == stage
