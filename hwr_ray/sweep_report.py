@@ -76,14 +76,15 @@ def hand_set_trial(trials: list[Trial], space: Space, base: TrainSettings) -> Tr
     return next((trial for trial in trials if trial.values == values), None)
 
 
-def against_hand_set(finished: list[Trial], space: Space, base: TrainSettings) -> dict[str, Trial] | None:
-    """The trial of the hand-set recipe, and the best of the others that costs no more; None where either is missing."""
+def against_hand_set(finished: list[Trial], space: Space, base: TrainSettings) -> dict[str, Trial | None] | None:
+    """The trial of the hand-set recipe, None where there is none; and the best of the others that costs no more."""
     hand_set = hand_set_trial(finished, space, base)
-    others = [trial for trial in finished if trial is not hand_set]
-    if not hand_set or not any(trial.multiply_adds <= hand_set.multiply_adds for trial in others):
+    if not hand_set:
         return None
-    best = choose([(trial.multiply_adds, trial.best["cer"]) for trial in others], hand_set.multiply_adds)
-    return {"hand_set": hand_set, "best": others[best]}
+    most = hand_set.multiply_adds
+    others = [trial for trial in finished if trial is not hand_set and trial.multiply_adds <= most]
+    points = [(trial.multiply_adds, trial.best["cer"]) for trial in others]
+    return {"hand_set": hand_set, "best": others[choose(points, most)] if others else None}
 
 
 def comparable(ledger: Ledger) -> tuple[int, list[tuple[Trial, float]]]:

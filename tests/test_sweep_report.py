@@ -129,7 +129,8 @@ def test_few_values_are_groups_and_many_are_thirds_with_equal_ones_together():
 def test_the_hand_set_recipe_is_compared_with_what_costs_no_more():
     hand_set = trial(0, [0.3], cost=20e6, values=default_values(DEFAULT_SPACE, BASE))
     cheaper, dearer = trial(1, [0.4], cost=10e6), trial(2, [0.1], cost=30e6)
-    assert against_hand_set([hand_set, dearer], DEFAULT_SPACE, BASE) is None
+    assert against_hand_set([cheaper, dearer], DEFAULT_SPACE, BASE) is None
+    assert against_hand_set([hand_set, dearer], DEFAULT_SPACE, BASE) == {"hand_set": hand_set, "best": None}
     found = against_hand_set([hand_set, cheaper, dearer], DEFAULT_SPACE, BASE)
     assert (found["hand_set"].number, found["best"].number) == (0, 1)
 
