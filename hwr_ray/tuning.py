@@ -142,8 +142,9 @@ def tune(settings: TuneSettings) -> None:
     log.info("trial %d is chosen (%s): CER %.2f %%", chosen.number, settings.choose, 100 * chosen.best["cer"])
     for number, cers in figures["repeats"].items():
         if other := spread(cers):
-            said = "trial %d with %d other seeds: mean CER %.2f %%, standard deviation %.2f %%"
-            log.info(said, number, other["number"], 100 * other["mean"], 100 * other["deviation"])
+            deviation = f", standard deviation {100 * other['deviation']:.2f} %" if other["number"] > 1 else ""
+            said = "trial %d with other seeds (%d): mean CER %.2f %%%s"
+            log.info(said, number, other["number"], 100 * other["mean"], deviation)
     print(out)
 
 
