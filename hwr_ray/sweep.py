@@ -144,7 +144,10 @@ class Sweep:
             except Exception as error:
                 failures = list(getattr(error, "worker_failures", {}).values())
                 cause = failures[0] if failures else getattr(error, "controller_failure", error)
-                said = f"{str(cause).strip() or type(cause).__name__}\n\n{traceback.format_exc()}"
+                lines = str(cause).strip().splitlines() or [type(cause).__name__]
+                is_traceback = any(line.startswith('  File "') for line in lines)  # as Ray passes on what workers raise
+                reason = lines[-1 if is_traceback else 0]
+                said = f"{reason}\n\n{traceback.format_exc()}"
                 storage.write_bytes(storage.join(out, FAILURE), said.encode())
                 raise
             storage.write_bytes(storage.join(out, FINISHED), b"")

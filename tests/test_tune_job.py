@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 CLUSTER = """
 import sys
 import ray
-context = ray.init(num_cpus=2, include_dashboard=True, object_store_memory=200 << 20, logging_level="ERROR")
+context = ray.init(num_cpus=2, include_dashboard=True, object_store_memory=200 << 20, log_to_driver=False)
 print(context.address_info["address"], flush=True)
 for line in sys.stdin:
     print(ray.available_resources().get("CPU", 0), flush=True)
