@@ -25,7 +25,7 @@ for line in sys.stdin:
 EPOCHS = 16  # with fewer the models read nothing at all
 SWEEP = ["--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1"]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=8", "augmentation=false", "dropout=0"]
-SWEEP += ["learning_rate=5e-3..1e-2"]
+SWEEP += ["learning_rate=5e-3..1e-2", f"patience={EPOCHS}"]
 
 
 class Cluster:
@@ -45,7 +45,8 @@ class Cluster:
     def free_cpus(self):
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        lines = iter(self.process.stdout.readline, "")  # Ray warns there, too
+        return next(float(line) for line in lines if re.fullmatch(r"[\d.]+\n", line))
 
     def start(self, job, *arguments):
         command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
