@@ -22,7 +22,7 @@ print(context.address_info["address"], flush=True)
 for line in sys.stdin:
     print(ray.available_resources().get("CPU", 0), flush=True)
 """
-EPOCHS = 16  # with fewer the models read nothing at all
+EPOCHS = 16
 SWEEP = ["--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1"]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=8", "augmentation=false", "dropout=0"]
 SWEEP += ["learning_rate=5e-3..1e-2", f"patience={EPOCHS}"]
