@@ -26,7 +26,7 @@ from hwr_ray.tally import Tally
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS, SHARD_BYTES = 2048, 32 << 20
+MOST_ROWS, SHARD_BYTES = 4096, 64 << 20
 """Of a shard, before compression."""
 LABEL_CPUS, SHARD_CPUS = 0.1, 0.45
 """Ray's logical CPUs of what reads a CSV, and of each process that prepares its rows, of which a CPU has one: so few
