@@ -28,7 +28,7 @@ from hwr_ray.job import run_job
 from hwr_ray.metrics import cer_interval
 from hwr_ray.prepared import Prepared
 from hwr_ray.provenance import versions
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- quality:begin -->\n", "<!-- quality:end -->\n"

@@ -23,7 +23,7 @@ from hwr_ray.metrics import count
 from hwr_ray.network import Network
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.recognizer import read_log_probs
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 
 log = logging.getLogger(__name__)
 

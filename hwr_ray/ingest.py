@@ -1,39 +1,191 @@
-"""The lines of a split as one training worker gets them: its share, shuffled, in batches of one size."""
+"""The training lines as one worker gets them: its share of each batch, in a random order."""
 
+import queue
+import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.train
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
-EVAL_BATCH = 128
-"""Rows of a table of lines, and of a validation batch."""
+from hwr_ray.folds import leave_out
+from hwr_ray.prepared import Prepared, images_of
+from hwr_ray.train_settings import TrainSettings
+
+READ_BATCH = 256
+"""Rows of a table of lines that is read."""
 SHUFFLE_WINDOW = 16_384
-"""Lines that a worker shuffles at a time, on top of the random order of the shards."""
-MOST_KEPT_BYTES = 1 << 30
-"""A worker's share of a split is read once and kept in memory up to this size: starting Ray Data again costs seconds
-an epoch. A larger one is streamed every epoch."""
+"""Lines that a worker shuffles at a time where they are streamed, on top of the random order of the shards."""
+KEPT_SHARE = 0.5
+"""Of the free memory that the training lines may take: a node's, dealt out to its workers, or a GPU's."""
+BATCHES_AHEAD = 4
+
+Item = TypeVar("Item")
 
 
-class ShardLines:
-    """A worker's lines of a split as tables of EVAL_BATCH rows, the same number in every pass."""
+@dataclass(frozen=True)
+class Share:
+    """A worker's place among those that train together."""
 
-    def __init__(self, split: str, num_bytes: int) -> None:
-        self.split, self.is_small = split, num_bytes <= MOST_KEPT_BYTES
-        self.kept: list[pa.Table] | None = None
+    rank: int
+    world_size: int
 
-    def __iter__(self) -> Iterator[pa.Table]:
-        if self.kept is not None:
-            return iter(self.kept)
-        tables = ray.train.get_dataset_shard(self.split).iter_batches(batch_size=EVAL_BATCH, batch_format="pyarrow")
-        if self.is_small:
-            found = list(tables)
-            # Sorted, since Ray's order is that in which its tasks end. That copies, too: Ray's own tables hold on to
-            # its object store.
-            lines = pa.concat_tables(found).sort_by("id") if found else None
-            self.kept = [lines.slice(i, EVAL_BATCH) for i in range(0, len(lines), EVAL_BATCH)] if lines else []
-            return iter(self.kept)
-        return iter(tables)
+    def of(self, number: int) -> slice:
+        """Its part of so many things, all parts as large as one another, but for one."""
+        return slice(number * self.rank // self.world_size, number * (self.rank + 1) // self.world_size)
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor
+    """Line images (N, H, W) uint8, 255 paper, on the worker's device."""
+    ids: list[str]
+    texts: list[str]
+
+
+class Lines(Protocol):
+    """Where a worker's share of the batches comes from."""
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Those of an epoch from step `start` on, the same number for all workers."""
+
+
+def training_lines(
+    prepared: Prepared, settings: TrainSettings, share: Share, device: torch.device, *, num_lines: int
+) -> Lines:
+    """The lines kept on the device where they fit, else in the node's memory, else streamed by Ray Data.
+
+    All workers do the same. Called by all of them.
+    """
+    rooms = [device, torch.device("cpu")] if device.type == "cuda" else [device]
+    needed = prepared.num_bytes(num_lines)
+    fitting = [i for i, room in enumerate(rooms) if needed <= KEPT_SHARE * _free_bytes(room)]
+    choice = torch.tensor(min(fitting, default=len(rooms)), device=device)
+    if share.world_size > 1:
+        dist.all_reduce(choice, dist.ReduceOp.MAX)
+    if choice == len(rooms):
+        return StreamedLines(prepared, settings, share, device, num_lines)
+    return KeptLines(prepared, settings, share, device, room=rooms[int(choice)], num_lines=num_lines)
+
+
+def _free_bytes(room: torch.device) -> float:
+    """Of a GPU, or this worker's part of what Ray gives its node, which knows of a container's limits."""
+    if room.type == "cuda":
+        return torch.cuda.mem_get_info(room)[0]
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    return node["Resources"].get("memory", 0) / ray.train.get_context().get_local_world_size()
+
+
+class KeptLines:
+    """All lines in memory: a batch depends on the seed, the epoch and the step alone, not on the number of workers."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        settings: TrainSettings,
+        share: Share,
+        device: torch.device,
+        *,
+        room: torch.device,
+        num_lines: int,
+    ) -> None:
+        self.seed, self.batch_size, self.share, self.device = settings.seed, settings.batch_size, share, device
+        canvas = prepared.canvas
+        self.images = torch.empty((num_lines, canvas.height, canvas.width), dtype=torch.uint8, device=room)
+        self.ids, self.texts = list[str](), list[str]()
+        for table in read_train_tables(prepared, settings):
+            start, end = len(self.ids), len(self.ids) + len(table)
+            self.images[start:end] = torch.tensor(images_of(table, canvas))
+            self.ids += table["id"].to_pylist()
+            self.texts += table["text"].to_pylist()
+        if len(self.ids) != num_lines:
+            raise RuntimeError(f"read {len(self.ids)} of {num_lines} training lines of {prepared.path}")
+        self.order = np.argsort(self.ids)  # that of the files depends on which was prepared first
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        order = self.order[np.random.default_rng((self.seed, epoch)).permutation(len(self.order))]
+        mine = self.share.of(self.batch_size)
+        for first in range(start * self.batch_size, len(order) - self.batch_size + 1, self.batch_size):
+            rows = order[first : first + self.batch_size][mine]
+            images = self.images[torch.from_numpy(rows).to(self.images.device)]
+            yield Batch(_to_device(images, self.device), [self.ids[i] for i in rows], [self.texts[i] for i in rows])
+
+
+def read_train_tables(prepared: Prepared, settings: TrainSettings) -> Iterator[pa.Table]:
+    """The training lines of the run, some at a time."""
+    for table in prepared.tables("train", ["id", "text", "image"], rows=READ_BATCH):
+        if settings.fold is not None:
+            table = leave_out(table, fold=settings.fold, num_folds=settings.num_folds)
+        yield table
+
+
+def _to_device(images: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and not images.is_cuda:
+        images = images.pin_memory()
+    return images.to(device, non_blocking=True)
+
+
+class StreamedLines:
+    """Lines that Ray Data deals out to the workers anew in each epoch: what is in a batch depends on their number."""
+
+    def __init__(
+        self, prepared: Prepared, settings: TrainSettings, share: Share, device: torch.device, num_lines: int
+    ) -> None:
+        self.canvas, self.seed, self.share, self.device = prepared.canvas, settings.seed, share, device
+        mine = share.of(settings.batch_size)
+        self.size = mine.stop - mine.start
+        # What the worker with the largest share of a batch can take from its equal share of the lines.
+        self.steps = num_lines // share.world_size // -(-settings.batch_size // share.world_size)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        tables = ray.train.get_dataset_shard("train").iter_batches(batch_size=READ_BATCH, batch_format="pyarrow")
+        rng = np.random.default_rng((self.seed, epoch, start, self.share.rank))
+        found = ahead(shuffled_batches(tables, self.size, rng), BATCHES_AHEAD)
+        for _, table in zip(range(start, self.steps), found, strict=False):
+            images = _to_device(torch.tensor(images_of(table, self.canvas)), self.device)
+            yield Batch(images, table["id"].to_pylist(), table["text"].to_pylist())
+
+
+def ahead(items: Iterable[Item], number: int) -> Iterator[Item]:
+    """The items, up to `number` of them fetched ahead by a thread."""
+    ready: queue.Queue[Item | BaseException | None] = queue.Queue(number)
+    is_over = threading.Event()
+
+    def put(item: Item | BaseException | None) -> None:
+        while not is_over.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+
+    def fetch() -> None:
+        try:
+            for item in items:
+                put(item)
+                if is_over.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # raised where the items are used
+            put(error)
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def shuffled_batches(tables: Iterable[pa.Table], batch_size: int, rng: np.random.Generator) -> Iterator[pa.Table]:

@@ -1,12 +1,15 @@
 """One step of learning, and the state that it changes; knows no Ray."""
 
+import io
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hwr_ray.model import CRNN
 from hwr_ray.network import has_bfloat16
@@ -20,53 +23,85 @@ CLIP_NORM = 5.0
 
 @dataclass
 class TrainState:
-    """All that a resumed run needs to go on: what is not here (order, augmentation, dropout) is drawn anew from the
-    seed, the epoch and the rank."""
+    """All that a resumed run needs to go on, in the middle of an epoch, too: what is not here (order, augmentation,
+    dropout) is drawn anew from the seed, the epoch, the step and the rank."""
 
     model: CRNN
     average: CRNN
     """Exponential moving average of the model's weights, in evaluation mode."""
     optimizer: torch.optim.Optimizer
     step: int = 0
+    epoch_step: int = 0
+    """Steps of the epoch that is going on."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of the figures of those steps."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Metrics of the epochs so far."""
 
+    def best_epoch(self) -> dict[str, Any]:
+        """The metrics of the epoch with the lowest CER, the first of several; empty before the first epoch."""
+        return min(self.history, key=lambda row: row["cer"], default={})
+
     def epochs_since_best(self) -> int:
-        cers = [row["cer"] for row in self.history]
-        return len(cers) - 1 - cers.index(min(cers)) if cers else 0
+        return len(self.history) - 1 - self.history.index(self.best_epoch()) if self.history else 0
 
-    def save(self, folder: str) -> None:
+    def to_bytes(self) -> bytes:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
-        torch.save({**parts, "step": self.step, "history": self.history}, Path(folder) / "state.pt")
+        figures = {name: getattr(self, name) for name in ("step", "epoch_step", "sums", "history")}
+        buffer = io.BytesIO()
+        torch.save({**parts, **figures}, buffer)
+        return buffer.getvalue()
 
-    def load(self, folder: str) -> None:
-        saved = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
+    def load(self, data: bytes) -> None:
+        saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         for name in ("model", "average", "optimizer"):
             getattr(self, name).load_state_dict(saved[name])
-        self.step, self.history = saved["step"], saved["history"]
+        for name in ("step", "epoch_step", "sums", "history"):
+            setattr(self, name, saved[name])
 
 
 def train_step(
-    state: TrainState, parallel: nn.Module, ink: Tensor, labels: list[list[int]], *, shortcut_weight: float
+    state: TrainState,
+    parallel: nn.Module,
+    ink: Tensor,
+    labels: list[list[int]],
+    *,
+    shortcut_weight: float,
+    line_weight: float | None = None,
+    accumulation: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """One step on ink (N, 1, H, W); returns the loss and the gradient's norm before clipping.
+    """One step on ink (N, 1, H, W), in `accumulation` parts; returns the loss and the gradient's norm before clipping.
 
-    What is minimized is the loss + shortcut_weight * that of the CTC head on the convolution features.
+    The loss is the sum over lines of the CTC loss a character, times `line_weight`: by default 1/N, the mean. Of
+    workers together it is their number over the lines of all, since DDP divides by their number. What is minimized is
+    the loss + shortcut_weight * that of the CTC head on the convolution features.
     """
+    line_weight = 1 / len(labels) if line_weight is None else line_weight
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = ink.new_zeros(())
+    bounds = [len(labels) * part // accumulation for part in range(accumulation + 1)]
+    for start, end in pairwise(bounds):
+        is_last = end == len(labels)
+        with nullcontext() if is_last or not isinstance(parallel, DistributedDataParallel) else parallel.no_sync():
+            part = _loss(parallel, ink[start:end], labels[start:end], shortcut_weight) * line_weight
+            part.sum().backward()
+        loss += part[0].detach()
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), CLIP_NORM)
+    state.optimizer.step()
+    state.step += 1
+    return loss, norm
+
+
+def _loss(parallel: nn.Module, ink: Tensor, labels: list[list[int]], shortcut_weight: float) -> Tensor:
+    """CTC loss a character, summed over lines, and the shortcut's part of what is minimized: (2)."""
     with torch.autocast(ink.device.type, torch.bfloat16, enabled=has_bfloat16(ink.device)):
         logits, shortcut = parallel(ink.contiguous(memory_format=torch.channels_last))
     lengths = torch.tensor([max(1, len(line)) for line in labels], device=ink.device)
     # CTC sums many small probabilities: float32 always.
     loss, shortcut_loss = (
-        (ctc_losses(out.float().log_softmax(-1), labels) / lengths).mean() for out in (logits, shortcut)
+        (ctc_losses(out.float().log_softmax(-1), labels) / lengths).sum() for out in (logits, shortcut)
     )
-    total = loss + shortcut_weight * shortcut_loss
-    state.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), CLIP_NORM)
-    state.optimizer.step()
-    state.step += 1
-    return loss.detach(), norm
+    return torch.stack([loss, shortcut_weight * shortcut_loss])
 
 
 def one_cycle(step: int, total_steps: int) -> float:

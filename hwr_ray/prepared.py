@@ -1,6 +1,6 @@
 """The prepared data set: Parquet shards of line images, and what its dataset.json says of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,14 @@ class Prepared:
         filesystem, inner = storage.locate(self.folder(split))
         shuffle = None if shuffle_seed is None else ray.data.FileShuffleConfig(seed=shuffle_seed)
         return ray.data.read_parquet(inner, filesystem=filesystem, num_cpus=0.25, shuffle=shuffle)
+
+    def tables(self, split: Split, columns: list[str], *, rows: int) -> Iterator[pa.Table]:
+        """Some columns of all lines of a split, up to `rows` at a time, always in the same order."""
+        filesystem, inner = storage.locate(self.folder(split))
+        shards = ds.dataset(inner, filesystem=filesystem, format="parquet")
+        for batch in shards.to_batches(columns=columns, batch_size=rows):
+            if len(batch):
+                yield pa.Table.from_batches([batch])
 
     def table(self, split: Split, columns: list[str], *, ids: list[str] | None = None) -> pa.Table:
         """Some columns of all lines of a split, or of those with the ids, in this process; reads no other column."""

@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from hwr_ray.errors import UserError
 from hwr_ray.model import ModelSettings
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 from hwr_ray.trials import Ledger, Trial
 
 Space = dict[str, BaseDistribution]
@@ -37,7 +37,8 @@ DEFAULT_SPACE: Space = {
 MODEL_FIELDS = {field.name for field in fields(ModelSettings)} - {"conv_widths"}
 # Flags of the sweep itself, or the same for all of its trials.
 _NOT_VARIED = {"data", "out", "model", "epochs", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project"}
-_NOT_VARIED |= {"num_folds", "fold", "label_list", "label_column"}
+_NOT_VARIED |= {"num_folds", "fold", "label_list", "label_column", "checkpoint_minutes", "keep"}
+_NOT_VARIED |= {"init_from", "freeze_convolutions"}
 TYPES: dict[str, Any] = {
     "shape": str,
     "scale": float,

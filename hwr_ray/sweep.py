@@ -22,7 +22,8 @@ from hwr_ray.codec import Codec
 from hwr_ray.cost import multiply_adds, num_parameters
 from hwr_ray.prepared import Prepared
 from hwr_ray.search_space import settings_of
-from hwr_ray.train_loop import TrainSettings, read_history
+from hwr_ray.train_loop import read_history
+from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import fit
 from hwr_ray.trials import FAILURE, FINISHED, KEPT, Ledger, Trial, read_trial, run_folder
 from hwr_ray.trials_view import TrialsView

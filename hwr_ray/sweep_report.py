@@ -13,7 +13,7 @@ from hwr_ray import storage
 from hwr_ray.front import choose, front
 from hwr_ray.pages import BAD, GOOD, PALE, data_uri, new_figure, render
 from hwr_ray.search_space import Space, default_values
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 from hwr_ray.trials import Ledger, Trial, table
 
 FEW_TRIALS = 4

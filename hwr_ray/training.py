@@ -1,8 +1,11 @@
 """A training run: Ray Train over a prepared data set, one folder that it can be resumed from."""
 
 import logging
+import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -13,16 +16,19 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from hwr_ray import storage
-from hwr_ray.bundle import new_model
-from hwr_ray.cluster import Needs, connect, preflight
+from hwr_ray.board import Board, follow
+from hwr_ray.bundle import load_bundle, new_model
+from hwr_ray.cluster import Needs, configure_data, connect, preflight
 from hwr_ray.codec import Codec
+from hwr_ray.curves import write_curves
 from hwr_ray.decoder_fitting import fit_decoder, language_model_texts
 from hwr_ray.errors import UserError
+from hwr_ray.fine_tuning import architecture_from
 from hwr_ray.folds import folds_of, leave_out
-from hwr_ray.ingest import EVAL_BATCH
 from hwr_ray.prepared import Prepared
 from hwr_ray.resuming import difference
-from hwr_ray.train_loop import TrainSettings, read_history, train_loop_per_worker
+from hwr_ray.train_loop import read_history, train_loop_per_worker
+from hwr_ray.train_settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +36,26 @@ INGEST_CPUS = 1
 """Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
 HANG_SECONDS = 600
 """After which a worker that waits for another one gives up."""
+MOST_FAILURES = 3
+"""Times that a run goes on by itself after a worker was lost; nodes that were taken back are not counted."""
 
 
 def train(settings: TrainSettings) -> None:
     """Trains or resumes the run of the settings and prints the path of its best bundle."""
     prepared = Prepared(storage.absolute(settings.data))  # workers run in folders of their own
     num_lines = count_train_lines(prepared, settings)
+    recipe = settings.recipe()
+    if settings.init_from:
+        settings = replace(settings, init_from=storage.absolute(settings.init_from))
+        bundle = load_bundle(str(settings.init_from))
+        settings = replace(settings, model=architecture_from(bundle, settings.model, prepared.canvas))
+        recipe = {**settings.recipe(), "init_from": bundle.model_id}  # wherever it lies
     check_feasible(prepared, settings, num_lines)
     texts = language_model_texts(prepared, settings)
     connect(with_dashboard=True)
     preflight(
         Needs(
-            num_workers=settings.num_workers,
+            num_workers=settings.worker_range[0],
             cpus_per_worker=settings.cpus_per_worker,
             gpus_per_worker=1 if settings.use_gpu else 0,
             other_cpus=INGEST_CPUS,
@@ -51,8 +65,21 @@ def train(settings: TrainSettings) -> None:
     data = {name: prepared.facts[name] for name in ("content_hash", "canvas", "charset")}
     data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
     data["lines"]["train"] = num_lines
-    run_id = claim_run(out, {**settings.recipe(), "data": data})
-    metrics = fit(settings, prepared, out, run_id, num_lines=num_lines)
+    run_id = claim_run(out, {**recipe, "data": data})
+    board = Board.remote()  # type: ignore[attr-defined]
+    try:
+        metrics = follow(
+            board,
+            lambda: fit(settings, prepared, out, run_id, num_lines=num_lines, board=board),
+            total=settings.epochs * num_lines,
+            done=len(read_history(out)) * num_lines,
+        )
+    except SystemExit:
+        log.info("stopped after %d epochs; to go on: %s", len(read_history(out)), shlex.join(["python", *sys.argv]))
+        raise
+    finally:
+        if history := read_history(out):
+            write_curves(out, history)
     log.info(
         "best epoch %s: CER %.2f %%, exact match %.2f %%",
         metrics["epoch"],
@@ -83,7 +110,7 @@ def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:
 def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) -> None:
     """Raises UserError where training can't work: too few lines, or a label that needs more frames than there are."""
     prepared.num_lines("validation")
-    if num_lines // settings.num_workers < settings.batch_size // settings.num_workers:
+    if num_lines < settings.batch_size:
         raise UserError(
             f"{num_lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}"
         )
@@ -126,31 +153,37 @@ def fit(
     num_lines: int,
     callbacks: Sequence[Any] = (),
     runs_at_once: int = 1,
+    board: Any = None,
 ) -> dict[str, Any]:
-    """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best.
+    """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best,
+    or nothing where the run was stopped before its first epoch's end.
 
-    `callbacks` are Ray Train's; as many runs like this one as `runs_at_once` says share the cluster. Raises
-    ray.train.TrainingFailedError where a worker fails.
+    `callbacks` are Ray Train's; as many runs like this one as `runs_at_once` says share the cluster; `board` is a
+    Board. Raises ray.train.TrainingFailedError where workers fail again and again, FloatingPointError where the loss is
+    not finite.
     """
-    datasets: dict[str, Any] = {
-        "train": read_train_lines(prepared, settings),
-        "validation": prepared.read("validation").repartition(target_num_rows_per_block=EVAL_BATCH),
-    }
-    for dataset in datasets.values():
-        dataset.context.enable_progress_bars = False  # the epochs' lines show the progress
+
+    def train_lines() -> ray.data.Dataset:
+        """Built anew with each group of workers, in another order after each epoch."""
+        configure_data()
+        lines = read_train_lines(prepared, settings, seed=settings.seed + len(read_history(out)))
+        lines.context.enable_progress_bars = False  # the run tells its own
+        return lines
+
     trainer = TorchTrainer(
-        train_loop_per_worker,
+        train_loop_per_worker,  # type: ignore[arg-type]
         train_loop_config={
             "settings": settings,
             "data": storage.absolute(settings.data),  # workers run in folders of their own
             "out": out,
             "run_id": run_id,
             "num_train_lines": num_lines,
-            "num_processes": settings.num_workers * runs_at_once,
+            "num_processes": settings.worker_range[1] * runs_at_once,
+            "board": board,
         },
         torch_config=TorchConfig(timeout_s=HANG_SECONDS),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=settings.num_workers,  # type: ignore[arg-type]
             use_gpu=settings.use_gpu,
             resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
         ),
@@ -160,38 +193,25 @@ def fit(
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             # Ray Train's own print shows every line twice.
             worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},  # type: ignore[call-arg]
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             # A worker group that can't start would otherwise be tried again for ever.
-            failure_config=ray.train.FailureConfig(controller_failure_limit=3),  # type: ignore[call-arg]
+            failure_config=ray.train.FailureConfig(
+                max_failures=MOST_FAILURES,
+                controller_failure_limit=3,  # type: ignore[call-arg]
+            ),
             callbacks=list(callbacks),
         ),
-        datasets=datasets,
-        dataset_config=WholeValidation(),
+        datasets={"train": train_lines},
     )
-    trainer.fit()
-    return min(read_history(out), key=lambda row: row["cer"])
+    ended = trainer.fit().return_value  # type: ignore[attr-defined]
+    if ended["ended"] == "diverged":
+        raise FloatingPointError(ended["reason"])
+    return min(read_history(out), key=lambda row: row["cer"], default={})
 
 
-def read_train_lines(prepared: Prepared, settings: TrainSettings) -> ray.data.Dataset:
+def read_train_lines(prepared: Prepared, settings: TrainSettings, *, seed: int) -> ray.data.Dataset:
     """The training lines of the run, in blocks of a shard or more, the shards in the seed's random order."""
-    lines = prepared.read("train", shuffle_seed=settings.seed)
+    lines = prepared.read("train", shuffle_seed=seed)
     if settings.fold is None:
         return lines
     others = partial(leave_out, fold=settings.fold, num_folds=settings.num_folds)
     return lines.map_batches(others, batch_format="pyarrow", batch_size=None, num_cpus=0.25)
-
-
-class WholeValidation(ray.train.DataConfig):
-    """Training lines in equal shards, so that all workers take the same steps; validation lines without any loss.
-
-    Ray's own split makes shards equal by dropping rows, of a validation set too (ray-project/ray#63285).
-    """
-
-    def configure(self, datasets: dict, world_size: int, *args: Any, **kwargs: Any) -> list[dict]:
-        equal = {name: dataset for name, dataset in datasets.items() if name != "validation"}
-        shards = super().configure(equal, world_size, *args, **kwargs)
-        if "validation" in datasets:  # Ray asks for one data set at a time
-            parts = datasets["validation"].streaming_split(world_size, equal=False)
-            for shard, part in zip(shards, parts, strict=True):
-                shard["validation"] = part
-        return shards

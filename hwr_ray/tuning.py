@@ -21,7 +21,7 @@ from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.search_space import Search, corners, settings_of, space_of
 from hwr_ray.sweep import TRIAL_CPUS, Sweep, asha_scheduler
 from hwr_ray.sweep_report import hand_set_trial, spread, write_sweep_report
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import INGEST_CPUS, check_feasible, claim_run, fit_decoder_remotely
 from hwr_ray.trials import Ledger, Trial
 

@@ -1,7 +1,7 @@
 """Trains a recognizer on prepared lines; the same command again resumes the run."""
 
 from hwr_ray.job import run_job
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import train
 
 if __name__ == "__main__":

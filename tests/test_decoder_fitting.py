@@ -22,7 +22,7 @@ from hwr_ray.network import Network
 from hwr_ray.prepared import Prepared, column_of
 from hwr_ray.recognizer import Recognizer, read_log_probs
 from hwr_ray.synthesis import Names, without_accents
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 
 TEXTS = ["ANNA", "BOB", "ANNA", "CLOE", "EVE", "ANNA", "BOB", "DAN"]
 CANVAS = Canvas()

@@ -19,6 +19,7 @@ LEVELS = {
     **dict.fromkeys(
         [
             "storage",
+            "checkpoints",
             "csv_files",
             "resuming",
             "progress",
@@ -33,7 +34,7 @@ LEVELS = {
         ],
         1,
     ),
-    **dict.fromkeys(["language_model", "text_prior"], 1),
+    **dict.fromkeys(["language_model", "text_prior", "synced_norm", "train_settings"], 1),
     # what CTC's frames spell
     **dict.fromkeys(["alignment", "prefix_beam", "beam_search", "decoding"], 2),
     # what is stored: bundles and data sets
@@ -46,6 +47,8 @@ LEVELS = {
             "recognizer",
             "tracking",
             "cluster",
+            "board",
+            "fine_tuning",
             "ingest",
             "optimization",
             "train_loop",
@@ -61,7 +64,7 @@ LEVELS = {
     **dict.fromkeys(
         ["pages", "reports", "preparation", "training", "tuning", "evaluation", "suspects", "transcription", "demo"], 4
     ),
-    **dict.fromkeys(["sweep", "sweep_report"], 4),
+    **dict.fromkeys(["sweep", "sweep_report", "curves"], 4),
     # the command line
     "job": 5,
 }
@@ -75,6 +78,7 @@ HOMES = {
         "cluster",
         "prepared",
         "batch_reading",
+        "board",
         "ingest",
         "train_loop",
         "preparation",
@@ -90,12 +94,12 @@ HOMES = {
     "safetensors": {"bundle"},
     "wandb": {"tracking"},
     "faker": {"synthesis"},
-    "matplotlib": {"forms", "pages", "reports", "sweep_report"},
+    "matplotlib": {"forms", "pages", "reports", "sweep_report", "curves"},
     "optuna": {"search_space", "sweep_report"},
     "scipy": {"sweep_report"},
     "rich": {"trials_view"},
     "jinja2": {"pages"},
-    "tyro": {"job"},
+    "tyro": {"job", "train_settings"},
     "numba": {"alignment"},
     "openvino": {"network"},
 }

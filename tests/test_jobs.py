@@ -14,7 +14,7 @@ from conftest import ROOT, mistake, run, start, wait_for
 from hwr_ray.folds import fold_of
 from hwr_ray.prepared import Prepared
 from hwr_ray.recognizer import Recognizer
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import read_train_lines
 
 RECIPE = ["--epochs", "26", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]

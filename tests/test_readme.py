@@ -13,7 +13,7 @@ from hwr_ray.preparation import PrepareSettings
 from hwr_ray.slices import SEPARATORS, SLICES
 from hwr_ray.suspects import SUSPECTS
 from hwr_ray.synthesis import SynthesisSettings
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 from hwr_ray.transcription import TranscribeSettings
 from hwr_ray.transcripts import TRANSCRIPTS
 from hwr_ray.tuning import TuneSettings

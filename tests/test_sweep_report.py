@@ -15,7 +15,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.search_space import DEFAULT_SPACE, default_values
 from hwr_ray.sweep import asha_scheduler
 from hwr_ray.sweep_report import against_hand_set, comparable, effects, group_labels, spread, write_sweep_report
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 from hwr_ray.trials import Ledger, Trial
 from hwr_ray.trials_view import TrialsView
 from hwr_ray.tuning import TuneSettings, choose_trial

@@ -13,7 +13,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.ingest import shuffled_batches
 from hwr_ray.optimization import TrainState, one_cycle, train_step, update_average
 from hwr_ray.recognizer import ctc_losses
-from hwr_ray.train_loop import TrainSettings
+from hwr_ray.train_settings import TrainSettings
 
 LABELS = [[1], [2, 2], [3, 1, 2], [1, 1, 1]]
 
@@ -132,6 +132,25 @@ def test_steps_on_one_batch_learn_it(tiny_bundle, ink):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
+def test_a_batch_in_parts_is_learned_as_a_whole(tiny_bundle, ink, monkeypatch):
+    monkeypatch.setattr("hwr_ray.optimization.has_bfloat16", lambda device: False)
+    gradients, losses = [], []
+    for accumulation in (1, 2, 3):
+        state = state_of(tiny_bundle)
+        for module in state.model.modules():  # what would see a part at a time, or draw
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.Dropout):
+                module.eval()
+        state.model.gru.dropout = 0.0
+        loss, norm = train_step(
+            state, state.model, ink, LABELS, shortcut_weight=0.1, line_weight=0.5, accumulation=accumulation
+        )
+        losses.append([loss.item(), norm.item()])
+        gradients.append(torch.cat([p.grad.flatten() for p in state.model.parameters()]))
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-4)
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-5)
+
+
 def test_a_line_that_needs_more_frames_than_there_are_shows_as_an_infinite_loss(tiny_bundle, ink):
     loss, _ = train_step(
         state := state_of(tiny_bundle), state.model, ink[:1], [[1] * 9], shortcut_weight=0.1
@@ -139,15 +158,14 @@ def test_a_line_that_needs_more_frames_than_there_are_shows_as_an_infinite_loss(
     assert loss.item() == math.inf
 
 
-def test_a_saved_state_goes_on_bit_for_bit_as_if_it_had_not_stopped(tiny_bundle, ink, tmp_path):
+def test_a_saved_state_goes_on_bit_for_bit_as_if_it_had_not_stopped(tiny_bundle, ink):
     state = state_of(tiny_bundle)
     for seed in range(3):
         take_step(state, ink, seed=seed)
-    state.history.append({"epoch": 1, "cer": 0.5})
-    state.save(str(tmp_path))
+    state.history, state.epoch_step, state.sums = [{"epoch": 1, "cer": 0.5}], 2, {"loss": 1.5}
     resumed = state_of(tiny_bundle, learning_rate=1.0)
-    resumed.load(str(tmp_path))
-    assert (resumed.step, resumed.history) == (3, [{"epoch": 1, "cer": 0.5}])
+    resumed.load(state.to_bytes())
+    assert (resumed.step, resumed.epoch_step, resumed.sums, resumed.history) == (3, 2, {"loss": 1.5}, state.history)
     assert take_step(state, ink, seed=9) == take_step(resumed, ink, seed=9)
     for name in ("model", "average"):
         went_on, came_back = getattr(state, name).state_dict(), getattr(resumed, name).state_dict()
@@ -170,7 +188,12 @@ def test_patience_counts_from_the_first_best_epoch(tiny_bundle, cers, since):
         ({"batch_size": 0}, "--batch-size"),
         ({"learning_rate": -1.0}, "--learning-rate"),
         ({"average_decay": 1.0}, "--average-decay"),
-        ({"batch_size": 10, "num_workers": 3}, "--num-workers"),
+        ({"batch_size": 4, "num_workers": 5}, "--batch-size 4 is too small for 5 workers"),
+        ({"batch_size": 4, "num_workers": (1, 3), "accumulation": 2}, "--batch-size 4 is too small for 3 workers"),
+        ({"num_workers": 0}, "--num-workers"),
+        ({"num_workers": (3, 2)}, "--num-workers"),
+        ({"keep": 0}, "--keep"),
+        ({"freeze_convolutions": True}, "--freeze-convolutions needs --init-from"),
         ({"num_folds": 0}, "--num-folds must be positive, not 0"),
         ({"fold": 0}, "--fold 0 needs --num-folds of 2 or more"),
         ({"num_folds": 3}, "--num-folds 3 has the folds 0 to 2: --fold is missing"),
@@ -185,7 +208,7 @@ def test_settings_that_cannot_train_are_refused_by_their_flag(wrong, flag):
 
 def test_where_a_run_trains_is_no_part_of_its_recipe():
     here = TrainSettings(data="a", out="b", num_workers=1)
-    there = TrainSettings(data="c", out="d", num_workers=2, use_gpu=True, cpus_per_worker=4, wandb_project="p")
+    there = TrainSettings(data="c", out="d", num_workers=(2, 8), use_gpu=True, cpus_per_worker=4, wandb_project="p")
     assert here.recipe() == there.recipe() != TrainSettings(data="a", out="b", seed=1).recipe()
 
 

@@ -1,0 +1,85 @@
+"""What a training run and the process that started it tell each other while it goes."""
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from hwr_ray.progress import Progress
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Lives with the driver; the worker of rank 0 writes to it and reads from it."""
+
+    def __init__(self) -> None:
+        self.told, self.is_stop_asked = list[dict[str, Any]](), False
+
+    def tell(self, what: dict[str, Any]) -> bool:
+        """Passes on `lines` done since the last time, or a `text` for the log; returns whether the run should stop."""
+        self.told.append(what)
+        return self.is_stop_asked
+
+    def take(self) -> list[dict[str, Any]]:
+        """What was told since the last time."""
+        told, self.told = self.told, []
+        return told
+
+    def ask_to_stop(self) -> None:
+        self.is_stop_asked = True
+
+
+def follow(board: Any, fit: Callable[[], Any], *, total: int, done: int) -> Any:
+    """Calls `fit` in another thread and shows what its workers tell of `total` lines, `done` of them before.
+
+    Ctrl-C and SIGTERM ask the workers to stop after a checkpoint; a second one ends this process. Raises what `fit`
+    raises, or SystemExit with the signal's status where it was stopped.
+    """
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["result"] = fit()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True)
+    progress = Progress("lines", lambda: total, done=done)
+    thread.start()
+    status = None
+    while True:
+        try:
+            is_over = not thread.is_alive()
+            _show(ray.get(board.take.remote()), progress)
+            if is_over:
+                break
+            thread.join(POLL_SECONDS)
+        except (KeyboardInterrupt, SystemExit) as signal:
+            if status is not None:
+                raise
+            status = signal.code if isinstance(signal, SystemExit) else 130
+            log.info("stopping after a checkpoint; once more, and it stops without one")
+            ray.get(board.ask_to_stop.remote())
+    progress.close()
+    if "error" in outcome:
+        raise outcome["error"]
+    if status is not None:
+        raise SystemExit(status)
+    return outcome["result"]
+
+
+def _show(told: list[dict[str, Any]], progress: Progress) -> None:
+    for what in told:
+        if "lines" in what:
+            progress.advance(what["lines"])
+        else:
+            if progress.on_terminal:
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            log.info("%s", what["text"])
