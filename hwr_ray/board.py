@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hwr_ray.progress import Progress
 
@@ -36,6 +37,12 @@ class Board:
         self.is_stop_asked = True
 
 
+def new_board() -> Any:
+    """A Board on this process's own node, which is not lost before this process is."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
 def follow(board: Any, fit: Callable[[], Any], *, total: int, done: int) -> Any:
     """Calls `fit` in another thread and shows what its workers tell of `total` lines, `done` of them before.
 
@@ -43,24 +50,25 @@ def follow(board: Any, fit: Callable[[], Any], *, total: int, done: int) -> Any:
     raises, or SystemExit with the signal's status where it was stopped.
     """
     outcome: dict[str, Any] = {}
+    has_ended = threading.Event()  # not the thread's join: once interrupted, that takes the thread for ended
 
     def call() -> None:
         try:
             outcome["result"] = fit()
         except BaseException as error:
             outcome["error"] = error
+        has_ended.set()
 
-    thread = threading.Thread(target=call, daemon=True)
     progress = Progress("lines", lambda: total, done=done)
-    thread.start()
+    threading.Thread(target=call, daemon=True).start()
     status = None
     while True:
         try:
-            is_over = not thread.is_alive()
+            is_over = has_ended.is_set()
             _show(ray.get(board.take.remote()), progress)
             if is_over:
                 break
-            thread.join(POLL_SECONDS)
+            has_ended.wait(POLL_SECONDS)
         except (KeyboardInterrupt, SystemExit) as signal:
             if status is not None:
                 raise

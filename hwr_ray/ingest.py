@@ -64,6 +64,7 @@ def training_lines(
     All workers do the same. Called by all of them.
     """
     rooms = [device, torch.device("cpu")] if device.type == "cuda" else [device]
+    rooms = [] if settings.stream else rooms
     needed = prepared.num_bytes(num_lines)
     fitting = [i for i, room in enumerate(rooms) if needed <= KEPT_SHARE * _free_bytes(room)]
     choice = torch.tensor(min(fitting, default=len(rooms)), device=device)

@@ -70,6 +70,8 @@ class TrainSettings:
     """One GPU for each worker."""
     cpus_per_worker: float = 0.5
     """Ray's logical CPUs for each worker."""
+    stream: bool = False
+    """Read the training lines anew in each epoch, by Ray Data, even where they fit into memory."""
     checkpoint_minutes: float = 10.0
     """Between checkpoints within an epoch; there is one at the end of each, and when a node says that it will go."""
     keep: int = 2
@@ -124,6 +126,6 @@ class TrainSettings:
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the weights: a run resumes only under the same ones."""
         elsewhere = {"data", "out", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project"}
-        elsewhere |= {"checkpoint_minutes", "keep"}
+        elsewhere |= {"stream", "checkpoint_minutes", "keep"}
         elsewhere |= {"label_list", "label_column"}  # of the decoder, which is fitted anew at the end of each run
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}

@@ -16,7 +16,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from hwr_ray import storage
-from hwr_ray.board import Board, follow
+from hwr_ray.board import follow, new_board
 from hwr_ray.bundle import load_bundle, new_model
 from hwr_ray.cluster import Needs, configure_data, connect, preflight
 from hwr_ray.codec import Codec
@@ -66,7 +66,7 @@ def train(settings: TrainSettings) -> None:
     data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
     data["lines"]["train"] = num_lines
     run_id = claim_run(out, {**recipe, "data": data})
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = new_board()
     try:
         metrics = follow(
             board,

@@ -1,0 +1,192 @@
+"""Training that loses workers, nodes, its driver or a checkpoint, and ends as if nothing had been."""
+
+import json
+import os
+import signal
+from itertools import product
+from pathlib import Path
+
+import cv2
+import pandas as pd
+import pytest
+from conftest import mistake, run, start, wait_for
+from ray.cluster_utils import Cluster
+
+from benchmarks.measuring import descendants
+from hwr_ray.checkpoints import Checkpoints
+
+EPOCHS, NUM_VALIDATION = 12, 9
+TEXTS = ["".join(letters) for letters in product("ABE", repeat=3)]
+RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--learning-rate", "1e-2", "--no-augmentation", "--dropout", "0"]
+RECIPE += ["--conv-widths", "8", "8", "16", "32", "--gru-size", "32", "--average-decay", "0.9", "--patience", EPOCHS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("train-kills")
+
+
+def draw(folder, draw_text, *, split, texts):
+    """A CSV and pictures of the texts."""
+    (folder / split).mkdir(parents=True)
+    for number, text in enumerate(texts):
+        cv2.imwrite(str(folder / split / f"{number}.png"), draw_text(text))
+    labels = pd.DataFrame({"FILENAME": [f"{i}.png" for i in range(len(texts))], "IDENTITY": texts})
+    labels.to_csv(folder / f"{split}.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, draw_text, ray_cluster):
+    """500 training lines and 9 validation lines in Kaggle's layout."""
+    drawn = folder / "drawn"
+    for split, number in (("train", 500), ("validation", NUM_VALIDATION)):
+        draw(folder, draw_text, split=split, texts=[TEXTS[i * 7 % 27] for i in range(number)])
+        (drawn / f"{split}_v2").mkdir(parents=True)
+        (folder / split).rename(drawn / f"{split}_v2/{split}")
+        (folder / f"{split}.csv").rename(drawn / f"written_name_{split}_v2.csv")
+    run("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "16", "64")
+    return folder / "prepared"
+
+
+def history(out):
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, prepared):
+    run("train", "--data", prepared, "--out", folder / "undisturbed", *RECIPE)
+    return history(folder / "undisturbed")
+
+
+def check_same(rows, undisturbed):
+    """Every epoch once, all lines counted, and the same losses but for noise, which bfloat16 makes and steps add to."""
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+    assert {row["num_lines"] for row in rows} == {NUM_VALIDATION}
+    assert [row["step"] for row in rows] == [row["step"] for row in undisturbed]
+    for row, expected in list(zip(rows, undisturbed, strict=True))[:2]:
+        assert row["loss"] == pytest.approx(expected["loss"], rel=0.1)
+    assert rows[-1]["loss"] == pytest.approx(undisturbed[-1]["loss"], abs=0.05)
+    assert rows[-1]["cer"] == pytest.approx(undisturbed[-1]["cer"], abs=0.08)
+
+
+def workers_of(pid):
+    """Processes below another one that train."""
+    return [child for child in descendants(pid) if b"RayTrainWorker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_the_undisturbed_run_learns(undisturbed):
+    assert undisturbed[-1]["cer"] < 0.3 < undisturbed[0]["cer"]
+
+
+def test_a_worker_killed_within_an_epoch_costs_no_result(folder, prepared, undisturbed):
+    out = folder / "worker"
+    process = start("train", "--data", prepared, "--out", out, *RECIPE, "--num-workers", "2")
+    wait_for(process, lambda: len(history(out)) >= 3)
+    victims = workers_of(os.getpid())  # the session's cluster is this process's child
+    assert len(victims) == 2
+    os.kill(victims[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "going on from checkpoint" in err
+    check_same(history(out), undisturbed)
+
+
+def test_ctrl_c_leaves_a_checkpoint_within_the_epoch_and_says_how_to_go_on(folder, prepared, undisturbed):
+    out = folder / "stopped"
+    process = start("train", "--data", prepared, "--out", out, *RECIPE)
+    wait_for(process, lambda: len(history(out)) >= 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert "to go on: python" in err.splitlines()[-1] and f"--out {out}" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    before, (name, _) = history(out), Checkpoints(str(out / "checkpoints")).newest()
+    assert int(name.split("-")[0]) % undisturbed[0]["step"]  # within an epoch
+    assert len(before) < EPOCHS
+    assert (out / "curves.png").stat().st_size > 10_000
+    run("train", "--data", prepared, "--out", out, *RECIPE)
+    assert history(out)[: len(before)] == before
+    check_same(history(out), undisturbed)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning_for_the_one_before(folder, prepared, undisturbed):
+    out = folder / "damaged"
+    process = start("train", "--data", prepared, "--out", out, *RECIPE)
+    wait_for(process, lambda: len(history(out)) >= 4)
+    process.kill()
+    process.communicate()
+    newest = sorted((out / "checkpoints").glob("*.pt"))[-1]
+    os.truncate(newest, newest.stat().st_size // 2)
+    _, err = run("train", "--data", prepared, "--out", out, *RECIPE)
+    assert f"the checkpoint {newest} is damaged: going on from the one before" in err
+    check_same(history(out), undisturbed)
+    message = mistake("train", "--data", prepared, "--out", out, *RECIPE, "--learning-rate", "1e-3")
+    assert "learning_rate = 0.01, not 0.001" in message
+
+
+def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(folder, prepared, undisturbed, monkeypatch):
+    size = {"num_cpus": 2, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    try:
+        node = cluster.add_node(**size)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        out = folder / "node"
+        command = ["--data", prepared, "--out", out, *RECIPE, "--num-workers", "1:2", "--cpus-per-worker", "1.5"]
+        process = start("train", *command)
+        wait_for(process, lambda: len(history(out)) >= 3)
+        assert workers_of(node.all_processes["raylet"][0].process.pid)
+        cluster.remove_node(node, allow_graceful=False)
+        _, err = process.communicate(timeout=400)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, err
+    assert "on Ray: 2 nodes" in err and "going on from checkpoint" in err
+    check_same(history(out), undisturbed)
+
+
+def test_streamed_lines_teach_as_well_and_a_killed_driver_goes_on(folder, prepared, undisturbed):
+    out = folder / "streamed"
+    command = ["train", "--data", prepared, "--out", out, *RECIPE, "--stream", "--num-workers", "2"]
+    process = start(*command)
+    wait_for(process, lambda: len(history(out)) >= 3)
+    process.kill()
+    process.communicate()
+    before = history(out)
+    assert len(before) < EPOCHS
+    run(*command)
+    rows = history(out)
+    assert rows[: len(before)] == before
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+    assert [row["step"] for row in rows] == [row["step"] for row in undisturbed]
+    assert {row["num_lines"] for row in rows} == {NUM_VALIDATION}
+    assert rows[-1]["cer"] < 0.3
+
+
+def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text, prepared, undisturbed):
+    more = folder / "more"
+    draw(more, draw_text, split="lines", texts=[f"{text[:2]}O" for text in TEXTS * 6])
+    run(
+        "prepare",
+        "--csv",
+        more / "lines.csv",
+        "--images",
+        more / "lines",
+        "--out",
+        more / "own",
+        "--canvas",
+        "16",
+        "64",
+    )
+    bundle = folder / "undisturbed/best"
+    settings = ["--epochs", "4", "--batch-size", "16", "--no-augmentation", "--dropout", "0", "--average-decay", "0.9"]
+    run("train", "--data", more / "own", "--out", more / "run", "--init-from", bundle, *settings)
+    config = json.loads((more / "run/best/config.json").read_text())
+    assert config["charset"] == "ABEO"
+    assert config["architecture"]["conv_widths"] == [8, 8, 16, 32]
+    # from random weights, 4 epochs of 8 steps read nothing
+    assert min(row["cer"] for row in history(more / "run")) < 0.5
+    message = mistake("train", "--data", more / "own", "--out", more / "run", *settings)
+    assert "is a run with model.conv_widths" in message
+    message = mistake("train", "--data", more / "own", "--out", more / "no", "--init-from", bundle, "--gru-size", "64")
+    assert "--gru-size 64 is not the architecture of --init-from, which has 32" in message
