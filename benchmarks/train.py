@@ -1,0 +1,225 @@
+"""Speed of jobs/train.py against the same steps on tensors in memory, and how it grows with workers.
+
+Run on an idle machine as `python -m benchmarks.train --prepared FOLDER --work FOLDER`. Neither an image nor a text lands
+in the result.
+"""
+
+import copy
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.cluster_utils import Cluster
+
+from benchmarks.machine import ROOT, commit, hardware
+from benchmarks.measuring import alone, cores, medians, run_job, write
+from hwr_ray.augmentation import augment
+from hwr_ray.bundle import new_model
+from hwr_ray.codec import Codec
+from hwr_ray.cost import multiply_adds
+from hwr_ray.errors import UserError
+from hwr_ray.job import run_job as run_benchmark
+from hwr_ray.model import ModelSettings, to_ink
+from hwr_ray.optimization import TrainState, train_step, update_average
+from hwr_ray.prepared import Prepared, images_of
+from hwr_ray.provenance import versions
+from hwr_ray.train_settings import TrainSettings
+
+PRODUCT = 2048
+"""Rows and columns of the matrices whose product measures what the device can do at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBenchmark:
+    prepared: str
+    """A prepared data set; the first epoch of a run warms up, the second is told."""
+    work: str
+    """Folder for the runs, outside the checkout."""
+    rounds: int = 3
+    """In each of which everything is measured once, in turn; medians are told."""
+    seconds: float = 20
+    """For which the bare loop runs, at least."""
+    batch_size: int = 64
+    """Lines a step, over all workers."""
+    use_gpu: bool = False
+    """On a GPU; workers are then not multiplied."""
+    out: str = str(ROOT / "benchmarks/results/train.json")
+    """The result, a JSON file."""
+
+
+WHAT = {
+    "bare": "the default model's steps with augmentation and average on tensors in memory, in one process that may use "
+    "all cores",
+    "bare_one_core": "the same on one core",
+    "job": "jobs/train.py with one worker that may use all cores: its second epoch",
+    "one_worker": "the same with one worker on one core of a Ray cluster of two nodes, each with a core of its own",
+    "two_workers": "the same with a worker on each of the two nodes",
+    "two_workers_one_node": "jobs/train.py with two workers on one node, a core each",
+}
+
+
+def measure(settings: TrainBenchmark) -> None:
+    """Measures all of WHAT in each round and writes the result."""
+    num_lines = Prepared(settings.prepared).num_lines("train")
+    if num_lines < settings.batch_size:
+        raise UserError(f"{settings.prepared} has {num_lines} training lines, less than a batch")
+    rounds: list[dict[str, float]] = []
+    profile: dict[str, Any] = {}
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    for number in range(settings.rounds):
+        bare = alone(run_bare, settings, cores())
+        row = {"bare": bare["lines_per_second"], **job(settings, "job", num_workers=1)}
+        if not settings.use_gpu and len(cores()) > 1:
+            row["bare_one_core"] = alone(run_bare, settings, cores()[:1])["lines_per_second"]
+            row |= job(settings, "two_workers_one_node", num_workers=2)
+            with two_nodes():
+                row |= job(settings, "one_worker", num_workers=1, cpus=1.5)
+                row |= job(settings, "two_workers", num_workers=2, cpus=1.5)
+        profile = bare
+        rounds.append(row)
+        print(f"round {number + 1}: {row}", flush=True)
+    found = medians(rounds)
+    result = {
+        "commit": commit(),
+        "command": " ".join(["python -m benchmarks.train", *sys.argv[1:]]),
+        "hardware": hardware(),
+        "versions": versions(),
+        "lines": num_lines,
+        "batch_size": settings.batch_size,
+        "rounds": settings.rounds,
+        "lines_per_second": {name: {"what": WHAT[name], "median": found[name]} for name in WHAT if name in found},
+        "waiting_share": found["waiting_share"],
+        "job_over_bare": round(found["job"] / found["bare"], 3),
+        "ceiling": ceiling(profile, found["job"]),
+        "profile_of_bare": profile["profile"],
+    }
+    if "two_workers" in found:
+        result["two_workers_over_one"] = round(found["two_workers"] / found["one_worker"], 3)
+        result["two_workers_one_node_over_bare"] = round(found["two_workers_one_node"] / found["bare"], 3)
+    write(settings.out, result)
+
+
+def ceiling(bare: dict[str, Any], lines_per_second: float) -> dict[str, Any]:
+    """What the steps take of what the device multiplies and adds in a product of large matrices."""
+    used = 3 * bare["multiply_adds"] * lines_per_second / 1e9  # backward costs twice what forward does
+    return {
+        "giga_multiply_adds_per_second": round(used, 1),
+        "of_a_matrix_product": round(bare["product"], 1),
+        "share": round(used / bare["product"], 3),
+    }
+
+
+def job(settings: TrainBenchmark, name: str, *, num_workers: int, cpus: float = 0.5) -> dict[str, float]:
+    """Lines a second of the second epoch of a training run of two."""
+    out = Path(settings.work).resolve() / name
+    shutil.rmtree(out, ignore_errors=True)
+    words = ["--data", settings.prepared, "--out", str(out), "--epochs", "2", "--batch-size", str(settings.batch_size)]
+    words += ["--num-workers", str(num_workers), "--cpus-per-worker", str(cpus)]
+    run_job("jobs/train.py", *words, *(["--use-gpu"] if settings.use_gpu else []))
+    row = json.loads((out / "metrics.jsonl").read_text().splitlines()[1])
+    found = {name: row["lines_per_second"]}
+    return {**found, "waiting_share": row["waiting_share"]} if name == "job" else found
+
+
+@contextmanager
+def two_nodes() -> Iterator[None]:
+    """A Ray cluster of two nodes on this machine, whose processes have a core each, for the jobs meanwhile."""
+    size = {"num_cpus": 3, "object_store_memory": 200 << 20}
+    mine = cores()
+    os.sched_setaffinity(0, mine[:1])
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    try:
+        os.sched_setaffinity(0, mine[1:2])
+        cluster.add_node(**size)
+        os.sched_setaffinity(0, mine)
+        os.environ["RAY_ADDRESS"] = cluster.address
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
+        os.environ.pop("RAY_ADDRESS", None)
+        cluster.shutdown()
+
+
+def run_bare(settings: TrainBenchmark, on: list[int]) -> dict[str, Any]:
+    """The steps of a training run without Ray on some cores: their speed and profile, and what the device can do."""
+    os.sched_setaffinity(0, on)
+    torch.set_num_threads(len(on))
+    recipe, prepared = TrainSettings(data="", out="", batch_size=settings.batch_size), Prepared(settings.prepared)
+    device = torch.device("cuda" if settings.use_gpu else "cpu")
+    codec, canvas = Codec(prepared.charset), prepared.canvas
+    model = new_model(ModelSettings(), codec, canvas)
+    cost = multiply_adds(copy.deepcopy(model).eval(), torch.zeros(1, 1, canvas.height, canvas.width))
+    model = model.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    state = TrainState(model, copy.deepcopy(model).eval().requires_grad_(False), optimizer)
+    batches = []
+    for table in prepared.tables("train", ["id", "text", "image"], rows=settings.batch_size):
+        if len(table) == settings.batch_size and len(batches) < 16:
+            texts = table["text"].to_pylist()
+            images = torch.tensor(images_of(table, canvas), device=device)
+            batches.append((images, table["id"].to_pylist(), [codec.encode(text) for text in texts]))
+    endless = cycle(batches)
+
+    def step() -> None:
+        images, ids, labels = next(endless)
+        ink = augment(to_ink(images), ids, seed=0, epoch=state.step)
+        train_step(state, model, ink, labels, shortcut_weight=recipe.shortcut_weight)
+        update_average(state.average, model, recipe.average_decay)
+
+    def wait() -> None:
+        if settings.use_gpu:
+            torch.cuda.synchronize()
+
+    for _ in range(5):
+        step()
+    wait()
+    steps, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < settings.seconds:
+        step()
+        steps += 1
+    wait()
+    seconds = time.perf_counter() - start
+    return {
+        "lines_per_second": steps * settings.batch_size / seconds,
+        "multiply_adds": cost,
+        "product": product_speed(device),
+        "profile": profile_of(step, device),
+    }
+
+
+def product_speed(device: torch.device) -> float:
+    """Giga multiply-adds a second of a bfloat16 product of large matrices."""
+    left, right = (torch.randn(PRODUCT, PRODUCT, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        (left @ right).sum().item()
+        seconds.append(time.perf_counter() - start)
+    return PRODUCT**3 / min(seconds[1:]) / 1e9
+
+
+def profile_of(step: Any, device: torch.device) -> dict[str, float]:
+    """Shares of the time of a step by operation, the ten largest."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(5):
+            step()
+    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    times = {row.key: getattr(row, name) for row in profile.key_averages()}
+    total = sum(times.values())
+    largest = sorted(times, key=times.__getitem__, reverse=True)[:10]
+    return {key: round(times[key] / total, 3) for key in largest}
+
+
+if __name__ == "__main__":
+    run_benchmark(TrainBenchmark, measure)
