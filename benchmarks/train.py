@@ -1,7 +1,7 @@
 """Speed of jobs/train.py against the same steps on tensors in memory, and how it grows with workers.
 
-Run on an idle machine as `python -m benchmarks.train --prepared FOLDER --work FOLDER`. Neither an image nor a text lands
-in the result.
+Run on an idle machine as `python -m benchmarks.train --prepared FOLDER --work FOLDER`. Neither an image nor a text
+lands in the result.
 """
 
 import copy

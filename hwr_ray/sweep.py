@@ -228,9 +228,11 @@ class _Record(ray.tune.Callback):
         else:
             last = known.epochs[-1]["epoch"]
             known.state, known.reason = "stopped", f"ASHA: in the worse half after epoch {last}"
-        # Ray Tune passes over an epoch that was made known just before an interruption.
-        rows = read_history(self.ledger.path(known))[:last]
-        known.epochs = [{name: row[name] for name in KEPT} for row in rows]
+        # Ray Tune passes over an epoch that was made known just before an interruption, and the run's own list of them
+        # may still lack the last.
+        rows = {row["epoch"]: row for row in [*known.epochs, *read_history(self.ledger.path(known))]}
+        epochs = sorted(epoch for epoch in rows if last is None or epoch <= last)
+        known.epochs = [{name: rows[epoch][name] for name in KEPT} for epoch in epochs]
         self._close(known)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

@@ -3,20 +3,16 @@
 import json
 import os
 import signal
-from itertools import product
 from pathlib import Path
 
-import cv2
-import pandas as pd
 import pytest
-from conftest import mistake, run, start, wait_for
+from conftest import EASY_TEXTS, draw_easy_lines, draw_lines, mistake, run, start, wait_for
 from ray.cluster_utils import Cluster
 
 from benchmarks.measuring import descendants
 from hwr_ray.checkpoints import Checkpoints
 
 EPOCHS, NUM_VALIDATION = 12, 9
-TEXTS = ["".join(letters) for letters in product("ABE", repeat=3)]
 RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--learning-rate", "1e-2", "--no-augmentation", "--dropout", "0"]
 RECIPE += ["--conv-widths", "8", "8", "16", "32", "--gru-size", "32", "--average-decay", "0.9", "--patience", EPOCHS]
 
@@ -26,24 +22,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("train-kills")
 
 
-def draw(folder, draw_text, *, split, texts):
-    """A CSV and pictures of the texts."""
-    (folder / split).mkdir(parents=True)
-    for number, text in enumerate(texts):
-        cv2.imwrite(str(folder / split / f"{number}.png"), draw_text(text))
-    labels = pd.DataFrame({"FILENAME": [f"{i}.png" for i in range(len(texts))], "IDENTITY": texts})
-    labels.to_csv(folder / f"{split}.csv", index=False)
-
-
 @pytest.fixture(scope="module")
 def prepared(folder, draw_text, ray_cluster):
-    """500 training lines and 9 validation lines in Kaggle's layout."""
-    drawn = folder / "drawn"
-    for split, number in (("train", 500), ("validation", NUM_VALIDATION)):
-        draw(folder, draw_text, split=split, texts=[TEXTS[i * 7 % 27] for i in range(number)])
-        (drawn / f"{split}_v2").mkdir(parents=True)
-        (folder / split).rename(drawn / f"{split}_v2/{split}")
-        (folder / f"{split}.csv").rename(drawn / f"written_name_{split}_v2.csv")
+    drawn = draw_easy_lines(folder / "drawn", draw_text, train=500, validation=NUM_VALIDATION)
     run("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "16", "64")
     return folder / "prepared"
 
@@ -165,19 +146,9 @@ def test_streamed_lines_teach_as_well_and_a_killed_driver_goes_on(folder, prepar
 
 def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text, prepared, undisturbed):
     more = folder / "more"
-    draw(more, draw_text, split="lines", texts=[f"{text[:2]}O" for text in TEXTS * 6])
-    run(
-        "prepare",
-        "--csv",
-        more / "lines.csv",
-        "--images",
-        more / "lines",
-        "--out",
-        more / "own",
-        "--canvas",
-        "16",
-        "64",
-    )
+    csv, images = draw_lines(more, draw_text, [f"{text[:2]}O" for text in EASY_TEXTS * 6])
+    own = ["--csv", csv, "--images", images, "--out", more / "own", "--canvas", "16", "64"]
+    run("prepare", *own)
     bundle = folder / "undisturbed/best"
     settings = ["--epochs", "4", "--batch-size", "16", "--no-augmentation", "--dropout", "0", "--average-decay", "0.9"]
     run("train", "--data", more / "own", "--out", more / "run", "--init-from", bundle, *settings)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import draw_easy_lines
 
 ROOT = Path(__file__).parents[1]
 # Not the session's cluster: two CPUs, the fewest that a sweep must do with, and a dashboard, through which Ray gives
@@ -22,10 +23,11 @@ print(context.address_info["address"], flush=True)
 for line in sys.stdin:
     print(ray.available_resources().get("CPU", 0), flush=True)
 """
-EPOCHS = 16
-SWEEP = ["--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1"]
-SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=8", "augmentation=false", "dropout=0"]
-SWEEP += ["learning_rate=5e-3..1e-2", f"patience={EPOCHS}"]
+EPOCHS = 8
+# With this seed the third trial is to learn with the lower rate, which is as good as nothing, after two that learn.
+SWEEP = ["--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1", "--seed", "11"]
+SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=16", "augmentation=false", "dropout=0"]
+SWEEP += ["learning_rate=1e-2,1e-5", "average_decay=0.9"]
 
 
 class Cluster:
@@ -70,10 +72,10 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def prepared(cluster, tmp_path_factory):
+def prepared(cluster, draw_text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tune")
-    cluster.run("synthesize", "--out", folder / "drawn", "--lines", "200", "--seed", "3")
-    cluster.run("prepare", "--data", folder / "drawn", "--out", folder / "prepared", "--canvas", "16", "128")
+    drawn = draw_easy_lines(folder / "drawn", draw_text, train=500, validation=60)
+    cluster.run("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "16", "64")
     return folder / "prepared"
 
 
@@ -118,8 +120,9 @@ def sweep(cluster, prepared):
 def test_a_trial_that_raises_is_marked_and_the_sweep_goes_on(sweep):
     trials = trials_in(sweep)
     assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
-    assert {trial["state"] for trial in trials[:3]} <= {"finished", "stopped"}
-    assert trials[3]["state"] == "failed"
+    assert [trial["state"] for trial in trials if trial["number"] != 1] == ["finished", "stopped", "failed"]
+    assert trials[1]["state"] in ("finished", "stopped")  # it learns as well as the first
+    assert "ASHA: in the worse half after epoch 2" in trials[2]["reason"]
     assert "state" in trials[3]["reason"]
     for trial in trials[:3]:
         epochs = [row["epoch"] for row in trial["epochs"]]
@@ -157,6 +160,7 @@ def test_evaluate_confirms_the_error_of_the_chosen_bundle(cluster, prepared, swe
     metrics = json.loads((out / "metrics.json").read_text())
     chosen = pd.read_csv(sweep / "trials.csv").query("chosen")
     # the network is read by another library than it was trained with: a logit's last bit may differ
+    assert metrics["cer"] < 0.5  # it has learned, so that reading with other weights would show
     assert metrics["num_edits"] == pytest.approx(chosen.cer.item() * metrics["num_characters"], abs=2)
     training = json.loads((sweep / "best/config.json").read_text())["training"]
     assert metrics["cer"] == pytest.approx(training["decoder"]["greedy_cer"])
