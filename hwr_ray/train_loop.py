@@ -122,10 +122,10 @@ def begin(config: dict[str, Any]) -> Run:
     """Builds the model and gets the lines; loads the last whole checkpoint, if there is one, on all workers."""
     settings: TrainSettings = config["settings"]
     prepared, out = Prepared(config["data"]), config["out"]
-    torch.set_num_threads(threads_per_worker(config["num_processes"]))
     torch.manual_seed(settings.seed)
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     share = Share(context.get_world_rank(), context.get_world_size())
+    torch.set_num_threads(threads_per_worker(share.world_size * config["runs_at_once"]))
     codec = Codec(prepared.charset)
     model = new_model(settings.model, codec, prepared.canvas)
     if settings.init_from:

@@ -178,7 +178,7 @@ def fit(
             "out": out,
             "run_id": run_id,
             "num_train_lines": num_lines,
-            "num_processes": settings.worker_range[1] * runs_at_once,
+            "runs_at_once": runs_at_once,
             "board": board,
         },
         torch_config=TorchConfig(timeout_s=HANG_SECONDS),

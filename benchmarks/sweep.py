@@ -1,0 +1,72 @@
+"""What a finished sweep found, without images: `python -m benchmarks.sweep --sweep SWEEP --command … --lines …`."""
+
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import ROOT, commit, hardware
+from benchmarks.measuring import write
+from hwr_ray import storage
+from hwr_ray.job import run_job
+from hwr_ray.provenance import versions
+from hwr_ray.trials import Ledger, Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    sweep: str
+    """What jobs/tune.py wrote, from the checkout that this is run in."""
+    command: str
+    """That made it."""
+    lines: str
+    """Which lines it was made with, in words."""
+    out: str = str(ROOT / "benchmarks/results/sweep.json")
+    """The result, a JSON file."""
+
+
+def tell(settings: SweepResult) -> None:
+    """Writes trials, repeats with other seeds and overhead of a sweep."""
+    ledger = Ledger(f"{settings.sweep}/trials")
+    repeats = {}
+    for folder in sorted(Path(settings.sweep).glob("repeats-*")):
+        others = Ledger(str(folder)).in_state("finished")
+        repeats[int(re.sub(r"\D", "", folder.name))] = [round(trial.best["cer"], 4) for trial in others]
+    overheads = [trial.overhead for trial in ledger.trials.values() if trial.overhead is not None]
+    epochs = [row["seconds"] + row["validation_seconds"] for trial in ledger.trials.values() for row in trial.epochs]
+    result = {
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "command": settings.command,
+        "lines": settings.lines,
+        "recipe": storage.read_json(f"{settings.sweep}/recipe.json"),
+        "trials": [row_of(trial) for _, trial in sorted(ledger.trials.items())],
+        "repeats_cer": repeats,
+        "seconds": {
+            "overhead_of_a_trial": round(statistics.median(overheads), 1),
+            "of_an_epoch": round(statistics.median(epochs), 1),
+        },
+    }
+    write(settings.out, result)
+
+
+def row_of(trial: Trial) -> dict[str, Any]:
+    best = trial.best
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        **trial.values,
+        "conv_widths": " ".join(map(str, trial.conv_widths)),
+        "epochs": len(trial.epochs),
+        "cer": best and round(best["cer"], 4),
+        "exact_match": best and round(best["exact_match"], 4),
+        "million_multiply_adds": round(trial.multiply_adds / 1e6, 1),
+        "lines_per_second_on_one_core": trial.reading_speed and round(trial.reading_speed),
+        "overhead_seconds": trial.overhead and round(trial.overhead, 1),
+    }
+
+
+if __name__ == "__main__":
+    run_job(SweepResult, tell)
