@@ -34,8 +34,8 @@ from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.provenance import versions
 from hwr_ray.train_settings import TrainSettings
 
-PRODUCT = 2048
-"""Rows and columns of the matrices whose product measures what the device can do at most."""
+PRODUCT = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices whose product measures what a device can do at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def job(settings: TrainBenchmark, name: str, *, num_workers: int, cpus: float = 
 @contextmanager
 def two_nodes() -> Iterator[None]:
     """A Ray cluster of two nodes on this machine, whose processes have a core each, for the jobs meanwhile."""
-    size = {"num_cpus": 3, "object_store_memory": 200 << 20}
+    size = {"num_cpus": 2, "object_store_memory": 200 << 20}  # a node holds one worker of 1.5 CPUs
     mine = cores()
     os.sched_setaffinity(0, mine[:1])
     cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
@@ -198,13 +198,16 @@ def run_bare(settings: TrainBenchmark, on: list[int]) -> dict[str, Any]:
 
 def product_speed(device: torch.device) -> float:
     """Giga multiply-adds a second of a bfloat16 product of large matrices."""
-    left, right = (torch.randn(PRODUCT, PRODUCT, device=device, dtype=torch.bfloat16) for _ in range(2))
+    size, times = PRODUCT[device.type], 4
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
-        (left @ right).sum().item()
+        for _ in range(times):
+            product = left @ right
+        product.sum().item()  # waits for the device
         seconds.append(time.perf_counter() - start)
-    return PRODUCT**3 / min(seconds[1:]) / 1e9
+    return times * size**3 / min(seconds[1:]) / 1e9
 
 
 def profile_of(step: Any, device: torch.device) -> dict[str, float]:
@@ -214,8 +217,9 @@ def profile_of(step: Any, device: torch.device) -> dict[str, float]:
     with torch.profiler.profile(activities=kinds) as profile:
         for _ in range(5):
             step()
-    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    times = {row.key: getattr(row, name) for row in profile.key_averages()}
+    on_gpu = device.type == "cuda"
+    rows = [row for row in profile.key_averages() if (row.device_type == torch.autograd.DeviceType.CUDA) == on_gpu]
+    times = {row.key: row.self_device_time_total if on_gpu else row.self_cpu_time_total for row in rows}
     total = sum(times.values())
     largest = sorted(times, key=times.__getitem__, reverse=True)[:10]
     return {key: round(times[key] / total, 3) for key in largest}

@@ -24,7 +24,7 @@ class Board:
         self.told, self.is_stop_asked = list[dict[str, Any]](), False
 
     def tell(self, what: dict[str, Any]) -> bool:
-        """Passes on `lines` done since the last time, or a `text` for the log; returns whether the run should stop."""
+        """Passes on how many `lines` are done, or a `text` for the log; returns whether the run should stop."""
         self.told.append(what)
         return self.is_stop_asked
 
@@ -86,7 +86,7 @@ def follow(board: Any, fit: Callable[[], Any], *, total: int, done: int) -> Any:
 def _show(told: list[dict[str, Any]], progress: Progress) -> None:
     for what in told:
         if "lines" in what:
-            progress.advance(what["lines"])
+            progress.advance(what["lines"] - progress.done)  # less than 0 after a loss
         else:
             if progress.on_terminal:
                 print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -128,6 +128,11 @@ def load_bundle(path: str) -> Bundle:
     )
 
 
+def weights_digest(path: str) -> str:
+    """12 hex digits of the SHA-256 of a bundle's weights, whatever its decoding."""
+    return storage.read_json(storage.join(path, CONFIG))["sha256"][WEIGHTS][:12]
+
+
 def _decoding_of(config: dict[str, Any]) -> Decoding:
     """The decoding of a configuration, still without its language model."""
     calibration = {name: Calibration(**found) if found else None for name, found in config["calibration"].items()}

@@ -29,14 +29,26 @@ class Checkpoints:
         """Writes the state after so many steps."""
         storage.write_bytes(storage.join(self.folder, f"{step:010d}-{sha256(data).hexdigest()[:16]}.pt"), data)
 
-    def newest(self) -> tuple[str, bytes] | None:
-        """Name and bytes of the last checkpoint that is whole, or None; damaged ones are named in a warning."""
+    def newest(self) -> str | None:
+        """Name of the last checkpoint that is whole, or None; damaged ones are named in a warning."""
         for name in reversed(self._names()):
-            data = storage.read_bytes(storage.join(self.folder, name))
-            if sha256(data).hexdigest().startswith(_parts(name)[1]):
-                return name, data
+            if sha256(self.read(name)).hexdigest().startswith(_parts(name)[1]):
+                return name
             log.warning("the checkpoint %s is damaged: going on from the one before", storage.join(self.folder, name))
         return None
+
+    def read(self, name: str) -> bytes:
+        return storage.read_bytes(storage.join(self.folder, name))
+
+    def last_step(self) -> int:
+        """Steps done at the last checkpoint, whether it is whole or not; 0 without one."""
+        return max((_parts(name)[0] for name in self._names()), default=0)
+
+    def drop_after(self, name: str | None) -> None:
+        """Deletes what comes after a checkpoint, all of it damaged, lest it count among the newest."""
+        for other in self._names():
+            if name is None or other > name:
+                storage.delete_file(storage.join(self.folder, other))
 
     def prune(self, keep: int, *, best: int | None = None) -> None:
         """Deletes all but the `keep` newest and that after step `best`."""

@@ -15,10 +15,11 @@ from hwr_ray.model import CRNN, ModelSettings
 def architecture_from(bundle: Bundle, settings: ModelSettings, canvas: Canvas) -> ModelSettings:
     """The bundle's architecture with the dropout of the settings.
 
-    Raises UserError where the settings ask for another architecture, or the canvas has another height.
+    Raises UserError where the settings ask for an architecture that is neither this nor the default, or the canvas has
+    another height.
     """
     asked, default, there = asdict(settings), asdict(ModelSettings()), asdict(bundle.settings)
-    for name in asked.keys() - {"dropout"}:
+    for name in sorted(asked.keys() - {"dropout"}):
         if asked[name] not in (default[name], there[name]):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {asked[name]} is not the architecture of --init-from, which has {there[name]}")

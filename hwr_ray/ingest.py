@@ -2,8 +2,9 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -23,7 +24,9 @@ READ_BATCH = 256
 SHUFFLE_WINDOW = 16_384
 """Lines that a worker shuffles at a time where they are streamed, on top of the random order of the shards."""
 KEPT_SHARE = 0.5
-"""Of the free memory that the training lines may take: a node's, dealt out to its workers, or a GPU's."""
+"""Of the memory that the training lines may take: a node's, dealt out to its workers, or what is free on a GPU."""
+MOST_KEPT_BYTES = 1 << 30
+"""Of validation lines that a worker keeps."""
 BATCHES_AHEAD = 4
 
 Item = TypeVar("Item")
@@ -52,36 +55,46 @@ class Batch:
 class Lines(Protocol):
     """Where a worker's share of the batches comes from."""
 
+    steps: int
+    """Batches of an epoch, the same number for all workers."""
+
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Those of an epoch from step `start` on, the same number for all workers."""
+        """Those of an epoch from step `start` on."""
 
 
 def training_lines(
-    prepared: Prepared, settings: TrainSettings, share: Share, device: torch.device, *, num_lines: int
+    prepared: Prepared,
+    settings: TrainSettings,
+    share: Share,
+    device: torch.device,
+    *,
+    num_lines: int,
+    runs_at_once: int = 1,
 ) -> Lines:
     """The lines kept on the device where they fit, else in the node's memory, else streamed by Ray Data.
 
     All workers do the same. Called by all of them.
     """
-    rooms = [device, torch.device("cpu")] if device.type == "cuda" else [device]
-    rooms = [] if settings.stream else rooms
-    needed = prepared.num_bytes(num_lines)
-    fitting = [i for i, room in enumerate(rooms) if needed <= KEPT_SHARE * _free_bytes(room)]
-    choice = torch.tensor(min(fitting, default=len(rooms)), device=device)
-    if share.world_size > 1:
-        dist.all_reduce(choice, dist.ReduceOp.MAX)
-    if choice == len(rooms):
-        return StreamedLines(prepared, settings, share, device, num_lines)
-    return KeptLines(prepared, settings, share, device, room=rooms[int(choice)], num_lines=num_lines)
+    rooms = [device] if device.type == "cpu" else [device, torch.device("cpu")]
+    for room in [] if settings.stream else rooms:
+        fits = torch.tensor(
+            int(prepared.num_bytes(num_lines) <= KEPT_SHARE * _memory(room, runs_at_once)), device=device
+        )
+        if share.world_size > 1:
+            dist.all_reduce(fits, dist.ReduceOp.MIN)
+        if fits:
+            return KeptLines(prepared, settings, share, device, room=room, num_lines=num_lines)
+    return StreamedLines(prepared, settings, share, device, num_lines)
 
 
-def _free_bytes(room: torch.device) -> float:
-    """Of a GPU, or this worker's part of what Ray gives its node, which knows of a container's limits."""
+def _memory(room: torch.device, runs_at_once: int) -> float:
+    """Bytes that are free on a GPU, or this worker's part of what Ray gives its node, which knows of a container's
+    limits; as many runs as this one share it."""
     if room.type == "cuda":
         return torch.cuda.mem_get_info(room)[0]
     here = ray.get_runtime_context().get_node_id()
     (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
-    return node["Resources"].get("memory", 0) / ray.train.get_context().get_local_world_size()
+    return node["Resources"].get("memory", 0) / ray.train.get_context().get_local_world_size() / runs_at_once
 
 
 class KeptLines:
@@ -109,12 +122,13 @@ class KeptLines:
         if len(self.ids) != num_lines:
             raise RuntimeError(f"read {len(self.ids)} of {num_lines} training lines of {prepared.path}")
         self.order = np.argsort(self.ids)  # that of the files depends on which was prepared first
+        self.steps = num_lines // settings.batch_size
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order[np.random.default_rng((self.seed, epoch)).permutation(len(self.order))]
         mine = self.share.of(self.batch_size)
-        for first in range(start * self.batch_size, len(order) - self.batch_size + 1, self.batch_size):
-            rows = order[first : first + self.batch_size][mine]
+        for step in range(start, self.steps):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size][mine]
             images = self.images[torch.from_numpy(rows).to(self.images.device)]
             yield Batch(_to_device(images, self.device), [self.ids[i] for i in rows], [self.texts[i] for i in rows])
 
@@ -134,7 +148,10 @@ def _to_device(images: Tensor, device: torch.device) -> Tensor:
 
 
 class StreamedLines:
-    """Lines that Ray Data deals out to the workers anew in each epoch: what is in a batch depends on their number."""
+    """Lines that Ray Data deals out to the workers anew in each epoch: what is in a batch depends on their number.
+
+    An epoch that goes on in its middle takes as many lines as it still lacks from the beginning of a new order.
+    """
 
     def __init__(
         self, prepared: Prepared, settings: TrainSettings, share: Share, device: torch.device, num_lines: int
@@ -148,13 +165,35 @@ class StreamedLines:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         tables = ray.train.get_dataset_shard("train").iter_batches(batch_size=READ_BATCH, batch_format="pyarrow")
         rng = np.random.default_rng((self.seed, epoch, start, self.share.rank))
-        found = ahead(shuffled_batches(tables, self.size, rng), BATCHES_AHEAD)
-        for _, table in zip(range(start, self.steps), found, strict=False):
+        # Two threads: while one window is drawn from, the next is read.
+        shuffled = shuffled_batches(ahead(tables, SHUFFLE_WINDOW // READ_BATCH), self.size, rng)
+        found = ahead(shuffled, BATCHES_AHEAD)
+        for step in range(start, self.steps):
+            table = next(found, None)
+            if table is None:
+                raise RuntimeError(f"the lines of epoch {epoch} ended at step {step} of {self.steps}")
             images = _to_device(torch.tensor(images_of(table, self.canvas)), self.device)
             yield Batch(images, table["id"].to_pylist(), table["text"].to_pylist())
+        found.close()
 
 
-def ahead(items: Iterable[Item], number: int) -> Iterator[Item]:
+class ValidationLines:
+    """A worker's share of the validation lines, kept in memory where that is small enough."""
+
+    def __init__(self, prepared: Prepared, share: Share) -> None:
+        self.prepared, self.share = prepared, share
+        num_bytes = prepared.num_bytes(prepared.num_lines("validation")) // share.world_size
+        self.kept = list(self._read()) if num_bytes <= MOST_KEPT_BYTES else None
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return iter(self.kept) if self.kept is not None else self._read()
+
+    def _read(self) -> Iterator[pa.Table]:
+        tables = self.prepared.tables("validation", ["text", "image"], rows=READ_BATCH)
+        return islice(tables, self.share.rank, None, self.share.world_size)
+
+
+def ahead(items: Iterable[Item], number: int) -> Generator[Item, None, None]:
     """The items, up to `number` of them fetched ahead by a thread."""
     ready: queue.Queue[Item | BaseException | None] = queue.Queue(number)
     is_over = threading.Event()

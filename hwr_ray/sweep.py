@@ -141,6 +141,7 @@ class Sweep:
                     num_lines=prepared.num_lines("train"),
                     callbacks=[TuneReportCallback()],
                     runs_at_once=at_once,
+                    witness="trial.json",
                 )
             except Exception as error:
                 failures = list(getattr(error, "worker_failures", {}).values())

@@ -53,10 +53,9 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         return torch.addcmul(bias, x - mean, scale).to(features.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        momentum = self.momentum or 0.1
         for kept, now in ((self.running_mean, mean), (self.running_var, variance)):
             if kept is not None:
-                kept.lerp_(now, momentum)
+                kept.lerp_(now, self.momentum)  # type: ignore[arg-type]
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
 

@@ -72,8 +72,8 @@ class TrainSettings:
     """Ray's logical CPUs for each worker."""
     stream: bool = False
     """Read the training lines anew in each epoch, by Ray Data, even where they fit into memory."""
-    checkpoint_minutes: float = 10.0
-    """Between checkpoints within an epoch; there is one at the end of each, and when a node says that it will go."""
+    checkpoint_minutes: float = 2.0
+    """Between checkpoints within an epoch; there is one at the end of each, and while a node says that it will go."""
     keep: int = 2
     """Checkpoints that stay, the newest; the best epoch's stays beside them."""
     label_list: str | None = None
@@ -127,5 +127,6 @@ class TrainSettings:
         """The settings that decide the weights: a run resumes only under the same ones."""
         elsewhere = {"data", "out", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project"}
         elsewhere |= {"stream", "checkpoint_minutes", "keep"}
+        elsewhere |= {"init_from"}  # known by its weights, wherever it lies
         elsewhere |= {"label_list", "label_column"}  # of the decoder, which is fitted anew at the end of each run
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}

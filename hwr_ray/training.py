@@ -17,7 +17,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from hwr_ray import storage
 from hwr_ray.board import follow, new_board
-from hwr_ray.bundle import load_bundle, new_model
+from hwr_ray.bundle import load_bundle, new_model, weights_digest
+from hwr_ray.checkpoints import Checkpoints
 from hwr_ray.cluster import Needs, configure_data, connect, preflight
 from hwr_ray.codec import Codec
 from hwr_ray.curves import write_curves
@@ -27,6 +28,7 @@ from hwr_ray.fine_tuning import architecture_from
 from hwr_ray.folds import folds_of, leave_out
 from hwr_ray.prepared import Prepared
 from hwr_ray.resuming import difference
+from hwr_ray.run import CHECKPOINTS
 from hwr_ray.train_loop import read_history, train_loop_per_worker
 from hwr_ray.train_settings import TrainSettings
 
@@ -44,12 +46,12 @@ def train(settings: TrainSettings) -> None:
     """Trains or resumes the run of the settings and prints the path of its best bundle."""
     prepared = Prepared(storage.absolute(settings.data))  # workers run in folders of their own
     num_lines = count_train_lines(prepared, settings)
-    recipe = settings.recipe()
+    origin: dict[str, Any] = {}
     if settings.init_from:
         settings = replace(settings, init_from=storage.absolute(settings.init_from))
         bundle = load_bundle(str(settings.init_from))
         settings = replace(settings, model=architecture_from(bundle, settings.model, prepared.canvas))
-        recipe = {**settings.recipe(), "init_from": bundle.model_id}  # wherever it lies
+        origin = {"init_from": weights_digest(str(settings.init_from))}
     check_feasible(prepared, settings, num_lines)
     texts = language_model_texts(prepared, settings)
     connect(with_dashboard=True)
@@ -65,21 +67,21 @@ def train(settings: TrainSettings) -> None:
     data = {name: prepared.facts[name] for name in ("content_hash", "canvas", "charset")}
     data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
     data["lines"]["train"] = num_lines
-    run_id = claim_run(out, {**recipe, "data": data})
+    run_id = claim_run(out, {**settings.recipe(), **origin, "data": data})
     board = new_board()
+    lines_per_epoch = num_lines // settings.batch_size * settings.batch_size
     try:
         metrics = follow(
             board,
-            lambda: fit(settings, prepared, out, run_id, num_lines=num_lines, board=board),
-            total=settings.epochs * num_lines,
-            done=len(read_history(out)) * num_lines,
+            lambda: fit(settings, prepared, out, run_id, num_lines=num_lines, board=board, origin=origin),
+            total=settings.epochs * lines_per_epoch,
+            done=last_step(out) * settings.batch_size,
         )
     except SystemExit:
+        show_curves(out)
         log.info("stopped after %d epochs; to go on: %s", len(read_history(out)), shlex.join(["python", *sys.argv]))
         raise
-    finally:
-        if history := read_history(out):
-            write_curves(out, history)
+    show_curves(out)
     log.info(
         "best epoch %s: CER %.2f %%, exact match %.2f %%",
         metrics["epoch"],
@@ -89,6 +91,16 @@ def train(settings: TrainSettings) -> None:
     best = storage.join(out, "best")
     fit_decoder_remotely(best, prepared, texts, settings)
     print(best)
+
+
+def last_step(out: str) -> int:
+    """Steps that the last checkpoint of a run comes after."""
+    return Checkpoints(storage.join(out, CHECKPOINTS)).last_step()
+
+
+def show_curves(out: str) -> None:
+    if history := read_history(out):
+        write_curves(out, history)
 
 
 def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], settings: TrainSettings) -> None:
@@ -154,19 +166,22 @@ def fit(
     callbacks: Sequence[Any] = (),
     runs_at_once: int = 1,
     board: Any = None,
+    origin: dict[str, Any] | None = None,
+    witness: str = "recipe.json",
 ) -> dict[str, Any]:
     """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best,
     or nothing where the run was stopped before its first epoch's end.
 
     `callbacks` are Ray Train's; as many runs like this one as `runs_at_once` says share the cluster; `board` is a
-    Board. Raises ray.train.TrainingFailedError where workers fail again and again, FloatingPointError where the loss is
-    not finite.
+    Board; `origin` tells of the weights that it begins with; `witness` is a file of the run's folder, by which the
+    workers know that they see it. Raises ray.train.TrainingFailedError where workers fail again and again,
+    FloatingPointError where the loss is not finite.
     """
 
     def train_lines() -> ray.data.Dataset:
-        """Built anew with each group of workers, in another order after each epoch."""
+        """Built anew with each group of workers, in another order each time."""
         configure_data()
-        lines = read_train_lines(prepared, settings, seed=settings.seed + len(read_history(out)))
+        lines = read_train_lines(prepared, settings, seed=settings.seed + last_step(out))
         lines.context.enable_progress_bars = False  # the run tells its own
         return lines
 
@@ -180,12 +195,16 @@ def fit(
             "num_train_lines": num_lines,
             "runs_at_once": runs_at_once,
             "board": board,
+            "origin": origin or {},
+            "witness": storage.join(out, witness),
         },
         torch_config=TorchConfig(timeout_s=HANG_SECONDS),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,  # type: ignore[arg-type]
             use_gpu=settings.use_gpu,
             resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
+            # Ray restarts the workers to change their number: what they did since the last checkpoint is lost.
+            elastic_resize_monitor_interval_s=max(60, 2 * 60 * settings.checkpoint_minutes),  # type: ignore[call-arg]
         ),
         run_config=ray.train.RunConfig(
             name="state",
