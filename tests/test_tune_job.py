@@ -74,7 +74,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def prepared(cluster, draw_text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tune")
-    drawn = draw_easy_lines(folder / "drawn", draw_text, train=500, validation=60)
+    drawn = draw_easy_lines(folder / "drawn", draw_text, train=320, validation=60)
     cluster.run("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "16", "64")
     return folder / "prepared"
 
