@@ -100,7 +100,9 @@ class Prepared:
         """Some columns of all lines of a split, or of those with the ids, in this process; reads no other column."""
         filesystem, inner = storage.locate(self.folder(split))
         shards = ds.dataset(inner, filesystem=filesystem, format="parquet")
-        return shards.to_table(columns=columns, filter=None if ids is None else pc.field("id").isin(ids))
+        return shards.to_table(
+            columns=columns, filter=None if ids is None else pc.field("id").isin(pa.array(ids, pa.string()))
+        )
 
     def images(self, split: Split, ids: list[str]) -> dict[str, np.ndarray]:
         """Line images (H, W) uint8 of some lines of a split, by id."""

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hwr_ray.line_images import Canvas
-from hwr_ray.prepared import column_of, images_of
+from hwr_ray.prepared import Prepared, column_of, images_of
+from hwr_ray.storage import write_json
 
 CANVAS = Canvas(8, 16)
 
@@ -33,3 +35,13 @@ def test_images_come_back_from_any_part_of_a_column_and_missing_ones_are_white(p
 def test_no_pictures_make_an_empty_column():
     assert images_of(pa.table({"image": column_of([], CANVAS)}), CANVAS).shape == (0, 8, 16)
     assert images_of(pa.schema({"image": pa.binary(8 * 16)}).empty_table(), CANVAS).shape == (0, 8, 16)
+
+
+def test_images_are_found_by_their_ids_and_none_by_no_id(pictures, tmp_path):
+    (tmp_path / "validation").mkdir()
+    lines = pa.table({"id": [f"{i}.png" for i in range(19)], "image": column_of(pictures, CANVAS)})
+    pq.write_table(lines, tmp_path / "validation/0.parquet")
+    write_json(str(tmp_path / "dataset.json"), {"canvas": [8, 16]})
+    found = Prepared(str(tmp_path)).images("validation", ["7.png", "2.png"])
+    assert found.keys() == {"7.png", "2.png"} and np.array_equal(found["7.png"], pictures[7])
+    assert Prepared(str(tmp_path)).images("validation", []) == {}  # an evaluation without an error shows no line

@@ -23,9 +23,9 @@ print(context.address_info["address"], flush=True)
 for line in sys.stdin:
     print(ray.available_resources().get("CPU", 0), flush=True)
 """
-EPOCHS = 8
+EPOCHS, SEED = 8, 11
 # With this seed the third trial is to learn with the lower rate, which is as good as nothing, after two that learn.
-SWEEP = ["--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1", "--seed", "11"]
+SWEEP = ["--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1", "--seed", SEED]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=16", "augmentation=false", "dropout=0"]
 SWEEP += ["learning_rate=1e-2,1e-5", "average_decay=0.9"]
 
@@ -149,7 +149,7 @@ def test_the_table_and_the_report_tell_of_all_trials(sweep):
     assert not re.search(r'(src|href)="(?!data:)', report)
     assert "The chosen settings (trial" in report and "other\nseed: CER" in report
     repeats = list(sweep.glob("repeats-*/*/trial.json"))
-    assert [json.loads(path.read_text())["values"]["seed"] for path in repeats] == [1]
+    assert [json.loads(path.read_text())["values"]["seed"] for path in repeats] == [SEED + 1]
 
 
 def test_evaluate_confirms_the_error_of_the_chosen_bundle(cluster, prepared, sweep):
