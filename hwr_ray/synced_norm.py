@@ -38,19 +38,9 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         """Features (N, C, H, W), normalized over N, H and W of all workers."""
         if not self.training:
             return super().forward(features)
-        x = features.float()
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        count = x.new_full((1,), x.numel() / x.shape[1])
-        counts, means, variances = _GatherRows.apply(torch.cat([count, mean, variance])).split(
-            [1, len(mean), len(mean)], dim=1
-        )
-        total = counts.sum()
-        mean = (counts * means).sum(0) / total
-        variance = (counts * (variances + (means - mean) ** 2)).sum(0) / total
-        self._remember(mean.detach(), variance.detach() * total / (total - 1))
-        scale = self.weight * (variance + self.eps).rsqrt()
-        mean, scale, bias = (of_channel[:, None, None] for of_channel in (mean, scale, self.bias))
-        return torch.addcmul(bias, x - mean, scale).to(features.dtype)
+        normalized, mean, variance, total = _Normalize.apply(features, self.weight, self.bias, self.eps)
+        self._remember(mean, variance * total / (total - 1))
+        return normalized
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         for kept, now in ((self.running_mean, mean), (self.running_var, variance)):
@@ -60,17 +50,37 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
 
 
-class _GatherRows(torch.autograd.Function):
-    """Each worker's row (C) as (workers, C); a row's gradient is the sum of what all workers make of it."""
+class _Normalize(torch.autograd.Function):
+    """Torch's own kernels for one worker, with what the workers tell one another between them."""
 
     @staticmethod
-    def forward(ctx: Any, row: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        _, mean, inverse = torch.native_batch_norm(features, weight, bias, None, None, True, 0.0, eps)
+        count = mean.new_full((1,), features.numel() / features.shape[1])
+        row = torch.cat([count, mean, inverse**-2 - eps])
         rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
         dist.all_gather(rows, row)
-        return torch.stack(rows)
+        counts, means, variances = torch.stack(rows).split([1, len(mean), len(mean)], dim=1)
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total
+        variance = (counts * (variances + (means - mean) ** 2)).sum(0) / total
+        normalized = torch.batch_norm(features, weight, bias, mean, variance, False, 0.0, eps, False)
+        ctx.save_for_backward(features, weight, mean, variance, total)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, total)
+        return normalized, mean, variance, total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient[dist.get_rank()]
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """Ioffe and Szegedy 2015, section 3, with the sums over the batch taken over the workers."""
+        features, weight, mean, variance, total = ctx.saved_tensors
+        inverse = (variance + ctx.eps).rsqrt()
+        constant, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, features, weight, mean, variance, mean, inverse, False, ctx.eps, [True, True, True]
+        )  # as if mean and variance did not depend on the features
+        sums = torch.stack([of_bias, of_weight])
+        dist.all_reduce(sums)
+        slope = -weight * inverse**2 * sums[1] / total
+        shift = -weight * inverse * sums[0] / total - slope * mean
+        slope, shift = (of_channel[:, None, None].to(features.dtype) for of_channel in (slope, shift))
+        return constant.add_(torch.addcmul(shift, features, slope)), of_weight, of_bias, None
