@@ -11,7 +11,7 @@ import ray.data
 import torch
 
 from hwr_ray import storage
-from hwr_ray.cluster import Needs, threads_per_worker
+from hwr_ray.cluster import Needs, preflight, threads_per_worker
 from hwr_ray.decoding import NUM_CANDIDATES, Reading
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of
@@ -36,6 +36,8 @@ class ReadingSettings:
     """Ray's logical CPUs for each of them: a full node of them leaves some for what feeds them."""
     use_gpu: bool = False
     """One GPU for each of them."""
+    wait_minutes: float = 0
+    """For which the job waits for nodes that it lacks, and an autoscaler is asked for them; 0 refuses it at once."""
     batch_size: int = 64
     """Lines that a model reads at once."""
     greedy: bool = False
@@ -51,6 +53,8 @@ class ReadingSettings:
         for name in ("num_workers", "cpus_per_worker", "batch_size", "num_best"):
             if (given := getattr(self, name)) is not None and given <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {given}")
+        if self.wait_minutes < 0:
+            raise UserError(f"--wait-minutes must not be negative, not {self.wait_minutes:g}")
         if self.greedy and (self.names or self.num_best > 1):
             raise UserError("--greedy gives one candidate and knows no names: leave --names and --num-best out")
         if self.num_best > NUM_CANDIDATES:
@@ -69,17 +73,23 @@ class ReadingSettings:
             raise UserError(f"{bundle_path} has no language model and gives one candidate: leave --num-best out")
         return settings
 
-    def sized(self, feed_cpus: float = FEED_CPUS) -> "ReadingSettings":
-        """The same with a number of workers, by default what the cluster holds beside `feed_cpus`."""
+    def admitted(self, feed_cpus: float = FEED_CPUS) -> "ReadingSettings":
+        """The same with a number of workers, by default what the cluster holds beside `feed_cpus`.
+
+        Raises UserError where it can't hold them, or not one.
+        """
+        preflight(self.needs(feed_cpus), wait_minutes=self.wait_minutes)
         if self.num_workers:
             return self
         cluster = ray.cluster_resources()
-        cpus = cluster.get("CPU", 0)
+        cpus = cluster["CPU"]
         fitting = min(cpus, (cpus - feed_cpus) / self.cpus_per_worker)
-        return replace(self, num_workers=max(1, int(cluster.get("GPU", 0) if self.use_gpu else fitting)))
+        sized = replace(self, num_workers=max(1, int(cluster["GPU"] if self.use_gpu else fitting)))
+        preflight(sized.needs(feed_cpus))
+        return sized
 
     def needs(self, feed_cpus: float = FEED_CPUS) -> Needs:
-        """What `sized` settings need beside `feed_cpus`."""
+        """What they need at least beside `feed_cpus`."""
         return Needs(
             num_workers=self.num_workers or 1,
             cpus_per_worker=self.cpus_per_worker,

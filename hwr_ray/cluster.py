@@ -1,22 +1,32 @@
 """The Ray cluster that a job runs on: connecting to it, and what it must have before work starts."""
 
-import json
 import logging
 import math
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.data
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hwr_ray.errors import UserError
+from hwr_ray.submission import submitted_environment
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-6
 """Of sums of fractions of CPUs."""
+PASSED_ON = ("WANDB_", "AWS_", "RAY_ADDRESS")
+"""How the names of environment variables begin that workers need: the settings and keys of the tracker and of an object
+store, which must not stand on a command line, and for Ray Train's cleaner the address, where a machine has two
+clusters."""
+WAIT_SECONDS = 10.0
+"""Between two lines that say for which nodes a job waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +47,10 @@ def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
     asks it for what it must clean up. What workers print is shown, unless it would be too much.
     """
     if not ray.is_initialized():
-        # Workers need the tracker's settings and token, which must not stand on a command line, and Ray Train's cleaner
-        # the address, where a machine has two clusters.
-        passed_on = {name: value for name, value in os.environ.items() if name.startswith(("WANDB_", "RAY_ADDRESS"))}
+        passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
         passed_on["RAY_DATA_LOG_LEVEL"] = "WARNING"
         # What `ray job submit` set reaches the workers by itself, and Ray refuses to be told twice.
-        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-        told = (job.get("runtime_env") or {}).get("env_vars") or {}
+        told = submitted_environment().get("env_vars") or {}
         new = {name: value for name, value in passed_on.items() if name not in told}
         ray.init(
             runtime_env={"env_vars": new},
@@ -81,11 +88,37 @@ def _tells_progress(record: logging.LogRecord) -> bool:
     return record.levelno == logging.WARNING or (message.startswith("Total Progress") and "0/?" not in message)
 
 
-def preflight(needs: Needs) -> None:
-    """Raises UserError where the cluster can't hold what the job needs; says so where others hold it now.
+def preflight(needs: Needs, *, wait_minutes: float = 0) -> None:
+    """Raises UserError where the cluster can't hold what the job needs, after so many minutes in which nodes may come
+    and an autoscaler is asked for them; says so where others hold it now.
 
     Ray itself would wait, without a word, for nodes that never come.
     """
+    try:
+        _check(needs)
+    except UserError as error:
+        if not wait_minutes:
+            raise
+        _wait_for_nodes(needs, str(error), 60 * wait_minutes)
+        _check(needs)
+
+
+def _wait_for_nodes(needs: Needs, reason: str, seconds: float) -> None:
+    """Waits until the cluster holds all that is needed at once, or the time is over."""
+    worker = {"CPU": needs.cpus_per_worker, "GPU": needs.gpus_per_worker}
+    wanted = [*[worker] * needs.num_workers, {"CPU": needs.other_cpus}]
+    bundles = [{name: number for name, number in bundle.items() if number} for bundle in wanted]
+    # An autoscaler brings nodes for what waits; unlike request_resources, this ends with the job.
+    group = placement_group([bundle for bundle in bundles if bundle])
+    deadline = time.monotonic() + seconds
+    try:
+        while (left := deadline - time.monotonic()) > 0 and not group.wait(min(WAIT_SECONDS, left)):
+            log.info("%s: waiting for nodes, up to %.0f minutes more", reason.split(":")[0], (left - WAIT_SECONDS) / 60)
+    finally:
+        remove_placement_group(group)
+
+
+def _check(needs: Needs) -> None:
     remedy = "lower --num-workers or --cpus-per-worker, or add nodes"
     cpus = needs.num_workers * needs.cpus_per_worker + needs.other_cpus
     gpus = needs.num_workers * needs.gpus_per_worker
@@ -98,6 +131,25 @@ def preflight(needs: Needs) -> None:
     places = sum(_places(node["Resources"], needs) for node in _working_nodes())
     if places < needs.num_workers:
         raise UserError(f"the cluster's nodes hold {places} of the {needs.num_workers} workers at once: {remedy}")
+
+
+def check_shared(*paths: str) -> None:
+    """Raises UserError where a node that runs tasks does not see one of the paths. A URI is the same everywhere."""
+    local = [path for path in paths if "://" not in path]
+    nodes = _working_nodes()
+    if not local or len(nodes) < 2:
+        return
+    look: Any = ray.remote(num_cpus=0)(_missing)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    found = ray.get([look.options(scheduling_strategy=place).remote(local) for place in places])
+    for node, missing in zip(nodes, found, strict=True):
+        if missing:
+            where = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            raise UserError(f"the node {where} does not see {missing[0]}: name a place that all nodes share")
+
+
+def _missing(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.path.exists(path)]  # noqa: PTH110
 
 
 def room_for(needs: Needs) -> int:

@@ -14,7 +14,7 @@ from hwr_ray import storage
 from hwr_ray.batch_reading import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.calibration import calibration_error
-from hwr_ray.cluster import connect, preflight
+from hwr_ray.cluster import check_shared, connect
 from hwr_ray.errors import UserError
 from hwr_ray.labels import Split
 from hwr_ray.metrics import confusion_table, edit_distances, figures
@@ -64,8 +64,8 @@ def evaluate(settings: EvaluateSettings) -> None:
     reading = settings.reading.for_workers(model_path)
     with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         connect()
-        reading = reading.sized()
-        preflight(reading.needs())
+        reading = reading.admitted()
+        check_shared(out, prepared.path, model_path)
         filesystem, folder = storage.locate(storage.join(out, "predictions"))
         # Ray reads small shards as one block, which would keep all but one model idle.
         blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
@@ -82,7 +82,7 @@ def evaluate(settings: EvaluateSettings) -> None:
         metrics = measure(predictions, bundle, seed=settings.seed, training_texts=seen)
         metrics |= {
             "split": settings.split,
-            "prepared": storage.absolute(settings.data),
+            "prepared": prepared.path,
             "content_hash": prepared.facts["content_hash"],
             "model_id": bundle.model_id,
             "versions": versions(),

@@ -60,6 +60,13 @@ class InputSettings:
     def is_manifest(self) -> bool:
         return not self.image_column and self.images.lower().endswith((".csv", ".parquet"))
 
+    @property
+    def folder(self) -> str:
+        """The folder or file that holds the images, as every process must see it."""
+        given = self.absolute()
+        found = given.root or given.images
+        return storage.split_glob(found)[0] if storage.has_wildcard(found) and not storage.is_folder(found) else found
+
     def absolute(self) -> "InputSettings":
         """The same for every working folder."""
         images, root = storage.absolute(self.images), None

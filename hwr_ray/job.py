@@ -8,6 +8,7 @@ from typing import TypeVar
 import tyro
 
 from hwr_ray.errors import UserError
+from hwr_ray.submission import check_lasting
 
 Settings = TypeVar("Settings")
 
@@ -24,6 +25,7 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> N
     try:
         settings = tyro.cli(settings_type, config=(tyro.conf.OmitArgPrefixes,))
         log.info("%s", settings)
+        check_lasting(getattr(settings, "out", None))
         run(settings)
     except Exception as error:
         # No right to a file is nearly always the user's to mend, and its text names the file.

@@ -14,11 +14,12 @@ import ray.data
 
 from hwr_ray import prepared, storage
 from hwr_ray.cleaning import REASONS, CleaningSettings, normalize, reason_for
-from hwr_ray.cluster import Needs, connect, preflight
+from hwr_ray.cluster import Needs, check_shared, connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.labels import ROWS, LabelFile, Split, find_label_files, read_rows
 from hwr_ray.line_images import Canvas
 from hwr_ray.line_reading import read_lines
+from hwr_ray.monitoring import count_lines
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
 from hwr_ray.reports import write_preparation_report
@@ -52,6 +53,8 @@ class PrepareSettings:
     canvas: tuple[int, int] = (Canvas.height, Canvas.width)
     """Height and width in pixels of every prepared image."""
     cleaning: CleaningSettings = field(default_factory=CleaningSettings)
+    wait_minutes: float = 0
+    """For which the job waits for nodes that it lacks, and an autoscaler is asked for them; 0 refuses it at once."""
     overwrite: bool = False
     """Replace a finished data set."""
 
@@ -88,7 +91,9 @@ def prepare(settings: PrepareSettings) -> None:
         next(read_rows(file))  # what is wrong with a CSV shows before Ray starts
     with storage.staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
         connect()
-        preflight(Needs(num_workers=1, cpus_per_worker=SHARD_CPUS, other_cpus=LABEL_CPUS))
+        needs = Needs(num_workers=1, cpus_per_worker=SHARD_CPUS, other_cpus=LABEL_CPUS)
+        preflight(needs, wait_minutes=settings.wait_minutes)
+        check_shared(out, *(path for file in files for path in (file.csv, file.images)))
         tally = write_shards(files, out, settings.cleaning, canvas)
         check_whole(out, tally)
         if not any(reason == "prepared" for _, reason in tally.rows):
@@ -145,6 +150,7 @@ def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, c
             part = pickle.loads(row["tally"])  # noqa: S301 - of a process of this job
             tally += part
             progress.advance(part.rows.total())
+            count_lines("prepare", ((outcome, number) for (_, outcome), number in part.rows.items()))
     finally:
         progress.close()
     return tally

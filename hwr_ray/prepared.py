@@ -49,8 +49,10 @@ class Prepared:
     """A prepared data set that is there and whole. Raises UserError where it is not."""
 
     path: str
+    """Absolute: workers run in folders of their own."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", storage.absolute(self.path))
         if not storage.is_folder(self.path):
             raise UserError(f"there is no folder {self.path}")
         if not storage.is_file(storage.join(self.path, "dataset.json")):

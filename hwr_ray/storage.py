@@ -53,6 +53,11 @@ def absolute(path: str) -> str:
     return path if "://" in path else locate(path)[1]
 
 
+def is_absolute(path: str) -> bool:
+    """Whether it names the same place in every working folder."""
+    return "://" in path or os.path.isabs(os.path.expanduser(path))  # noqa: PTH111, PTH117
+
+
 def join(folder: str, *names: str) -> str:
     return posixpath.join(folder, *names)
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from hwr_ray import storage
 from hwr_ray.batch_reading import ROWS_PER_BLOCK, ReadingSettings, compare_out_of_fold
-from hwr_ray.cluster import connect, preflight
+from hwr_ray.cluster import check_shared, connect
 from hwr_ray.errors import UserError
 from hwr_ray.metrics import edit_distances
 from hwr_ray.prepared import Prepared
@@ -81,8 +81,8 @@ def find_suspects(
     num_lines = prepared.num_lines("train")
     with storage.staged(storage.absolute(out), mark="suspects.parquet", overwrite=overwrite) as partial:
         connect()
-        reading = reading.sized()
-        preflight(reading.needs())
+        reading = reading.admitted()
+        check_shared(partial, prepared.path, *bundle_paths)
         # Ray reads small shards as one block, which would keep all but one worker idle.
         blocks = prepared.read("train").repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
         num_blocks = -(-num_lines // ROWS_PER_BLOCK)
@@ -93,7 +93,7 @@ def find_suspects(
         suspects = rank(pa.concat_tables(tables))
         filesystem, inner = storage.locate(storage.join(partial, "suspects.parquet"))
         pq.write_table(suspects, inner, filesystem=filesystem)
-        figures = {**measure(suspects), "prepared": storage.absolute(prepared.path), "num_folds": len(bundle_paths)}
+        figures = {**measure(suspects), "prepared": prepared.path, "num_folds": len(bundle_paths)}
         images = prepared.images("train", suspects["id"].slice(0, NUM_SHOWN).to_pylist())
         write_suspects_report(partial, suspects=suspects, figures=figures, images=images)
     log.info("%s", summary(figures))

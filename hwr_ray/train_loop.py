@@ -23,6 +23,7 @@ from hwr_ray.ingest import Batch
 from hwr_ray.lookout import Stopwatch
 from hwr_ray.metrics import Counts, count
 from hwr_ray.model import to_ink
+from hwr_ray.monitoring import show_epoch
 from hwr_ray.optimization import one_cycle, train_step, update_average
 from hwr_ray.prepared import images_of
 from hwr_ray.provenance import versions
@@ -76,6 +77,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
             publish(run)
             run.lookout.tell({"text": describe(row, settings.epochs, is_best=is_best)})
             tracker.log(row)
+            show_epoch(run.out, row)
             if is_best:
                 tracker.log_samples(samples, epoch=epoch)
         # A sweep gives the placement group back.

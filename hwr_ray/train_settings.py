@@ -70,6 +70,8 @@ class TrainSettings:
     """One GPU for each worker."""
     cpus_per_worker: float = 0.5
     """Ray's logical CPUs for each worker."""
+    wait_minutes: float = 0
+    """For which the job waits for nodes that it lacks, and an autoscaler is asked for them; 0 refuses it at once."""
     stream: bool = False
     """Read the training lines anew in each epoch, by Ray Data, even where they fit into memory."""
     checkpoint_minutes: float = 2.0
@@ -97,7 +99,7 @@ class TrainSettings:
         ):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
-        for name in ("weight_decay", "shortcut_weight", "seed"):
+        for name in ("weight_decay", "shortcut_weight", "seed", "wait_minutes"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.average_decay < 1:
@@ -126,7 +128,7 @@ class TrainSettings:
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the weights: a run resumes only under the same ones."""
         elsewhere = {"data", "out", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project"}
-        elsewhere |= {"stream", "checkpoint_minutes", "keep"}
+        elsewhere |= {"wait_minutes", "stream", "checkpoint_minutes", "keep"}
         elsewhere |= {"init_from"}  # known by its weights, wherever it lies
         elsewhere |= {"label_list", "label_column"}  # of the decoder, which is fitted anew at the end of each run
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}

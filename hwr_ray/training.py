@@ -19,7 +19,7 @@ from hwr_ray import storage
 from hwr_ray.board import follow, new_board
 from hwr_ray.bundle import load_bundle, new_model, weights_digest
 from hwr_ray.checkpoints import Checkpoints
-from hwr_ray.cluster import Needs, configure_data, connect, preflight
+from hwr_ray.cluster import Needs, check_shared, configure_data, connect, preflight
 from hwr_ray.codec import Codec
 from hwr_ray.curves import write_curves
 from hwr_ray.decoder_fitting import fit_decoder, language_model_texts
@@ -44,7 +44,7 @@ MOST_FAILURES = 3
 
 def train(settings: TrainSettings) -> None:
     """Trains or resumes the run of the settings and prints the path of its best bundle."""
-    prepared = Prepared(storage.absolute(settings.data))  # workers run in folders of their own
+    prepared = Prepared(settings.data)
     num_lines = count_train_lines(prepared, settings)
     origin: dict[str, Any] = {}
     if settings.init_from:
@@ -61,13 +61,15 @@ def train(settings: TrainSettings) -> None:
             cpus_per_worker=settings.cpus_per_worker,
             gpus_per_worker=1 if settings.use_gpu else 0,
             other_cpus=INGEST_CPUS,
-        )
+        ),
+        wait_minutes=settings.wait_minutes,
     )
     out = storage.absolute(settings.out)
     data = {name: prepared.facts[name] for name in ("content_hash", "canvas", "charset")}
     data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
     data["lines"]["train"] = num_lines
     run_id = claim_run(out, {**settings.recipe(), **origin, "data": data})
+    check_shared(out, prepared.path, *([str(settings.init_from)] if settings.init_from else []))
     board = new_board()
     lines_per_epoch = num_lines // settings.batch_size * settings.batch_size
     try:
@@ -189,7 +191,7 @@ def fit(
         train_loop_per_worker,  # type: ignore[arg-type]
         train_loop_config={
             "settings": settings,
-            "data": storage.absolute(settings.data),  # workers run in folders of their own
+            "data": prepared.path,
             "out": out,
             "run_id": run_id,
             "num_train_lines": num_lines,

@@ -18,9 +18,10 @@ import ray.data
 from hwr_ray import storage
 from hwr_ray.batch_reading import ReadingSettings, read_parts_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
-from hwr_ray.cluster import connect, preflight
+from hwr_ray.cluster import check_shared, connect
 from hwr_ray.errors import UserError
 from hwr_ray.inputs import Inputs, InputSettings, open_inputs
+from hwr_ray.monitoring import count_lines
 from hwr_ray.parts import STATE, WORK, WRITTEN, Parts, check_out, inputs_of, repeated_key
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
@@ -80,9 +81,9 @@ def transcribe(settings: TranscribeSettings) -> None:
     check_out(out, facts, overwrite=settings.overwrite)
     connect()
     feed_cpus = LOADER_CPUS if reading.use_gpu else 0
-    reading = reading.sized(feed_cpus)
-    preflight(reading.needs(feed_cpus))
+    reading = reading.admitted(feed_cpus)
     parts = Parts(out, facts, overwrite=settings.overwrite)
+    check_shared(out, settings.inputs.folder, *([reading.names] if reading.names else []))
     job = Job(settings, inputs, bundle, reading, parts, threshold)
     job.run()
     if not parts.num_rows:
@@ -227,7 +228,9 @@ class Job:
     def _count(self, result: dict[str, Any]) -> None:
         self.num_rows += result["num_rows"]
         self.num_seen += result["num_rows"]
-        self.errors += Counter(dict(result["errors"]))
+        errors = Counter(dict(result["errors"]))
+        count_lines("transcribe", [("read", result["num_rows"] - errors.total()), *errors.items()])
+        self.errors += errors
         for stage in STAGES:
             self.seconds[stage] += result[f"{stage}_seconds"]
         self.parts.check_owner()

@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from hwr_ray import storage
 from hwr_ray.bundle import load_bundle, save_bundle
-from hwr_ray.cluster import Needs, connect, preflight, room_for
+from hwr_ray.cluster import Needs, check_shared, connect, preflight, room_for
 from hwr_ray.cost import reading_speed
 from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
@@ -67,6 +67,8 @@ class TuneSettings:
     """One GPU for each worker."""
     cpus_per_worker: float = 0.5
     """Ray's logical CPUs for each worker."""
+    wait_minutes: float = 0
+    """For which the job waits for nodes that it lacks, and an autoscaler is asked for them; 0 refuses it at once."""
     wandb_project: str | None = None
     """Follow each trial in Weights & Biases, in a group of the sweep."""
 
@@ -81,7 +83,7 @@ class TuneSettings:
 
     def training(self) -> TrainSettings:
         """What all trials have in common."""
-        names = ("epochs", "seed", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project")
+        names = ("epochs", "seed", "num_workers", "use_gpu", "cpus_per_worker", "wait_minutes", "wandb_project")
         return TrainSettings(
             data=storage.absolute(self.data), out=self.out, **{name: getattr(self, name) for name in names}
         )
@@ -103,7 +105,7 @@ class TuneSettings:
 
 def tune(settings: TuneSettings) -> None:
     """Runs the sweep of the settings or goes on with it, and prints its path."""
-    prepared, base, space = Prepared(storage.absolute(settings.data)), settings.training(), space_of(settings.space)
+    prepared, base, space = Prepared(settings.data), settings.training(), space_of(settings.space)
     for corner in corners(space):
         check_feasible(prepared, settings_of(base, corner), prepared.num_lines("train"))
     texts = language_model_texts(prepared, base)
@@ -112,6 +114,7 @@ def tune(settings: TuneSettings) -> None:
     os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{sweep_id}")  # connect passes it on, and wandb reads it
     connect(with_dashboard=True, show_workers=False)
     at_once = trials_at_once(settings)
+    check_shared(out, prepared.path)
     sweep = Sweep(base, prepared, storage.join(out, "trials"), f"{sweep_id}-trial", at_once)
     ledger = sweep.ledger
     if settings.retry_failed:
@@ -157,7 +160,7 @@ def with_other_seeds(trial: Trial, seed: int) -> Callable[[int], dict[str, Any]]
 def trials_at_once(settings: TuneSettings) -> int:
     """Trials that the cluster holds at the same time. Raises UserError where it holds none."""
     needs = settings.needs()
-    preflight(replace(needs, other_cpus=TRIAL_CPUS + INGEST_CPUS))
+    preflight(replace(needs, other_cpus=TRIAL_CPUS + INGEST_CPUS), wait_minutes=settings.wait_minutes)
     cpus = needs.other_cpus + needs.num_workers * needs.cpus_per_worker
     cluster = ray.cluster_resources()
     have = f"{cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs"

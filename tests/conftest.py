@@ -1,5 +1,6 @@
 """What the tests share: small pictures, a small model, a small disk, a Ray cluster and jobs on it."""
 
+import socket
 import subprocess
 import sys
 import time
@@ -7,12 +8,14 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
+import boto3
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import ray
 import torch
+from moto.server import ThreadedMotoServer
 
 from hwr_ray.bundle import Bundle, new_model, save_bundle
 from hwr_ray.codec import Codec
@@ -96,6 +99,29 @@ def bundle_path(tiny_bundle: Bundle, tmp_path: Path) -> str:
     return path
 
 
+@pytest.fixture(scope="module")
+def bucket():
+    """An S3 server with one bucket, which the environment names."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        yield client
+    server.stop()
+
+
+def keys(client, prefix: str) -> list[str]:
+    """Keys below a prefix, as another program would list them, without the empty objects that stand for folders."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
+    return sorted(o["Key"] for page in pages for o in page.get("Contents", []) if not o["Key"].endswith("/"))
+
+
 class SmallDisk:
     """A disk of some kilobytes that can be given more by `mount("remount,size=...k")`."""
 
@@ -133,11 +159,17 @@ def run(job, *arguments, status=0, cwd=ROOT):
     return out, err
 
 
-def mistake(job, *arguments):
+def mistake(job, *arguments, cwd=ROOT):
     """What a job says on stderr of its user's mistake; the log lines before it are cut off."""
-    _, err = run(job, *arguments, status=2)
+    _, err = run(job, *arguments, status=2, cwd=cwd)
     assert "Traceback" not in err
     return err.splitlines()[-1]
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
 
 
 def wait_for(process, condition, timeout=200):

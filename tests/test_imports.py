@@ -34,7 +34,7 @@ LEVELS = {
         ],
         1,
     ),
-    **dict.fromkeys(["language_model", "text_prior", "synced_norm", "train_settings"], 1),
+    **dict.fromkeys(["language_model", "text_prior", "synced_norm", "train_settings", "submission"], 1),
     # what CTC's frames spell
     **dict.fromkeys(["alignment", "prefix_beam", "beam_search", "decoding"], 2),
     # what is stored: bundles and data sets
@@ -46,6 +46,7 @@ LEVELS = {
             "network",
             "recognizer",
             "tracking",
+            "monitoring",
             "cluster",
             "board",
             "fine_tuning",
@@ -90,7 +91,7 @@ HOMES = {
         "tuning",
         "evaluation",
     }
-    | {"transcription", "sweep"},
+    | {"transcription", "sweep", "monitoring"},
     "cv2": {"line_images", "line_reading", "glyphs", "forms", "synthesis"},
     "PIL": {"line_images", "forms"},
     "editdistance": {"metrics"},

@@ -2,11 +2,9 @@
 
 import json
 
-import boto3
 import pandas as pd
 import pytest
-from conftest import new_tiny_bundle, start, wait_for
-from moto.server import ThreadedMotoServer
+from conftest import keys, new_tiny_bundle, start, wait_for
 
 from hwr_ray import storage
 from hwr_ray.bundle import save_bundle
@@ -19,31 +17,8 @@ from hwr_ray.parts import Parts, inputs_of, read_parquet, write_output
 NUM_FILES = 1500
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """An S3 server with one bucket, which the environment names."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        yield client
-    server.stop()
-
-
 def put(client, key: str, data: bytes) -> None:
     client.put_object(Bucket="bucket", Key=key, Body=data)
-
-
-def keys(client, prefix: str) -> list[str]:
-    """Keys below a prefix, as another program would list them, without the empty objects that stand for folders."""
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
-    return sorted(o["Key"] for page in pages for o in page.get("Contents", []) if not o["Key"].endswith("/"))
 
 
 def test_names_of_any_kind_are_found_under_their_keys(bucket):
@@ -101,7 +76,7 @@ def test_a_job_from_bucket_to_bucket_killed_on_the_way_reads_each_image_once(buc
         put(bucket, f"in/{n % 5}/{n:04}.png", pictures[n % 8])
     put(bucket, "in/empty.png", b"")
     save_bundle(new_tiny_bundle(), str(tmp_path / "bundle"))
-    monkeypatch.setenv("RAY_ADDRESS", "local")  # workers of a running cluster have the cluster's environment
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     arguments = ["--images", "s3://bucket/in", "--out", "s3://bucket/out", "--model", tmp_path / "bundle"]
     process = start("transcribe", *arguments, "--num-workers", 1)
     wait_for(process, lambda: keys(bucket, "out/_work/outputs"))

@@ -1,0 +1,184 @@
+"""`ray job submit`, as the README gives it, to a real head with token authentication."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+from conftest import ROOT, draw_easy_lines, free_port
+
+from benchmarks.measuring import descendants
+from hwr_ray.monitoring import EPOCH
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+TOKEN = "a token of at least a few characters"  # noqa: S105 - of a head that lives for a test
+EPOCHS = 30
+RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--gru-size", "16", "--conv-widths", "8", "8", "16", "16"]
+RECIPE += ["--patience", EPOCHS]
+
+
+class Head:
+    """A Ray head with a token in processes of its own, and the command line of one who submits to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.dashboard, self.metrics_port = folder, f"127.0.0.1:{free_port()}", free_port()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        self.environment = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        options = {
+            "port": free_port(),
+            "dashboard-host": "127.0.0.1",
+            "dashboard-port": self.dashboard.split(":")[1],
+            "dashboard-agent-listen-port": free_port(),
+            "ray-client-server-port": free_port(),
+            "metrics-export-port": self.metrics_port,
+            "temp-dir": folder,
+            "num-cpus": 4,
+            "object-store-memory": 200 << 20,
+        }
+        command = [*RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
+        self.process = subprocess.Popen(
+            command, env=self.environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self.wait()
+
+    def get(self, url):
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})  # noqa: S310
+        return urllib.request.urlopen(request, timeout=10).read().decode()  # noqa: S310
+
+    def metrics(self):
+        return self.get(f"http://127.0.0.1:{self.metrics_port}/metrics")
+
+    def wait(self):
+        deadline = time.monotonic() + 120
+        while True:
+            assert self.process.poll() is None and time.monotonic() < deadline
+            try:
+                self.get(f"http://{self.dashboard}/api/jobs/")
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+            else:
+                return
+
+    def ray_job(self, *words, status=0, **environment):
+        """What `ray job …` prints."""
+        command = [*RAY, "job", words[0], "--address", f"http://{self.dashboard}", *map(str, words[1:])]
+        done = subprocess.run(
+            command,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == status, done.stdout
+        return done.stdout
+
+    def submit(self, *words, status=0, options=(), **environment):
+        command = ["--working-dir", ROOT, *options, "--", "python", *words]
+        return self.ray_job("submit", *command, status=status, **environment)
+
+    def close(self):
+        below = descendants(self.process.pid)
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        finally:
+            for pid in below:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("submit")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    short = Path(f"/tmp/hwr-{os.getpid()}")  # noqa: S108 - a socket's path is 107 bytes long at most
+    short.mkdir()
+    started = Head(short)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(head, folder, draw_text):
+    drawn = draw_easy_lines(folder / "drawn", draw_text, train=96, validation=16, test=20)
+    out = folder / "prepared"
+    said = head.submit("jobs/prepare.py", "--data", drawn, "--out", out, "--canvas", "16", "64")
+    assert f"{out}\n" in said and "succeeded" in said
+    return out
+
+
+def history(out):
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_without_the_token_nothing_can_be_submitted(head, folder):
+    for token in ("", "another token"):
+        said = head.submit("-c", f"open({str(folder / 'made')!r}, 'w')", status=1, RAY_AUTH_TOKEN=token)
+        assert "token" in said.lower()
+    assert not (folder / "made").exists()
+
+
+def test_what_is_uploaded_is_little_and_the_code_that_runs(head, prepared):
+    (package,) = (head.folder / "session_latest/runtime_resources/working_dir_files").glob("_ray_pkg_*/")
+    files = [path.relative_to(package) for path in package.rglob("*") if path.is_file()]
+    assert Path("hwr_ray/transcription.py") in files and Path("jobs/train.py") in files
+    assert not {path.parts[0] for path in files} & {".git", ".venv", "tests", "quickstart"}
+    assert sum((package / path).stat().st_size for path in files) < 8 << 20
+    said = head.submit("-c", "import hwr_ray; print(hwr_ray.__path__)")
+    assert str(package.name) in said
+
+
+def test_a_stopped_training_goes_on_when_it_is_submitted_again_and_shows_its_figures(head, prepared, folder):
+    out = folder / "run"
+    command = ["jobs/train.py", "--data", prepared, "--out", out, *RECIPE, "--num-workers", 2]
+    head.submit(*command, options=["--submission-id", "first", "--no-wait"])
+    deadline = time.monotonic() + 200
+    while len(history(out)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    head.ray_job("stop", "first")
+    assert "STOPPED" in head.ray_job("status", "first")
+    before = history(out)
+    assert 2 <= len(before) < EPOCHS
+    said = head.submit(*command)
+    assert "going on from checkpoint" in said
+    assert history(out)[: len(before)] == before and len(history(out)) == EPOCHS
+    # One tidy log: what the job says, each line once, and nothing of Ray's.
+    told = re.findall(r"epoch (\d+)/", said)
+    assert told == [str(epoch) for epoch in range(len(before) + 1, EPOCHS + 1)]
+    assert not re.findall(r"\(\w+ pid=|WARNING|Traceback", said), said
+
+
+def test_transcribing_and_its_metrics(head, prepared, folder):
+    drawn, out = folder / "drawn/test_v2", folder / "transcripts"
+    (drawn / "empty.png").write_bytes(b"")
+    said = head.submit("jobs/transcribe.py", "--images", drawn, "--model", folder / "run/best", "--out", out)
+    assert "20 of 21 images read" in said
+    assert ds.dataset(sorted(out.glob("*.parquet"))).count_rows() == 21
+    dashboard = json.loads((ROOT / "deploy/grafana.json").read_text())
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    names = set(re.findall(r"ray_hwr_ray_\w+", asked))
+    assert names == {"ray_hwr_ray_lines_total", *(f"ray_hwr_ray_epoch_{name}" for name in EPOCH)}
+
+
+def test_a_mistake_ends_the_submission_with_one_sentence_and_a_failure(head, prepared):
+    said = head.submit("jobs/train.py", "--data", prepared, "--out", "run", status=1)
+    assert "--out run would be lost" in said and "Traceback" not in said
+    said = head.submit("jobs/train.py", "--data", prepared, "--out", "/tmp/no", "--use-gpu", status=1)  # noqa: S108
+    assert "needs 1 GPUs and the cluster has 0" in said
