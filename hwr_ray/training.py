@@ -69,7 +69,8 @@ def train(settings: TrainSettings) -> None:
     data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
     data["lines"]["train"] = num_lines
     run_id = claim_run(out, {**settings.recipe(), **origin, "data": data})
-    check_shared(out, prepared.path, *([str(settings.init_from)] if settings.init_from else []))
+    begun_from = [settings.init_from] if settings.init_from else []
+    check_shared(storage.join(out, "recipe.json"), prepared.path, *begun_from)
     board = new_board()
     lines_per_epoch = num_lines // settings.batch_size * settings.batch_size
     try:

@@ -83,7 +83,7 @@ def transcribe(settings: TranscribeSettings) -> None:
     feed_cpus = LOADER_CPUS if reading.use_gpu else 0
     reading = reading.admitted(feed_cpus)
     parts = Parts(out, facts, overwrite=settings.overwrite)
-    check_shared(out, settings.inputs.folder, *([reading.names] if reading.names else []))
+    check_shared(storage.join(out, STATE), settings.inputs.folder, *([reading.names] if reading.names else []))
     job = Job(settings, inputs, bundle, reading, parts, threshold)
     job.run()
     if not parts.num_rows:

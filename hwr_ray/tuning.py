@@ -114,7 +114,7 @@ def tune(settings: TuneSettings) -> None:
     os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{sweep_id}")  # connect passes it on, and wandb reads it
     connect(with_dashboard=True, show_workers=False)
     at_once = trials_at_once(settings)
-    check_shared(out, prepared.path)
+    check_shared(storage.join(out, "recipe.json"), prepared.path)
     sweep = Sweep(base, prepared, storage.join(out, "trials"), f"{sweep_id}-trial", at_once)
     ledger = sweep.ledger
     if settings.retry_failed:
