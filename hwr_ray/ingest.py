@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hwr_ray.errors import UserError
 from hwr_ray.folds import leave_out
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.train_settings import TrainSettings
@@ -161,6 +162,10 @@ class StreamedLines:
         self.size = mine.stop - mine.start
         # What the worker with the largest share of a batch can take from its equal share of the lines.
         self.steps = num_lines // share.world_size // -(-settings.batch_size // share.world_size)
+        if not self.steps:
+            raise UserError(
+                f"{num_lines} lines give {share.world_size} workers no whole batch of {settings.batch_size}"
+            )
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         tables = ray.train.get_dataset_shard("train").iter_batches(batch_size=READ_BATCH, batch_format="pyarrow")

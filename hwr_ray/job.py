@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> None:
     """Parses `settings_type` from the command line, logs it and calls `run` with it.
 
-    Exits with status 2 after one sentence on stderr where the user can mend what is wrong (`UserError`); any other
-    exception passes through with its traceback, and Python exits with status 1.
+    Exits with status 2 after one sentence on stderr where the user can mend what is wrong (`UserError`), with 130 at
+    Ctrl-C; any other exception passes through with its traceback, and Python exits with status 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -27,6 +27,9 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> N
         log.info("%s", settings)
         check_lasting(getattr(settings, "out", None))
         run(settings)
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: interrupted; the same command goes on with what is there", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         # No right to a file is nearly always the user's to mend, and its text names the file.
         mistakes = [e for e in _causes(error) if isinstance(e, UserError | PermissionError)]

@@ -1,6 +1,32 @@
-"""Whether a run that is there is the one that is asked for."""
+"""Whether a run that is there is the one that is asked for, and whether it is still this process's."""
 
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
+
+from hwr_ray import storage
+from hwr_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That whoever made it last writes the folder. Else the same command, started twice, would mix two runs."""
+
+    folder: str
+    token: str = field(default_factory=lambda: uuid4().hex)
+
+    @property
+    def path(self) -> str:
+        return storage.join(self.folder, ".owner")
+
+    def make(self) -> "Claim":
+        storage.write_bytes(self.path, self.token.encode())
+        return self
+
+    def check(self) -> None:
+        """Raises UserError where another process took over."""
+        if storage.read_bytes(self.path).decode() != self.token:
+            raise UserError(f"another process began to write {self.folder} and took over")
 
 
 def difference(there: dict[str, Any], here: dict[str, Any]) -> tuple[str, Any, Any] | None:

@@ -1,6 +1,7 @@
 """What a training worker works on, and how it comes by it: from the beginning, or from a checkpoint."""
 
 import copy
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,11 @@ from hwr_ray.ingest import Lines, Share, ValidationLines, training_lines
 from hwr_ray.lookout import Lookout
 from hwr_ray.optimization import TrainState
 from hwr_ray.prepared import Prepared
+from hwr_ray.resuming import Claim
 from hwr_ray.synced_norm import synchronized
 from hwr_ray.train_settings import TrainSettings
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Run:
     out: str
     origin: dict[str, Any]
     """Of the weights that the run began with."""
+    claim: Claim | None
     codec: Codec
     share: Share
     device: torch.device
@@ -61,7 +64,7 @@ class Run:
 def begin(config: dict[str, Any]) -> Run:
     """Builds the model, gets the lines and loads the last whole checkpoint, if there is one, on all workers.
 
-    Raises UserError where this node does not see the run's folder.
+    Raises UserError where this node does not see the run's folder, or the checkpoints of epochs that were are gone.
     """
     settings: TrainSettings = config["settings"]
     prepared, out = Prepared(config["data"]), config["out"]
@@ -73,6 +76,8 @@ def begin(config: dict[str, Any]) -> Run:
     checkpoints = Checkpoints(storage.join(out, CHECKPOINTS))
     checkpoint = checkpoints.newest() if share.rank == 0 else None
     checkpoint = ray.train.collective.broadcast_from_rank_zero(checkpoint)
+    if not checkpoint:
+        check_fresh(out)
     codec = Codec(prepared.charset)
     state = new_state(settings, prepared, codec, device, is_fresh=checkpoint is None)
     if share.world_size > 1:
@@ -90,6 +95,7 @@ def begin(config: dict[str, Any]) -> Run:
         prepared=prepared,
         out=out,
         origin=config["origin"],
+        claim=config["claim"],
         codec=codec,
         share=share,
         device=device,
@@ -105,6 +111,19 @@ def begin(config: dict[str, Any]) -> Run:
         where = f"epoch {len(state.history) + 1}, after {state.epoch_step} of {run.lines.steps} steps"
         run.lookout.tell({"text": f"going on from checkpoint {checkpoint}: {where}"})
     return run
+
+
+def check_fresh(out: str) -> None:
+    """Raises UserError where a run without a checkpoint has epochs: a new first one would replace its best bundle."""
+    if history := read_history(out):
+        raise UserError(f"{out} has {len(history)} epochs and no whole checkpoint to go on from: name another --out")
+
+
+def read_history(out: str) -> list[dict[str, Any]]:
+    """The metrics of a run's epochs so far, from its metrics.jsonl."""
+    path = storage.join(out, METRICS)
+    lines = storage.read_bytes(path).decode().splitlines() if storage.is_file(path) else []
+    return [json.loads(line) for line in lines]
 
 
 def new_state(

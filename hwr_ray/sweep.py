@@ -1,6 +1,7 @@
 """Trials under Ray Tune: each a training run in a folder of its own, all of them in the books."""
 
 import logging
+import math
 import os
 import time
 import traceback
@@ -21,8 +22,9 @@ from hwr_ray.cluster import configure_data
 from hwr_ray.codec import Codec
 from hwr_ray.cost import multiply_adds, num_parameters
 from hwr_ray.prepared import Prepared
+from hwr_ray.resuming import Claim
+from hwr_ray.run import read_history
 from hwr_ray.search_space import settings_of
-from hwr_ray.train_loop import read_history
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import fit
 from hwr_ray.trials import FAILURE, FINISHED, KEPT, Ledger, Trial, read_trial, run_folder
@@ -72,8 +74,10 @@ class _Asha(ASHAScheduler):
 class Sweep:
     """Trials under Ray Tune, written to a ledger."""
 
-    def __init__(self, base: TrainSettings, prepared: Prepared, folder: str, run_id: str, at_once: int) -> None:
-        self.base, self.prepared, self.ledger = base, prepared, Ledger(folder)
+    def __init__(
+        self, base: TrainSettings, prepared: Prepared, folder: str, run_id: str, at_once: int, claim: Claim
+    ) -> None:
+        self.base, self.prepared, self.ledger = base, prepared, Ledger(folder, claim)
         self.run_id, self.at_once = run_id, at_once
 
     def run(
@@ -83,14 +87,16 @@ class Sweep:
         scheduler: TrialScheduler | None = None,
         *,
         limit: int,
-        minutes: float | None = None,
+        deadline: float = math.inf,
     ) -> None:
-        """Goes on with unfinished trials, then tries what is proposed until there are `limit` trials."""
+        """Goes on with unfinished trials, then tries what is proposed until there are `limit` trials, or until the
+        deadline on the monotonic clock, in seconds."""
         unfinished = self.ledger.in_state("unfinished")
         for trial in unfinished:  # of a driver that was killed
             give_back(trial)
         to_come = len(unfinished) + max(0, limit - len(self.ledger.trials))
-        if not to_come:
+        seconds = deadline - time.monotonic()
+        if not to_come or seconds <= 0:
             return
         at_once = min(self.at_once, to_come)
         state = storage.join(self.ledger.folder, "state")  # Ray Tune's own; nothing is read from it
@@ -110,7 +116,7 @@ class Sweep:
                 scheduler=scheduler,
                 callbacks=[_Record(self.ledger, learn, view, resumed={trial.number for trial in unfinished})],
                 max_concurrent_trials=at_once,
-                time_budget_s=None if minutes is None else minutes * 60,
+                time_budget_s=None if math.isinf(seconds) else seconds,
                 raise_on_failed_trial=False,
                 verbose=0,
             )
@@ -246,7 +252,7 @@ class _Record(ray.tune.Callback):
 
     def _close(self, known: Trial) -> None:
         give_back(known)
-        if known.number not in self.resumed:
+        if known.number in self.started and known.number not in self.resumed:  # it may have failed to start
             known.seconds = time.monotonic() - self.started[known.number]
         self.ledger.save(known)
         self.learn(known)

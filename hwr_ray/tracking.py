@@ -1,13 +1,23 @@
 """Following a run in Weights & Biases."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import wandb
 
+from hwr_ray.errors import UserError
+
 Sample = tuple[np.ndarray, str, str]
 """A line image (H, W) uint8, its text, its prediction."""
+
+
+def check_key(project: str | None) -> None:
+    """Raises UserError where wandb would ask for a key that nobody can give it."""
+    is_offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+    if project and not is_offline and not wandb.login(prompt=False):
+        raise UserError("--wandb-project needs a key in WANDB_API_KEY, or WANDB_MODE=offline")
 
 
 class Tracker:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hwr_ray import storage
 from hwr_ray.augmentation import augment
 from hwr_ray.bundle import Bundle, save_bundle
+from hwr_ray.errors import UserError
 from hwr_ray.fine_tuning import freeze_convolutions
 from hwr_ray.ingest import Batch
 from hwr_ray.lookout import Stopwatch
@@ -28,11 +29,10 @@ from hwr_ray.optimization import one_cycle, train_step, update_average
 from hwr_ray.prepared import images_of
 from hwr_ray.provenance import versions
 from hwr_ray.recognizer import read_batch
-from hwr_ray.run import Run, begin
+from hwr_ray.run import METRICS, Run, begin, read_history
 from hwr_ray.tracking import Sample, Tracker
 from hwr_ray.train_settings import TrainSettings
 
-METRICS = "metrics.jsonl"
 NUM_SAMPLES = 32
 """Validation lines in wandb's table."""
 
@@ -42,10 +42,15 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
 
     Every epoch ends with a validation on all workers, a checkpoint, a line on the console and one in metrics.jsonl.
     The best average of the weights so far is the bundle OUT/best. Returns how it ended, by `ended`: `finished`,
-    `stopped` (by its user), or `diverged`, which another try would not mend, with a `reason`.
+    `stopped` (by its user), or, with a `reason` that another try would not mend, `diverged` or `refused`.
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs a long line a report; the epochs' own tell more
     settings: TrainSettings = config["settings"]
+    try:
+        if config["claim"]:
+            config["claim"].check()
+    except UserError as error:  # the same on all workers, so none waits for another
+        return {"ended": "refused", "reason": str(error)}
     run = begin(config)
     placement = ray.util.get_current_placement_group()
     tracker = Tracker(
@@ -119,17 +124,12 @@ def _saving(run: Run) -> Callable[[], None]:
     data, step, best = run.state.to_bytes(), run.state.step, run.state.best_epoch().get("step")
 
     def save() -> None:
+        if run.claim:
+            run.claim.check()
         run.checkpoints.save(data, step=step)
         run.checkpoints.prune(run.settings.keep, best=best)
 
     return save
-
-
-def read_history(out: str) -> list[dict[str, Any]]:
-    """The metrics of a run's epochs so far, from its metrics.jsonl."""
-    path = storage.join(out, METRICS)
-    lines = storage.read_bytes(path).decode().splitlines() if storage.is_file(path) else []
-    return [json.loads(line) for line in lines]
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, Any] | None:
@@ -150,10 +150,8 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any] | None:
     while batch := watch.waiting(batches):
         sums += torch.stack(step_on(run, batch, epoch))
         state.epoch_step += 1
-        if state.epoch_step == run.lines.steps:
-            continue  # the epoch's end is a checkpoint, too
         save, stop = run.lookout.look(run.lines_done)
-        if save or stop:
+        if stop or (save and state.epoch_step < run.lines.steps):  # the epoch's end is a checkpoint, too
             add_up(run, sums, watch, epoch)
             if run.is_first:
                 run.background.do(_saving(run))
@@ -200,13 +198,13 @@ def step_on(run: Run, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
 def add_up(run: Run, sums: Tensor, watch: Stopwatch, epoch: int) -> None:
     """Adds the sums of all workers and the time to the state's figures of the epoch, and sets the sums to 0.
 
-    Raises FloatingPointError where the loss is not finite.
+    Raises FloatingPointError where one of them is not finite.
     """
     if run.share.world_size > 1:
         dist.all_reduce(sums)
     loss, norm = (sums / run.share.world_size).tolist()
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss of epoch {epoch} is not finite: lower --learning-rate")
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(f"the loss of epoch {epoch} or its gradient is not finite")
     seconds, waited = watch.lap()
     for name, value in zip(run.state.sums, (loss, norm, seconds, waited), strict=True):
         run.state.sums[name] += value

@@ -27,9 +27,10 @@ from hwr_ray.errors import UserError
 from hwr_ray.fine_tuning import architecture_from
 from hwr_ray.folds import folds_of, leave_out
 from hwr_ray.prepared import Prepared
-from hwr_ray.resuming import difference
-from hwr_ray.run import CHECKPOINTS
-from hwr_ray.train_loop import read_history, train_loop_per_worker
+from hwr_ray.resuming import Claim, difference
+from hwr_ray.run import CHECKPOINTS, check_fresh, read_history
+from hwr_ray.tracking import check_key
+from hwr_ray.train_loop import train_loop_per_worker
 from hwr_ray.train_settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def train(settings: TrainSettings) -> None:
         origin = {"init_from": weights_digest(str(settings.init_from))}
     check_feasible(prepared, settings, num_lines)
     texts = language_model_texts(prepared, settings)
+    check_key(settings.wandb_project)
     connect(with_dashboard=True)
     preflight(
         Needs(
@@ -69,6 +71,9 @@ def train(settings: TrainSettings) -> None:
     data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
     data["lines"]["train"] = num_lines
     run_id = claim_run(out, {**settings.recipe(), **origin, "data": data})
+    if not last_step(out):
+        check_fresh(out)
+    claim = Claim(out).make()
     begun_from = [settings.init_from] if settings.init_from else []
     check_shared(storage.join(out, "recipe.json"), prepared.path, *begun_from)
     board = new_board()
@@ -76,10 +81,12 @@ def train(settings: TrainSettings) -> None:
     try:
         metrics = follow(
             board,
-            lambda: fit(settings, prepared, out, run_id, num_lines=num_lines, board=board, origin=origin),
+            lambda: fit(settings, prepared, out, run_id, num_lines=num_lines, board=board, origin=origin, claim=claim),
             total=settings.epochs * lines_per_epoch,
             done=last_step(out) * settings.batch_size,
         )
+    except FloatingPointError as error:
+        raise UserError(f"{error}: lower --learning-rate, and name another --out") from error
     except SystemExit:
         show_curves(out)
         log.info("stopped after %d epochs; to go on: %s", len(read_history(out)), shlex.join(["python", *sys.argv]))
@@ -170,15 +177,16 @@ def fit(
     runs_at_once: int = 1,
     board: Any = None,
     origin: dict[str, Any] | None = None,
+    claim: Claim | None = None,
     witness: str = "recipe.json",
 ) -> dict[str, Any]:
     """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best,
     or nothing where the run was stopped before its first epoch's end.
 
     `callbacks` are Ray Train's; as many runs like this one as `runs_at_once` says share the cluster; `board` is a
-    Board; `origin` tells of the weights that it begins with; `witness` is a file of the run's folder, by which the
-    workers know that they see it. Raises ray.train.TrainingFailedError where workers fail again and again,
-    FloatingPointError where the loss is not finite.
+    Board; `origin` tells of the weights that it begins with; `claim` is on the run's folder; `witness` is a file in it,
+    by which the workers know that they see it. Raises ray.train.TrainingFailedError where workers fail again and again,
+    FloatingPointError where the loss is not finite, and UserError where another process took over.
     """
 
     def train_lines() -> ray.data.Dataset:
@@ -199,6 +207,7 @@ def fit(
             "runs_at_once": runs_at_once,
             "board": board,
             "origin": origin or {},
+            "claim": claim,
             "witness": storage.join(out, witness),
         },
         torch_config=TorchConfig(timeout_s=HANG_SECONDS),
@@ -225,8 +234,8 @@ def fit(
         datasets={"train": train_lines},
     )
     ended = trainer.fit().return_value  # type: ignore[attr-defined]
-    if ended["ended"] == "diverged":
-        raise FloatingPointError(ended["reason"])
+    if ended["ended"] in ("diverged", "refused"):
+        raise (FloatingPointError if ended["ended"] == "diverged" else UserError)(ended["reason"])
     return min(read_history(out), key=lambda row: row["cer"], default={})
 
 

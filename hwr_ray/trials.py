@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from hwr_ray import storage
+from hwr_ray.resuming import Claim
 
 FINISHED, FAILURE = "finished", "failure.txt"
 """Files of a trial that was trained to its end, and of one that failed."""
@@ -71,8 +72,8 @@ def read_trial(path: str) -> Trial:
 class Ledger:
     """The trials in a folder, by number. One process writes it."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder, self.trials = folder, dict[int, Trial]()
+    def __init__(self, folder: str, claim: Claim | None = None) -> None:
+        self.folder, self.claim, self.trials = folder, claim, dict[int, Trial]()
         for name in storage.list_files(folder):
             if re.fullmatch(r"\d+/trial\.json", name):
                 trial = read_trial(storage.join(folder, name.split("/")[0]))
@@ -82,6 +83,8 @@ class Ledger:
         return run_folder(self.folder, trial.number)
 
     def save(self, trial: Trial) -> None:
+        if self.claim:
+            self.claim.check()
         self.trials[trial.number] = trial
         storage.write_json(storage.join(self.path(trial), "trial.json"), asdict(trial))
 
@@ -89,7 +92,7 @@ class Ledger:
         """Makes unfinished trials of those that failed."""
         for trial in self.in_state("failed"):
             storage.delete_file(storage.join(self.path(trial), FAILURE))
-            trial.state, trial.reason = "unfinished", None
+            trial.state, trial.reason, trial.seconds = "unfinished", None, None
             self.save(trial)
 
     def in_state(self, *states: str) -> list[Trial]:

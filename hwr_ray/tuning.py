@@ -1,9 +1,12 @@
 """A sweep: Ray Tune over many training runs, each through the same `fit` as a single one."""
 
 import logging
+import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +21,11 @@ from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.front import choose, parse_choice
 from hwr_ray.prepared import Prepared, images_of
+from hwr_ray.resuming import Claim
 from hwr_ray.search_space import Search, corners, settings_of, space_of
 from hwr_ray.sweep import TRIAL_CPUS, Sweep, asha_scheduler
 from hwr_ray.sweep_report import hand_set_trial, spread, write_sweep_report
+from hwr_ray.tracking import check_key
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import INGEST_CPUS, check_feasible, claim_run, fit_decoder_remotely
 from hwr_ray.trials import Ledger, Trial
@@ -109,36 +114,41 @@ def tune(settings: TuneSettings) -> None:
     for corner in corners(space):
         check_feasible(prepared, settings_of(base, corner), prepared.num_lines("train"))
     texts = language_model_texts(prepared, base)
+    check_key(settings.wandb_project)
     out = storage.absolute(settings.out)
-    sweep_id = claim_run(out, {**settings.recipe(), "data": prepared.facts["content_hash"]})
-    os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{sweep_id}")  # connect passes it on, and wandb reads it
+    # connect passes it on, and wandb reads it
+    os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{sha256(out.encode()).hexdigest()[:12]}")
     connect(with_dashboard=True, show_workers=False)
     at_once = trials_at_once(settings)
+    sweep_id = claim_run(out, {**settings.recipe(), "data": prepared.facts["content_hash"]})
     check_shared(storage.join(out, "recipe.json"), prepared.path)
-    sweep = Sweep(base, prepared, storage.join(out, "trials"), f"{sweep_id}-trial", at_once)
+    claim, deadline = Claim(out).make(), time.monotonic() + 60 * (settings.time_budget or math.inf)
+
+    def sweep_in(name: str, run_id: str) -> Sweep:
+        sweep = Sweep(base, prepared, storage.join(out, name), f"{sweep_id}-{run_id}", at_once, claim)
+        if settings.retry_failed:
+            sweep.ledger.reopen_failed()
+        return sweep
+
+    sweep = sweep_in("trials", "trial")
     ledger = sweep.ledger
-    if settings.retry_failed:
-        ledger.reopen_failed()
     search = Search(space, settings.search, ledger, num_trials=settings.trials, seed=settings.seed, base=base)
     scheduler = asha_scheduler(settings.epochs, settings.grace_epochs, ledger) if settings.asha else FIFOScheduler()
     figures: dict[str, Any] = {"choose": settings.choose, "chosen": None, "decoder": None, "repeats": {}}
     best = storage.join(out, "best")
     try:
-        sweep.run(search.propose, search.learn, scheduler, limit=settings.trials, minutes=settings.time_budget)
+        sweep.run(search.propose, search.learn, scheduler, limit=settings.trials, deadline=deadline)
         measure_speeds(ledger, prepared)
-        storage.delete(best)  # of an earlier choice
         chosen = choose_trial(ledger, settings.choose)
         bundle = load_bundle(storage.join(ledger.path(chosen), "best"))
         came_from = {"id": sweep_id, "trial": chosen.number, "choose": settings.choose}
         save_bundle(replace(bundle, training={**bundle.training, "sweep": came_from}), best)
         fit_decoder_remotely(best, prepared, texts, base)
         figures |= {"chosen": chosen.number, "decoder": load_bundle(best).training["decoder"]}
-        hand_set = hand_set_trial(ledger.in_state("finished"), space, base)
+        hand_set = hand_set_trial(list(ledger.trials.values()), space, base)  # whether ASHA stopped it or not
         for trial in [chosen] if hand_set in (None, chosen) else [chosen, hand_set]:
-            again = Sweep(
-                base, prepared, storage.join(out, f"repeats-{trial.number:03d}"), f"{sweep_id}-{trial.number}", at_once
-            )
-            again.run(with_other_seeds(trial, settings.seed), limit=settings.repeat, minutes=settings.time_budget)
+            again = sweep_in(f"repeats-{trial.number:03d}", str(trial.number))
+            again.run(with_other_seeds(trial, settings.seed), limit=settings.repeat, deadline=deadline)
             figures["repeats"][trial.number] = [other.best["cer"] for other in again.ledger.in_state("finished")]
     finally:  # with no trial to choose there is a report, too
         write_sweep_report(out, ledger, space, base, figures)

@@ -104,7 +104,7 @@ def started_with(port: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if f":{port}" in path.read_text().replace("\0", " "):
+            if re.search(rf"\b{port}\b", path.read_text()):
                 found.append(int(path.parent.name))
         except OSError:  # it has ended
             continue

@@ -1,5 +1,6 @@
 """How a job ends: the user's mistakes in one sentence, everything else as it was raised."""
 
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -90,7 +91,7 @@ def test_a_command_line_that_cannot_be_parsed_is_status_2_and_runs_nothing(comma
     assert capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError("gone"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError("gone")])
 def test_any_other_error_passes_through(command_line, error):
     def run(_: Settings) -> None:
         raise error
@@ -99,6 +100,32 @@ def test_any_other_error_passes_through(command_line, error):
     with pytest.raises(type(error)) as raised:
         run_job(Settings, run)
     assert raised.value is error
+
+
+def test_an_interrupt_is_one_sentence_and_status_130(command_line, capsys):
+    def run(_: Settings) -> None:
+        raise KeyboardInterrupt
+
+    command_line("--out", "x")
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, run)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.startswith("jobs/a.py: interrupted; the same command goes on")
+
+
+def test_a_submitted_job_may_not_write_to_the_folder_that_ray_deletes(command_line, capsys, monkeypatch):
+    submitted = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0.zip", "env_vars": {"A": "1"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
+    seen: list[str] = []
+    for out in ("/shared/x", "s3://bucket/x", "~/x"):
+        command_line("--out", out)
+        run_job(Settings, lambda settings: seen.append(settings.out))
+    assert seen == ["/shared/x", "s3://bucket/x", "~/x"]
+    command_line("--out", "x")
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, lambda _: pytest.fail("ran"))
+    assert stop.value.code == 2
+    assert "--out x would be lost" in capsys.readouterr().err
 
 
 def test_settings_come_from_the_command_line_without_prefixes_for_inner_ones(command_line):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from hwr_ray.resuming import difference
+from hwr_ray.errors import UserError
+from hwr_ray.resuming import Claim, difference
 
 FACTS = {"data": {"lines": {"train": 5}, "canvas": (48, 320)}, "seed": 0, "names": None}
 
@@ -26,3 +27,12 @@ def test_facts_are_the_same_after_they_have_been_json():
 )
 def test_the_first_field_that_differs_is_named_from_the_outermost_on(here, found):
     assert difference(json.loads(json.dumps(FACTS)), here) == found
+
+
+def test_a_folder_belongs_to_the_last_one_that_claimed_it(tmp_path):
+    first = Claim(str(tmp_path)).make()
+    first.check()
+    second = Claim(str(tmp_path)).make()
+    second.check()
+    with pytest.raises(UserError, match=f"another process began to write {tmp_path} and took over"):
+        first.check()

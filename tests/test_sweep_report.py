@@ -1,6 +1,7 @@
 """The books of a sweep, its table and what its report says of each setting."""
 
 import statistics
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from hwr_ray import storage
 from hwr_ray.errors import UserError
 from hwr_ray.search_space import DEFAULT_SPACE, default_values
-from hwr_ray.sweep import asha_scheduler
+from hwr_ray.sweep import _Record, asha_scheduler
 from hwr_ray.sweep_report import against_hand_set, comparable, effects, group_labels, spread, write_sweep_report
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.trials import Ledger, Trial
@@ -174,10 +175,22 @@ def test_asha_judges_a_new_trial_by_those_of_before_the_interruption_but_never_a
 def test_trials_that_failed_are_gone_on_with_on_request_only(ledger):
     failure = f"{ledger.path(ledger.trials[3])}/failure.txt"
     storage.write_bytes(failure, b"no memory")
+    ledger.trials[3].seconds = 40.0  # of the attempt that failed: what comes is not known by it
     ledger.reopen_failed()
+    assert ledger.trials[3].seconds is None
     states = [trial.state for trial in Ledger(ledger.folder).trials.values()]
     assert states == ["finished", "finished", "stopped", "unfinished"]
     assert not storage.is_file(failure)
+
+
+def test_a_trial_that_failed_before_it_began_is_marked_and_no_more(ledger):
+    learned = []
+    view = SimpleNamespace(ended=lambda trial: None)
+    record = _Record(ledger, learned.append, view, resumed=set())
+    ledger.save(replace(trial(4, [], state="unfinished"), seconds=None))
+    record.on_trial_error(0, [], SimpleNamespace(config={"number": 4}))
+    assert ledger.trials[4].state == "failed" and ledger.trials[4].seconds is None
+    assert learned == [ledger.trials[4]]
 
 
 @pytest.mark.parametrize(

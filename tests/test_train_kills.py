@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -102,6 +103,40 @@ def test_ctrl_c_leaves_a_checkpoint_within_the_epoch_and_a_damaged_one_is_passed
     check_same(history(out), undisturbed)
     message = mistake(*command, "--learning-rate", "1e-3")
     assert "learning_rate = 0.01, not 0.001" in message
+
+
+def test_of_two_that_train_the_same_run_the_later_one_ends_it_and_the_other_says_so(folder, prepared, undisturbed):
+    out = folder / "twice"
+    command = ["train", "--data", prepared, "--out", out, *RECIPE]
+    first = start(*command)
+    wait_for(first, lambda: len(history(out)) >= 1)
+    run(*command)
+    _, err = first.communicate(timeout=300)
+    assert first.returncode == 2, err
+    assert f"another process began to write {out} and took over" in err
+    check_same(history(out), undisturbed)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_over_its_best(folder, prepared, undisturbed):
+    out = folder / "gone"
+    shutil.copytree(folder / "undisturbed", out)
+    shutil.rmtree(out / "checkpoints")
+    before = (out / "best/model.safetensors").read_bytes()
+    message = mistake("train", "--data", prepared, "--out", out, *RECIPE)
+    assert f"{out} has {EPOCHS} epochs and no whole checkpoint" in message
+    assert (out / "best/model.safetensors").read_bytes() == before
+
+
+def test_epochs_of_one_step_can_be_stopped_and_a_rate_that_diverges_is_told_in_a_sentence(folder, prepared):
+    whole = ["--data", prepared, "--batch-size", "240", "--conv-widths", "4", "4", "8", "8", "--gru-size", "8"]
+    process = start("train", *whole, "--out", folder / "whole", "--epochs", "3000", "--patience", "3000")
+    wait_for(process, lambda: len(history(folder / "whole")) >= 3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "to go on: python" in err.splitlines()[-1]
+    message = mistake("train", *whole, "--out", folder / "diverged", "--learning-rate", "1e30", "--epochs", "30")
+    assert "is not finite: lower --learning-rate, and name another --out" in message
 
 
 def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(folder, prepared, undisturbed, monkeypatch):
