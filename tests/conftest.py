@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -42,6 +43,13 @@ def draw_text() -> Callable[..., np.ndarray]:
         return cv2.putText(picture, text, (2, height - 4), cv2.FONT_HERSHEY_SIMPLEX, height / 40, 20, 1)
 
     return draw
+
+
+@pytest.fixture(scope="module")
+def ray_folder() -> Iterator[Path]:
+    """For the files of a Ray that `ray start` starts. Its path is short: that of a socket has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="hwr-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 EASY_TEXTS = ["".join(letters) for letters in product("ABE", repeat=3)]

@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT, free_port
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from benchmarks.measuring import descendants
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.transcription import TranscribeSettings
 from hwr_ray.tuning import TuneSettings
@@ -111,7 +112,7 @@ def started_with(port: int) -> list[int]:
     return found
 
 
-def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path):
+def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path, ray_folder):
     """On this machine alone, without ssh, and without `ray stop`, which ends all of a user's Ray."""
     config = yaml.safe_load((ROOT / "deploy/cluster-on-premise.yaml").read_text())
     (tmp_path / "hwr_ray").mkdir()
@@ -123,6 +124,7 @@ def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path):
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "RAY_HEAD_IP": "127.0.0.1", "RAY_AUTH_MODE": "token"}
+    environment["RAY_TMPDIR"] = str(ray_folder)  # else Ray would take it for this machine's running cluster
 
     def sh(command, **more):
         return subprocess.run(
@@ -143,7 +145,7 @@ def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path):
         assert sh(f"{sys.executable} -c {shlex.quote(ask)}").returncode
     finally:
         while pids := started_with(port):
-            for pid in pids:
+            for pid in {child for parent in pids for child in descendants(parent)}:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:

@@ -109,10 +109,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    short = Path(f"/tmp/hwr-{os.getpid()}")  # noqa: S108 - a socket's path is 107 bytes long at most
-    short.mkdir()
-    started = Head(short)
+def head(ray_folder):
+    started = Head(ray_folder)
     yield started
     started.close()
 

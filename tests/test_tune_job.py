@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 CLUSTER = """
 import sys
 import ray
-context = ray.init(num_cpus=2, include_dashboard=True, object_store_memory=200 << 20, log_to_driver=False)
+context = ray.init("local", num_cpus=2, include_dashboard=True, object_store_memory=200 << 20, log_to_driver=False)
 print(context.address_info["address"], flush=True)
 for line in sys.stdin:
     print(ray.available_resources().get("CPU", 0), flush=True)
