@@ -1,6 +1,6 @@
 """Ways to run the default network on one core with one thread: lines a second, and how far they are from float32.
 
-Run on an idle machine as `python -m benchmarks.runtimes [--prepared FOLDER]`, with the extra `bench` for ONNX Runtime.
+Run on an idle machine as `python -m benchmarks.runtimes [--prepared FOLDER]`, with the extra `export` for ONNX Runtime.
 Neither an image nor a text lands in the result.
 """
 

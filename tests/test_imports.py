@@ -65,7 +65,8 @@ LEVELS = {
     ),
     # whole jobs and their reports
     **dict.fromkeys(
-        ["pages", "reports", "preparation", "training", "tuning", "evaluation", "suspects", "transcription", "demo"], 4
+        ["pages", "reports", "preparation", "training", "tuning", "evaluation", "suspects", "transcription", "export"],
+        4,
     ),
     **dict.fromkeys(["sweep", "sweep_report", "curves"], 4),
     # the command line
@@ -107,6 +108,7 @@ HOMES = {
     "tyro": {"job", "train_settings"},
     "numba": {"alignment"},
     "openvino": {"network"},
+    "onnxruntime": {"export"},
 }
 """Packages that only these modules import."""
 
