@@ -21,11 +21,11 @@ import torch
 
 from benchmarks.machine import commit, hardware
 from hwr_ray.bundle import Bundle, load_bundle
+from hwr_ray.comparison import compare
 from hwr_ray.cost import multiply_adds, num_parameters
 from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.job import run_job
-from hwr_ray.metrics import cer_interval
 from hwr_ray.prepared import Prepared
 from hwr_ray.provenance import versions
 from hwr_ray.train_settings import TrainSettings
@@ -227,11 +227,8 @@ def against(evaluation: Path, other: Path) -> dict[str, Any] | None:
     bootstrap; None without the other, or for itself."""
     if evaluation == other or not (other / "metrics.json").is_file():
         return None
-    mine, theirs = predictions_of(evaluation), predictions_of(other)
-    if mine["id"] != theirs["id"]:
-        raise RuntimeError(f"{evaluation} and {other} are not of the same lines")
-    texts, more = mine["text"].to_pylist(), pc.subtract(mine["num_edits"], theirs["num_edits"]).to_pylist()
-    return {"cer": sum(more) / sum(map(len, texts)), "cer_ci": cer_interval(texts, more, seed=0)}
+    found = compare(predictions_of(evaluation), predictions_of(other), seed=0)
+    return {name: found[name] for name in ("cer", "cer_ci")}
 
 
 def is_finished(trained: Path) -> bool:
@@ -294,7 +291,7 @@ def table(rows: dict[str, Any]) -> str:
 
 def told_beside(row: dict[str, Any]) -> str:
     """A row's difference to the short one in points, where it has one."""
-    if not row.get("against_short"):
+    if not (row.get("against_short") or {}).get("cer_ci"):
         return ""
     more, (low, high) = row["against_short"]["cer"], row["against_short"]["cer_ci"]
     return f"{100 * more:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"

@@ -78,10 +78,23 @@ def calibration_error(confidences: np.ndarray, is_right: np.ndarray, *, num_bins
     equally many readings (Nguyen and O'Connor 2015, arXiv 1508.05154). Raises ValueError without readings."""
     if not len(confidences):
         raise ValueError("no reading to measure the calibration on")
-    order = np.argsort(confidences, kind="stable")
-    bins = [part for part in np.array_split(order, num_bins) if len(part)]
-    gaps = [len(part) * abs(confidences[part].mean() - is_right[part].mean()) for part in bins]
+    parts = bins(confidences, num_bins=num_bins)
+    gaps = [len(part) * abs(confidences[part].mean() - is_right[part].mean()) for part in parts]
     return float(sum(gaps) / len(confidences))
+
+
+def bins(confidences: np.ndarray, *, num_bins: int = 10) -> list[np.ndarray]:
+    """Positions of the readings in bins of equally many, from the least to the most confident."""
+    return [part for part in np.array_split(np.argsort(confidences, kind="stable"), num_bins) if len(part)]
+
+
+def review_trade_off(confidences: np.ndarray, is_right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each threshold, from the highest confidence down (M): the share of the readings that pass, and that of those
+    which are right, 0 to 1."""
+    order = np.argsort(-np.asarray(confidences), kind="stable")
+    last_of_a_value = np.flatnonzero(np.append(np.diff(np.asarray(confidences)[order]) != 0, True))
+    passed = last_of_a_value + 1
+    return passed / len(order), np.cumsum(np.asarray(is_right)[order])[last_of_a_value] / passed
 
 
 def errors_before_and_after(confidences: np.ndarray, is_right: np.ndarray) -> tuple[float, float]:

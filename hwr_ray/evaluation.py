@@ -15,6 +15,7 @@ from hwr_ray.batch_reading import ROWS_PER_BLOCK, ReadingSettings, read_lines_wi
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.calibration import calibration_error
 from hwr_ray.cluster import check_shared, connect
+from hwr_ray.comparison import compare, verdict
 from hwr_ray.errors import UserError
 from hwr_ray.labels import Split
 from hwr_ray.metrics import confusion_table, edit_distances, figures
@@ -40,6 +41,8 @@ class EvaluateSettings:
     suspects: tuple[str, ...] = ()
     """Rank the training lines by how wrong their labels look instead, each read by the one of these bundles that was
     trained without it: one for each fold (jobs/train.py --num-folds --fold). --model and --split are not used."""
+    compare: str | None = None
+    """Another evaluation of the same lines: which of the two reads better, and is it luck?"""
     seed: int = 0
     """Of the bootstrap."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
@@ -61,6 +64,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     bundle = load_bundle(model_path)
     check_canvas(prepared, bundle, model_path)
     num_lines = prepared.num_lines(settings.split)
+    other = read_other(settings.compare, prepared, settings.split) if settings.compare else None
     reading = settings.reading.for_workers(model_path)
     with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         connect()
@@ -87,11 +91,29 @@ def evaluate(settings: EvaluateSettings) -> None:
             "model_id": bundle.model_id,
             "versions": versions(),
         }
+        if other:
+            told, theirs = other
+            comparison = compare(predictions, theirs, seed=settings.seed)
+            figures_of_other = {name: told[name] for name in ("model_id", "cer", "exact_match")}
+            metrics["comparison"] = {"with": settings.compare, **figures_of_other, "difference": comparison}
         storage.write_json(storage.join(out, "metrics.json"), metrics)
         shown = prepared.images(settings.split, lines_to_show(predictions))
         write_evaluation_report(out, metrics=metrics, predictions=predictions, images=shown)
     log.info("%s", summary(metrics))
+    if other:
+        log.info("against %s: %s", settings.compare, verdict(comparison))
     print(storage.absolute(settings.out))
+
+
+def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, Any], pa.Table]:
+    """The metrics and predictions of another evaluation. Raises UserError where it is not of the same lines."""
+    if not storage.is_file(storage.join(path, "metrics.json")):
+        raise UserError(f"{path} is no evaluation: it has no metrics.json")
+    metrics = storage.read_json(storage.join(path, "metrics.json"))
+    if (metrics["content_hash"], metrics["split"]) != (prepared.facts["content_hash"], split):
+        raise UserError(f"{path} is of other lines: the {metrics['split']} split of {metrics['prepared']}")
+    filesystem, folder = storage.locate(storage.join(path, "predictions"))
+    return metrics, pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
 
 
 def rank_suspects(settings: EvaluateSettings, prepared: Prepared) -> None:

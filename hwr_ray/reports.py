@@ -14,9 +14,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hwr_ray import storage
+from hwr_ray.calibration import bins, review_trade_off
 from hwr_ray.cleaning import REASONS
+from hwr_ray.comparison import verdict
 from hwr_ray.labels import SPLITS
 from hwr_ray.line_images import Canvas, UndecodableImageError, decode
+from hwr_ray.metrics import wilson_interval
 from hwr_ray.pages import BAD, GOOD, PALE, data_uri, new_figure, render
 from hwr_ray.prepared import REJECTED, images_of
 from hwr_ray.slices import FEW_LINES, SLICES, weak_groups
@@ -24,6 +27,7 @@ from hwr_ray.tally import Tally
 
 MOST_CHARACTERS = 120
 MOST_CONFUSIONS = 24
+MOST_WORST, MOST_CONFIDENT = 40, 20
 
 
 def write_preparation_report(out: str, *, facts: dict[str, Any], tally: Tally) -> None:
@@ -144,21 +148,39 @@ def write_evaluation_report(
         few_lines=FEW_LINES,
         most_confusions=MOST_CONFUSIONS,
         confidence=_plot_confidence(predictions) if len(predictions) else None,
-        lines=[{**line, "picture": images[line["id"]]} for line in _worst_first(predictions) if line["id"] in images],
+        calibration=_plot_calibration(predictions) if len(predictions) else None,
+        trade_off=_plot_trade_off(predictions) if len(predictions) else None,
+        comparison=metrics.get("comparison"),
+        verdict=verdict(metrics["comparison"]["difference"]) if "comparison" in metrics else None,
+        lines=_with_pictures(_worst_first(predictions)[:MOST_WORST], images),
+        confident=_with_pictures(_most_confident_errors(predictions)[:MOST_CONFIDENT], images),
     )
     storage.write_bytes(storage.join(out, "report.html"), page.encode())
 
 
-def lines_to_show(predictions: pa.Table, count: int = 40) -> list[str]:
-    """Ids of the worst lines: most edits by length of the text, then the highest confidence. Right lines are none."""
-    return [line["id"] for line in _worst_first(predictions) if line["num_edits"]][:count]
+def lines_to_show(predictions: pa.Table) -> list[str]:
+    """Ids of the worst lines, most edits by length of the text first, and of the most confident errors."""
+    shown = [*_worst_first(predictions)[:MOST_WORST], *_most_confident_errors(predictions)[:MOST_CONFIDENT]]
+    return list(dict.fromkeys(line["id"] for line in shown))
+
+
+def _errors(predictions: pa.Table) -> list[dict[str, Any]]:
+    return predictions.filter(pc.greater(predictions["num_edits"], 0)).to_pylist()
 
 
 def _worst_first(predictions: pa.Table) -> list[dict[str, Any]]:
     return sorted(
-        predictions.to_pylist(),
+        _errors(predictions),
         key=lambda line: (-line["num_edits"] / max(1, len(line["text"])), -line["confidence"], line["id"]),
     )
+
+
+def _most_confident_errors(predictions: pa.Table) -> list[dict[str, Any]]:
+    return sorted(_errors(predictions), key=lambda line: (-line["confidence"], line["id"]))
+
+
+def _with_pictures(lines: list[dict[str, Any]], images: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    return [{**line, "picture": images[line["id"]]} for line in lines if line["id"] in images]
 
 
 def slice_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -238,6 +260,34 @@ def _plot_sizes(sizes: Counter[tuple[int, int]], canvas: Canvas) -> str:
         axes.set_ylim(0, 1.15 * max(*heights, canvas.height))
     axes.set(xlabel="width in pixels", ylabel="height in pixels")
     axes.legend(frameon=False, loc="upper left")
+    return data_uri(figure)
+
+
+def _plot_calibration(predictions: pa.Table) -> str:
+    """The share of right readings against their confidence, in bins of equally many, with 95 % intervals."""
+    figure, axes = new_figure()
+    confidence, is_right = predictions["confidence"].to_numpy(), predictions["num_edits"].to_numpy() == 0
+    parts = bins(confidence)
+    sure = [confidence[part].mean() for part in parts]
+    shares = np.array([is_right[part].mean() for part in parts])
+    ends = np.array([wilson_interval(int(is_right[part].sum()), len(part)) for part in parts])
+    axes.plot([0, 1], [0, 1], color=PALE, label="confidences that mean what they say")
+    bars = np.maximum(0, np.abs(ends.T - shares))
+    axes.errorbar(sure, shares, yerr=bars, fmt="o", color=GOOD, ms=4, lw=1, label=f"{len(parts)} bins of lines")
+    axes.set(xlabel="mean confidence", ylabel="share of right lines", xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(frameon=False, loc="upper left")
+    return data_uri(figure)
+
+
+def _plot_trade_off(predictions: pa.Table) -> str:
+    figure, axes = new_figure()
+    confidence, is_right = predictions["confidence"].to_numpy(), predictions["num_edits"].to_numpy() == 0
+    passed, right = review_trade_off(confidence, is_right)
+    axes.step(np.append(0, passed), np.append(right[0], right), where="pre", color=GOOD)
+    axes.axhline(0.99, color=PALE, label="0.99, the default --precision of transcribe")
+    axes.set(xlabel="share of the lines that pass without review", ylabel="share of those that are right", xlim=(0, 1))
+    axes.set_ylim(min(0.95, right[len(right) // 4 :].min() - 0.02), 1.005)
+    axes.legend(frameon=False, loc="lower left")
     return data_uri(figure)
 
 

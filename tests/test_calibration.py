@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from hwr_ray.calibration import Calibration, calibration_error, errors_before_and_after, fit_calibration
+from hwr_ray.calibration import (
+    Calibration,
+    calibration_error,
+    errors_before_and_after,
+    fit_calibration,
+    review_trade_off,
+)
 
 
 def overconfident(num: int, *, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,3 +99,10 @@ def test_an_error_of_no_reading_is_refused():
 def test_a_calibration_that_would_turn_the_order_is_refused(slope, intercept):
     with pytest.raises(ValueError, match="positive slope"):
         Calibration(slope=slope, intercept=intercept)
+
+
+def test_the_trade_off_counts_what_passes_each_threshold_by_hand():
+    confidences, is_right = np.array([0.5, 0.9, 0.5, 0.8, 0.1]), np.array([True, True, False, False, False])
+    passed, right = review_trade_off(confidences, is_right)
+    assert passed.tolist() == pytest.approx([1 / 5, 2 / 5, 4 / 5, 1])  # equal confidences pass together
+    assert right.tolist() == pytest.approx([1, 1 / 2, 2 / 4, 2 / 5])

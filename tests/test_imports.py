@@ -34,7 +34,7 @@ LEVELS = {
         ],
         1,
     ),
-    **dict.fromkeys(["language_model", "text_prior", "synced_norm", "train_settings", "submission"], 1),
+    **dict.fromkeys(["language_model", "text_prior", "synced_norm", "train_settings", "submission", "comparison"], 1),
     # what CTC's frames spell
     **dict.fromkeys(["alignment", "prefix_beam", "beam_search", "decoding"], 2),
     # what is stored: bundles and data sets

@@ -101,7 +101,7 @@ def test_a_difference_to_the_same_lines_is_paired(tmp_path):
         pq.write_table(rows, tmp_path / name / "predictions/0.parquet")
     found = against(tmp_path / "b", tmp_path / "a")
     assert found["cer"] == pytest.approx(0.25)
-    assert found["cer_ci"] == pytest.approx((0.25, 0.25))  # each line has one more, whichever are drawn
+    assert found["cer_ci"] == pytest.approx([0.25, 0.25])  # each line has one more, whichever are drawn
     assert against(tmp_path / "b", tmp_path / "b") is None and against(tmp_path / "b", tmp_path / "c") is None
 
 

@@ -232,8 +232,8 @@ def test_a_data_set_without_one_prepared_row_has_a_report(tmp_path):
 
 def test_huge_noise_pictures_leave_the_report_below_5_mb(folder):
     noise = np.random.default_rng(0).integers(0, 256, (600, 4000), np.uint8)
-    predictions = pa.concat_tables([_predictions(("A", "B", 0.5))] * 40)
-    ids = [str(n) for n in range(40)]
+    predictions = pa.concat_tables([_predictions(("A", "B", 0.5))] * 80)
+    ids = [str(n) for n in range(80)]
     predictions = predictions.set_column(0, "id", pa.array(ids))
     assert len(_evaluation_page(folder, predictions, dict.fromkeys(ids, noise))) < 5_000_000
 
@@ -244,7 +244,7 @@ def test_shrinking_counts_images_not_sizes():
     assert shrinking(Counter({(16, 64): 6}), CANVAS)["share"] == 0
 
 
-def test_worst_lines_are_those_with_most_edits_by_length_then_the_surest():
+def test_worst_lines_are_those_with_most_edits_by_length_then_the_surest(tmp_path):
     predictions = _predictions(
         ("ABCD", "ABCX", 0.9),  # a: a quarter is wrong
         ("ABCD", "ABCD", 0.1),  # b: right
@@ -253,7 +253,10 @@ def test_worst_lines_are_those_with_most_edits_by_length_then_the_surest():
         ("", "X", 0.2),  # e: all and more
     )
     assert lines_to_show(predictions) == ["e", "d", "c", "a"]
-    assert lines_to_show(predictions, count=2) == ["e", "d"]
+    page = _evaluation_page(tmp_path, predictions, dict.fromkeys("abcde", np.full((8, 8), 255, np.uint8)))
+    worst, confident = (re.findall(r"<bdi>(\w)</bdi>", part) for part in page.split("<h2>Worst lines")[1].split("<h2>"))
+    assert worst == ["e", "d", "c", "a"]
+    assert confident == ["a", "d", "c", "e"]
 
 
 def test_a_group_that_is_worse_for_sure_stands_out_and_small_ones_are_pale(tmp_path):
@@ -283,7 +286,7 @@ def test_a_group_without_a_character_is_shown_without_a_cer(tmp_path):
 @pytest.mark.parametrize(("read", "missing"), [("ANNA", "no wrong line"), ("X", "no right line")])
 def test_a_confidence_plot_says_which_lines_there_are_none_of(tmp_path, read, missing):
     page = _evaluation_page(tmp_path, _predictions(("ANNA", read, 0.9)), {})
-    (svg,) = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", page)
+    svg, *_ = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", page)
     assert re.findall(rb"<!-- (no \w+ line) -->", base64.b64decode(svg)) == [missing.encode()]
 
 
@@ -302,4 +305,4 @@ def test_evaluation_shows_figures_confusions_and_the_lines_it_was_given(tmp_path
         ["N", "M", "substitution", "2", "66.7%"],
         ["␣", "", "deletion", "1", "33.3%"],
     ]
-    assert page.count("data:image/png") == 1
+    assert page.count("data:image/png") == 2  # among the worst and among the surest
