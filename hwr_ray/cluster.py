@@ -25,7 +25,7 @@ PASSED_ON = ("WANDB_", "AWS_", "RAY_ADDRESS")
 """How the names of environment variables begin that workers need: the settings and keys of the tracker and of an object
 store, which must not stand on a command line, and for Ray Train's cleaner the address, where a machine has two
 clusters."""
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 10
 """Between two lines that say for which nodes a job waits."""
 
 
@@ -100,7 +100,7 @@ def preflight(needs: Needs, *, wait_minutes: float = 0) -> None:
         if not wait_minutes:
             raise
         _wait_for_nodes(needs, str(error), 60 * wait_minutes)
-        _check(needs)
+        _check(needs, told=True)  # what was held to wait may not be free again yet
 
 
 def _wait_for_nodes(needs: Needs, reason: str, seconds: float) -> None:
@@ -112,13 +112,13 @@ def _wait_for_nodes(needs: Needs, reason: str, seconds: float) -> None:
     group = placement_group([bundle for bundle in bundles if bundle])
     deadline = time.monotonic() + seconds
     try:
-        while (left := deadline - time.monotonic()) > 0 and not group.wait(min(WAIT_SECONDS, left)):
-            log.info("%s: waiting for nodes, up to %.0f minutes more", reason.split(":")[0], (left - WAIT_SECONDS) / 60)
+        while (left := deadline - time.monotonic()) > 0 and not group.wait(math.ceil(min(WAIT_SECONDS, left))):
+            log.info("%s: waiting for nodes, %.0f minutes at most", reason.split(":")[0], left / 60)
     finally:
         remove_placement_group(group)
 
 
-def _check(needs: Needs) -> None:
+def _check(needs: Needs, *, told: bool = False) -> None:
     remedy = "lower --num-workers or --cpus-per-worker, or add nodes"
     cpus = needs.num_workers * needs.cpus_per_worker + needs.other_cpus
     gpus = needs.num_workers * needs.gpus_per_worker
@@ -126,7 +126,7 @@ def _check(needs: Needs) -> None:
     for name, key, needed in (("CPUs", "CPU", cpus), ("GPUs", "GPU", gpus)):
         if needed > have.get(key, 0) + TOLERANCE:
             raise UserError(f"this needs {needed:g} {name} and the cluster has {have.get(key, 0):g}: {remedy}")
-        if needed > free.get(key, 0) + TOLERANCE:
+        if not told and needed > free.get(key, 0) + TOLERANCE:
             log.warning("this needs %g %s and %g are free: it waits for other jobs", needed, name, free.get(key, 0))
     places = sum(_places(node["Resources"], needs) for node in _working_nodes())
     if places < needs.num_workers:
@@ -135,9 +135,9 @@ def _check(needs: Needs) -> None:
 
 def check_shared(*paths: str) -> None:
     """Raises UserError where a node that runs tasks does not see one of the paths. A URI is the same everywhere."""
-    local = [path for path in paths if "://" not in path]
-    nodes = _working_nodes()
-    if not local or len(nodes) < 2:
+    local, here = [path for path in paths if "://" not in path], ray.get_runtime_context().get_node_id()
+    nodes = [node for node in _working_nodes() if node["NodeID"] != here]
+    if not local or not nodes:
         return
     look: Any = ray.remote(num_cpus=0)(_missing)
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]

@@ -7,7 +7,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 LINES = "hwr_ray_lines"
-"""Lines that a job is done with, by `job` and `outcome`: `read`, `prepared`, or why not."""
+"""Lines that are done with, by `stage` (`job` is Prometheus' own) and `outcome`: `read`, `prepared`, or why not."""
 EPOCH = {
     "cer": "Validation character error rate",
     "exact_match": "Share of validation lines that were read without an error",
@@ -19,10 +19,10 @@ EPOCH = {
 """Figures of a run's last epoch, each a gauge `hwr_ray_epoch_NAME` by `run`."""
 
 
-def count_lines(job: str, outcomes: Iterable[tuple[str, int]]) -> None:
+def count_lines(stage: str, outcomes: Iterable[tuple[str, int]]) -> None:
     for outcome, number in outcomes:
         if number:
-            _lines().inc(number, {"job": job, "outcome": outcome})
+            _lines().inc(number, {"stage": stage, "outcome": outcome})
 
 
 def show_epoch(run: str, row: Mapping[str, Any]) -> None:
@@ -33,7 +33,7 @@ def show_epoch(run: str, row: Mapping[str, Any]) -> None:
 
 @cache
 def _lines() -> Counter:
-    return Counter(LINES, description="Lines that a job is done with", tag_keys=("job", "outcome"))
+    return Counter(LINES, description="Lines that are done with", tag_keys=("stage", "outcome"))
 
 
 @cache

@@ -8,6 +8,10 @@ from hwr_ray import storage
 from hwr_ray.errors import UserError
 
 
+class TakenOverError(UserError):
+    """Another process writes a folder now."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """That whoever made it last writes the folder. Else the same command, started twice, would mix two runs."""
@@ -24,9 +28,9 @@ class Claim:
         return self
 
     def check(self) -> None:
-        """Raises UserError where another process took over."""
+        """Raises TakenOverError where another process made a claim since."""
         if storage.read_bytes(self.path).decode() != self.token:
-            raise UserError(f"another process began to write {self.folder} and took over")
+            raise TakenOverError(f"another process began to write {self.folder} and took over")
 
 
 def difference(there: dict[str, Any], here: dict[str, Any]) -> tuple[str, Any, Any] | None:

@@ -64,12 +64,15 @@ class Run:
 def begin(config: dict[str, Any]) -> Run:
     """Builds the model, gets the lines and loads the last whole checkpoint, if there is one, on all workers.
 
-    Raises UserError where this node does not see the run's folder, or the checkpoints of epochs that were are gone.
+    Raises UserError where this node does not see the run's folder, or the checkpoints of epochs that were are gone,
+    and TakenOverError, on all workers, where another process writes it.
     """
     settings: TrainSettings = config["settings"]
     prepared, out = Prepared(config["data"]), config["out"]
     if not storage.is_file(config["witness"]):
         raise UserError(f"a node does not see {out}: name an --out on a storage that all nodes share")
+    if config["claim"]:
+        config["claim"].check()
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     share = Share(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(threads_per_worker(share.world_size * config["runs_at_once"]))

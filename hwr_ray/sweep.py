@@ -131,6 +131,7 @@ class Sweep:
     def trainable(self, at_once: int) -> Callable[[dict[str, Any]], None]:
         """The function that Ray Tune runs for each trial."""
         base, prepared, folder, run_id = self.base, self.prepared, self.ledger.folder, self.run_id
+        claim = self.ledger.claim
 
         def run_trial(config: dict[str, Any]) -> None:
             configure_data()
@@ -147,6 +148,7 @@ class Sweep:
                     num_lines=prepared.num_lines("train"),
                     callbacks=[TuneReportCallback()],
                     runs_at_once=at_once,
+                    claim=claim,
                     witness="trial.json",
                 )
             except Exception as error:

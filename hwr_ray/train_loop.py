@@ -18,7 +18,6 @@ from torch import Tensor
 from hwr_ray import storage
 from hwr_ray.augmentation import augment
 from hwr_ray.bundle import Bundle, save_bundle
-from hwr_ray.errors import UserError
 from hwr_ray.fine_tuning import freeze_convolutions
 from hwr_ray.ingest import Batch
 from hwr_ray.lookout import Stopwatch
@@ -29,6 +28,7 @@ from hwr_ray.optimization import one_cycle, train_step, update_average
 from hwr_ray.prepared import images_of
 from hwr_ray.provenance import versions
 from hwr_ray.recognizer import read_batch
+from hwr_ray.resuming import TakenOverError
 from hwr_ray.run import METRICS, Run, begin, read_history
 from hwr_ray.tracking import Sample, Tracker
 from hwr_ray.train_settings import TrainSettings
@@ -47,11 +47,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs a long line a report; the epochs' own tell more
     settings: TrainSettings = config["settings"]
     try:
-        if config["claim"]:
-            config["claim"].check()
-    except UserError as error:  # the same on all workers, so none waits for another
+        run = begin(config)
+    except TakenOverError as error:  # on all workers, so none waits for another
         return {"ended": "refused", "reason": str(error)}
-    run = begin(config)
     placement = ray.util.get_current_placement_group()
     tracker = Tracker(
         project=settings.wandb_project if run.is_first else None,

@@ -76,6 +76,8 @@ class TrainSettings:
     """Read the training lines anew in each epoch, by Ray Data, even where they fit into memory."""
     checkpoint_minutes: float = 2.0
     """Between checkpoints within an epoch; there is one at the end of each, and while a node says that it will go."""
+    max_failures: int = 3
+    """Times that the run goes on by itself after workers were lost; more for spot machines that go without notice."""
     keep: int = 2
     """Checkpoints that stay, the newest; the best epoch's stays beside them."""
     label_list: str | None = None
@@ -99,7 +101,7 @@ class TrainSettings:
         ):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
-        for name in ("weight_decay", "shortcut_weight", "seed", "wait_minutes"):
+        for name in ("weight_decay", "shortcut_weight", "seed", "wait_minutes", "max_failures"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.average_decay < 1:
@@ -128,7 +130,7 @@ class TrainSettings:
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the weights: a run resumes only under the same ones."""
         elsewhere = {"data", "out", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project"}
-        elsewhere |= {"wait_minutes", "stream", "checkpoint_minutes", "keep"}
+        elsewhere |= {"wait_minutes", "stream", "checkpoint_minutes", "keep", "max_failures"}
         elsewhere |= {"init_from"}  # known by its weights, wherever it lies
         elsewhere |= {"label_list", "label_column"}  # of the decoder, which is fitted anew at the end of each run
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}

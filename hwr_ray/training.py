@@ -39,8 +39,6 @@ INGEST_CPUS = 1
 """Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
 HANG_SECONDS = 600
 """After which a worker that waits for another one gives up."""
-MOST_FAILURES = 3
-"""Times that a run goes on by itself after a worker was lost; nodes that were taken back are not counted."""
 
 
 def train(settings: TrainSettings) -> None:
@@ -226,7 +224,7 @@ def fit(
             worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},  # type: ignore[call-arg]
             # A worker group that can't start would otherwise be tried again for ever.
             failure_config=ray.train.FailureConfig(
-                max_failures=MOST_FAILURES,
+                max_failures=settings.max_failures,
                 controller_failure_limit=3,  # type: ignore[call-arg]
             ),
             callbacks=list(callbacks),

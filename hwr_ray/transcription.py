@@ -82,8 +82,9 @@ def transcribe(settings: TranscribeSettings) -> None:
     connect()
     feed_cpus = LOADER_CPUS if reading.use_gpu else 0
     reading = reading.admitted(feed_cpus)
+    check_shared(model_path, settings.inputs.folder, *([reading.names] if reading.names else []))
     parts = Parts(out, facts, overwrite=settings.overwrite)
-    check_shared(storage.join(out, STATE), settings.inputs.folder, *([reading.names] if reading.names else []))
+    check_shared(storage.join(out, STATE))
     job = Job(settings, inputs, bundle, reading, parts, threshold)
     job.run()
     if not parts.num_rows:

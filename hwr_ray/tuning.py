@@ -66,6 +66,8 @@ class TuneSettings:
     """Go on with the trials that failed, too, as after nodes or memory were lost."""
     seed: int = 0
     """Of the search and of each trial."""
+    trials_at_once: int | None = None
+    """Trials to run at the same time, for which --wait-minutes waits; by default as many as the cluster holds."""
     num_workers: int = 1
     """Processes that train a trial together (DDP)."""
     use_gpu: bool = False
@@ -78,7 +80,7 @@ class TuneSettings:
     """Follow each trial in Weights & Biases, in a group of the sweep."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "time_budget", "grace_epochs"):
+        for name in ("trials", "time_budget", "grace_epochs", "trials_at_once"):
             if (given := getattr(self, name)) is not None and given <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {given}")
         if self.repeat < 0:
@@ -151,6 +153,7 @@ def tune(settings: TuneSettings) -> None:
             again.run(with_other_seeds(trial, settings.seed), limit=settings.repeat, deadline=deadline)
             figures["repeats"][trial.number] = [other.best["cer"] for other in again.ledger.in_state("finished")]
     finally:  # with no trial to choose there is a report, too
+        claim.check()
         write_sweep_report(out, ledger, space, base, figures)
     log.info("trial %d is chosen (%s): CER %.2f %%", chosen.number, settings.choose, 100 * chosen.best["cer"])
     for number, cers in figures["repeats"].items():
@@ -168,17 +171,22 @@ def with_other_seeds(trial: Trial, seed: int) -> Callable[[int], dict[str, Any]]
 
 
 def trials_at_once(settings: TuneSettings) -> int:
-    """Trials that the cluster holds at the same time. Raises UserError where it holds none."""
-    needs = settings.needs()
-    preflight(replace(needs, other_cpus=TRIAL_CPUS + INGEST_CPUS), wait_minutes=settings.wait_minutes)
+    """Trials to run at the same time. Raises UserError where the cluster holds none, or fewer than are asked for."""
+    needs, wanted = settings.needs(), settings.trials_at_once or 1
+    preflight(
+        replace(needs, num_workers=wanted * needs.num_workers, other_cpus=wanted * TRIAL_CPUS + INGEST_CPUS),
+        wait_minutes=settings.wait_minutes,
+    )
     cpus = needs.other_cpus + needs.num_workers * needs.cpus_per_worker
     cluster = ray.cluster_resources()
     have = f"{cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs"
     said = f"a trial holds {cpus:g} CPUs{f' and {needs.num_workers} GPUs' if settings.use_gpu else ''}"
     said += f", and reading its lines takes {INGEST_CPUS:g} CPU for a while"
     at_once = room_for(needs)
-    if not at_once:
-        raise UserError(f"{said}: the cluster's {have} hold none; lower --num-workers or --cpus-per-worker")
+    if at_once < wanted:
+        number = at_once or "none"
+        raise UserError(f"{said}: the cluster's {have} hold {number}; lower --num-workers or --cpus-per-worker")
+    at_once = settings.trials_at_once or at_once
     log.info("%d trials at a time: %s, of %s", at_once, said, have)
     return at_once
 

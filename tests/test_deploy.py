@@ -36,7 +36,7 @@ def manifest(job):
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_a_cluster_file_passes_rays_own_validation_and_opens_nothing(name):
+def test_a_cluster_file_passes_rays_own_validation_and_opens_neither_dashboard_nor_cluster(name):
     config = yaml.safe_load((ROOT / name).read_text())
     validate_config(prepare_config(config))
     assert any("ray/auth_token" in path for path in config["file_mounts"])
@@ -53,6 +53,14 @@ def test_workers_come_with_a_job_and_leave_with_it_the_gpus_on_spot_machines():
     assert config["idle_timeout_minutes"] > 0
     assert workers["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert all("SecurityGroupIds" in node["node_config"] for node in config["available_node_types"].values())
+
+
+def test_the_image_and_an_upload_leave_out_what_git_leaves_out():
+    """The README's own commands leave handwriting in folders here."""
+    lines = {name: (ROOT / name).read_text().split() for name in (".gitignore", ".dockerignore")}
+    ignored = {line.strip("/") for line in lines[".gitignore"]}  # Ray reads it for an upload
+    assert {"prepared", "run", "transcripts", "new_lines"} <= ignored
+    assert ignored <= {line.strip("/").removeprefix("**/") for line in lines[".dockerignore"]}
 
 
 def test_every_version_of_ray_is_the_pinned_one():
@@ -132,15 +140,20 @@ def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path, ra
         )
 
     try:
+        said = ""
         for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
             stop, begin = config[commands]
             assert stop.endswith("ray stop")
             done = sh(begin.replace("6379", str(port)))
             assert done.returncode == 0, done.stdout + done.stderr
+            said += done.stdout
         ask = f"import ray; ray.init('127.0.0.1:{port}', log_to_driver=False)"
         ask += "; print(sorted(node['Resources'].get('CPU', 0) for node in ray.nodes()))"
         done = sh(f"{sys.executable} -c {shlex.quote(ask)}")
         assert done.stdout.splitlines()[-1:] == [str([0, float(os.cpu_count())])], done.stdout + done.stderr
+        environment["RAY_API_SERVER_ADDRESS"] = re.search(r"http://127\.0\.0\.1:\d+", said)[0]
+        done = sh("~/hwr_ray/.venv/bin/ray job submit -- python -c 'import ray; print(ray.__version__)'")
+        assert f"{pinned()}.0\n" in done.stdout, done.stdout + done.stderr
         environment["RAY_AUTH_TOKEN"] = "another"  # noqa: S105
         assert sh(f"{sys.executable} -c {shlex.quote(ask)}").returncode
     finally:

@@ -33,6 +33,7 @@ class Head:
         self.folder, self.dashboard, self.metrics_port = folder, f"127.0.0.1:{free_port()}", free_port()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        environment["RAY_metrics_report_interval_ms"] = "1000"
         self.environment = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         options = {
             "port": free_port(),
@@ -49,7 +50,6 @@ class Head:
         self.process = subprocess.Popen(
             command, env=self.environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        self.wait()
 
     def get(self, url):
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})  # noqa: S310
@@ -111,8 +111,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def head(ray_folder):
     started = Head(ray_folder)
-    yield started
-    started.close()
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_transcribing_and_its_metrics(head, prepared, folder):
     (drawn / "empty.png").write_bytes(b"")
     said = head.submit("jobs/transcribe.py", "--images", drawn, "--model", folder / "run/best", "--out", out)
     assert "20 of 21 images read" in said
-    lines = head.metrics({"ray_hwr_ray_lines_total"}, job="transcribe")
+    lines = head.metrics({"ray_hwr_ray_lines_total"}, stage="transcribe")
     assert {labels["outcome"]: value for _, labels, value in lines} == {"read": 20, "undecodable_image": 1}
     assert ds.dataset(sorted(out.glob("*.parquet"))).count_rows() == 21
     dashboard = json.loads((ROOT / "deploy/grafana.json").read_text())
