@@ -65,7 +65,18 @@ LEVELS = {
     ),
     # whole jobs and their reports
     **dict.fromkeys(
-        ["pages", "reports", "preparation", "training", "tuning", "evaluation", "suspects", "transcription", "export"],
+        [
+            "pages",
+            "reports",
+            "preparation",
+            "training",
+            "tuning",
+            "evaluation",
+            "suspects",
+            "transcription",
+            "export",
+            "kaggle",
+        ],
         4,
     ),
     **dict.fromkeys(["sweep", "sweep_report", "curves"], 4),
@@ -109,6 +120,8 @@ HOMES = {
     "numba": {"alignment"},
     "openvino": {"network"},
     "onnxruntime": {"export"},
+    "kagglehub": {"kaggle"},
+    "requests": {"kaggle"},
 }
 """Packages that only these modules import."""
 

@@ -9,6 +9,8 @@ import tyro
 
 from hwr_ray.cleaning import REASONS
 from hwr_ray.evaluation import EvaluateSettings
+from hwr_ray.export import ExportSettings
+from hwr_ray.kaggle import FetchSettings
 from hwr_ray.preparation import PrepareSettings
 from hwr_ray.slices import SEPARATORS, SLICES
 from hwr_ray.suspects import SUSPECTS
@@ -19,7 +21,7 @@ from hwr_ray.transcripts import TRANSCRIPTS
 from hwr_ray.tuning import TuneSettings
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README, OPERATIONS = ((ROOT / name).read_text() for name in ("README.md", "docs/operations.md"))
 SETTINGS = {
     "synthesize": SynthesisSettings,
     "prepare": PrepareSettings,
@@ -27,6 +29,8 @@ SETTINGS = {
     "evaluate": EvaluateSettings,
     "transcribe": TranscribeSettings,
     "tune": TuneSettings,
+    "export": ExportSettings,
+    "fetch_kaggle": FetchSettings,
 }
 
 
@@ -37,14 +41,22 @@ def quickstart_recipe():
 
 def job_commands(text):
     """(job, arguments) of each command line that runs a job."""
-    found = re.findall(r"python jobs/(\w+)\.py ([^#…\n`]+)", text.replace("$fold", "0"))
+    found = re.findall(r"python jobs/(\w+)\.py ([^#…\n`]+)", text.replace("$fold", "0").replace("\\\n", ""))
     return [(job, arguments.split()) for job, arguments in found]
 
 
-@pytest.mark.parametrize("text", [README, quickstart_recipe()], ids=["README", "make quickstart"])
-def test_every_command_is_one_that_its_job_understands(text):
+@pytest.mark.parametrize(
+    ("text", "jobs"),
+    [
+        (README, {"prepare", "train", "tune", "evaluate", "transcribe", "fetch_kaggle"}),
+        (quickstart_recipe(), {"synthesize", "prepare", "train", "evaluate", "transcribe"}),
+        (OPERATIONS, {"train", "transcribe"}),
+    ],
+    ids=["README", "make quickstart", "operations"],
+)
+def test_every_command_is_one_that_its_job_understands(text, jobs):
     commands = [(job, arguments) for job, arguments in job_commands(text) if len(arguments) > 1]
-    assert {job for job, _ in commands} >= {"prepare", "train", "evaluate", "transcribe"}
+    assert {job for job, _ in commands} == jobs
     for job, arguments in commands:
         assert tyro.cli(SETTINGS[job], args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
@@ -67,7 +79,7 @@ def test_the_reasons_the_slices_and_the_columns_of_transcripts_and_suspects_are_
 
 
 def test_every_file_of_results_that_is_named_is_there():
-    files = re.findall(r"benchmarks/results/[\w.-]+", README)
+    files = re.findall(r"benchmarks/results/[\w.-]+", README + OPERATIONS)
     assert files
     for file in files:
         assert (ROOT / file).is_file(), file
