@@ -15,9 +15,8 @@ from hwr_ray.cluster import Needs, preflight, threads_per_worker
 from hwr_ray.decoding import NUM_CANDIDATES, Reading
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of
-from hwr_ray.model import WIDTH_STRIDE
 from hwr_ray.prepared import images_of
-from hwr_ray.recognizer import Recognizer
+from hwr_ray.recognizer import Recognizer, placed_characters
 from hwr_ray.transcripts import ALTERNATIVES, CHARACTERS, store_part
 
 ROWS_PER_BLOCK = 512
@@ -124,27 +123,14 @@ class LineReader:
         return self.recognizer.read(images, num_best=settings.num_best, characters=settings.characters)
 
     def _characters(self, table: pa.Table, readings: list[Reading | None]) -> pa.Array:
-        """Null unless they are asked for. Frames become pixels of the image file, which fitting has shrunk."""
+        """Null unless they are asked for."""
         if not self.settings.characters:
             return pa.nulls(len(table), CHARACTERS)
-        canvas, rows = self.recognizer.canvas, list[list[dict[str, Any]] | None]()
         sizes = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
-        for reading, (height, width) in zip(readings, sizes, strict=True):
-            if reading is None:
-                rows.append(None)
-                continue
-            pixels = WIDTH_STRIDE / canvas.scale_for(height, width)
-            rows.append(
-                [
-                    {
-                        "character": c.character,
-                        "confidence": c.confidence,
-                        "left": min(width, round(c.frames[0] * pixels)),
-                        "right": min(width, round(c.frames[1] * pixels)),
-                    }
-                    for c in reading.characters
-                ]
-            )
+        rows = [
+            placed_characters(reading, self.recognizer.canvas, *size) if reading else None
+            for reading, size in zip(readings, sizes, strict=True)
+        ]
         return pa.array(rows, CHARACTERS)
 
 

@@ -66,6 +66,13 @@ class Decoding:
     greedy_calibration: Calibration | None = None
     beam_calibration: Calibration | None = None
 
+    def review_threshold(self, precision: float, *, greedy: bool = False) -> tuple[float | None, float]:
+        """The confidence from which on texts need no review for such a share of them, 0 to 1, to be right, None without
+        a calibration; and the share of texts to be expected above it."""
+        is_greedy = greedy or self.language_model is None
+        calibration = self.greedy_calibration if is_greedy else self.beam_calibration
+        return calibration.review_threshold(precision) if calibration and calibration.quantiles else (None, 0.0)
+
     def search(
         self, log_probs: np.ndarray, codec: Codec, *, names: NameList | None = None, num_best: int = 1
     ) -> list[Reading]:

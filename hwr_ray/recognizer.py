@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from hwr_ray.bundle import load_bundle
 from hwr_ray.codec import BLANK, Codec, collapse
 from hwr_ray.decoding import Reading, calibrated, with_characters
 from hwr_ray.errors import UserError
-from hwr_ray.model import CRNN
+from hwr_ray.line_images import Canvas
+from hwr_ray.model import CRNN, WIDTH_STRIDE
 from hwr_ray.network import Network, log_probs_of
 from hwr_ray.text_prior import NameList, read_name_list
 
@@ -70,6 +72,21 @@ class Recognizer:
     def compare(self, images: np.ndarray, texts: list[str]) -> list[Comparison]:
         """Each text (N) against the greedy reading, whatever the decoder, of its line image (N, H, W) uint8."""
         return compare_log_probs(self.network(images), self.codec, texts) if len(images) else []
+
+
+def placed_characters(reading: Reading, canvas: Canvas, height: int, width: int) -> list[dict[str, Any]]:
+    """The characters of a reading with their confidence and where they stand: `left` and `right`, in pixels of an image
+    file of that size, which fitting has shrunk."""
+    pixels = WIDTH_STRIDE / canvas.scale_for(height, width)
+    return [
+        {
+            "character": c.character,
+            "confidence": c.confidence,
+            "left": min(width, round(c.frames[0] * pixels)),
+            "right": min(width, round(c.frames[1] * pixels)),
+        }
+        for c in reading.characters
+    ]
 
 
 @torch.inference_mode()

@@ -76,7 +76,7 @@ def transcribe(settings: TranscribeSettings) -> None:
         raise UserError(f"--out {out} lies in --images {settings.inputs.images}: name one outside of it")
     if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
         raise UserError(f"{settings.inputs.images} has {repeated} twice: name a unique --id-column")
-    threshold, share = review_threshold(bundle, reading, settings.precision)
+    threshold, share = bundle.decoding.review_threshold(settings.precision, greedy=reading.greedy)
     facts = facts_of(settings, bundle, reading)
     check_out(out, facts, overwrite=settings.overwrite)
     connect()
@@ -270,14 +270,6 @@ def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSetti
         "characters": reading.characters,
         "precision": settings.precision,
     }
-
-
-def review_threshold(bundle: Bundle, reading: ReadingSettings, precision: float) -> tuple[float | None, float]:
-    """The confidence from which on texts need no review, None without a calibration; and the share to be expected."""
-    decoding = bundle.decoding
-    is_greedy = reading.greedy or decoding.language_model is None
-    calibration = decoding.greedy_calibration if is_greedy else decoding.beam_calibration
-    return calibration.review_threshold(precision) if calibration and calibration.quantiles else (None, 0.0)
 
 
 def told_of_errors(errors: Counter[str]) -> str:

@@ -75,6 +75,7 @@ LEVELS = {
             "suspects",
             "transcription",
             "export",
+            "demo",
             "kaggle",
         ],
         4,
@@ -104,7 +105,7 @@ HOMES = {
         "evaluation",
     }
     | {"transcription", "sweep", "monitoring"},
-    "cv2": {"line_images", "line_reading", "glyphs", "forms", "synthesis"},
+    "cv2": {"line_images", "line_reading", "glyphs", "forms", "synthesis", "demo"},
     "PIL": {"line_images", "forms"},
     "editdistance": {"metrics"},
     "fsspec": {"storage"},
@@ -121,6 +122,7 @@ HOMES = {
     "openvino": {"network"},
     "onnxruntime": {"export"},
     "kagglehub": {"kaggle"},
+    "gradio": {"demo"},
     "requests": {"kaggle"},
 }
 """Packages that only these modules import."""

@@ -8,6 +8,7 @@ import pytest
 import tyro
 
 from hwr_ray.cleaning import REASONS
+from hwr_ray.demo import DemoSettings
 from hwr_ray.evaluation import EvaluateSettings
 from hwr_ray.export import ExportSettings
 from hwr_ray.kaggle import FetchSettings
@@ -30,6 +31,7 @@ SETTINGS = {
     "transcribe": TranscribeSettings,
     "tune": TuneSettings,
     "export": ExportSettings,
+    "demo": DemoSettings,
     "fetch_kaggle": FetchSettings,
 }
 
@@ -48,7 +50,7 @@ def job_commands(text):
 @pytest.mark.parametrize(
     ("text", "jobs"),
     [
-        (README, {"prepare", "train", "tune", "evaluate", "transcribe", "fetch_kaggle"}),
+        (README, {"prepare", "train", "tune", "evaluate", "transcribe", "fetch_kaggle", "demo"}),
         (quickstart_recipe(), {"synthesize", "prepare", "train", "evaluate", "transcribe"}),
         (OPERATIONS, {"train", "transcribe"}),
     ],

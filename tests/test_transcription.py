@@ -20,7 +20,6 @@ from hwr_ray.resuming import difference
 from hwr_ray.transcription import (
     TranscribeSettings,
     facts_of,
-    review_threshold,
     slowest,
     told_of_review,
     transcribe,
@@ -201,14 +200,13 @@ def test_the_threshold_is_that_of_the_decoder_that_reads(tiny_bundle):
         (shipped, False, (0.6, 2 / 3)),
     ):
         decoding = Decoding(language_model=model, greedy_calibration=greedy, beam_calibration=beam)
-        found = review_threshold(replace(tiny_bundle, decoding=decoding), ReadingSettings(greedy=is_greedy), 0.75)
+        found = decoding.review_threshold(0.75, greedy=is_greedy)
         assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("calibration", [None, Calibration(slope=1, intercept=0)])
 def test_a_bundle_that_knows_no_thresholds_gives_none(tiny_bundle, calibration):
-    bundle = replace(tiny_bundle, decoding=Decoding(greedy_calibration=calibration))
-    assert review_threshold(bundle, ReadingSettings(), 0.9)[0] is None
+    assert Decoding(greedy_calibration=calibration).review_threshold(0.9)[0] is None
 
 
 def test_what_is_told_of_review_has_the_counts_and_the_share():

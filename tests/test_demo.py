@@ -1,0 +1,197 @@
+"""The demo: it reads as `transcribe` does, its page works in a browser, and nothing leaves the machine or stays."""
+
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, free_port, mistake, run
+from playwright.sync_api import sync_playwright
+
+from hwr_ray.decoding import Decoding
+from hwr_ray.demo import DemoSettings, Reader, draw_sample, framed, ink_of, to_csv
+from hwr_ray.errors import UserError
+from hwr_ray.line_images import decode
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return Reader(DemoSettings())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Six drawn names and a file that is no image."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(4)
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(draw_sample(rng)[1])
+    (folder / "no image.png").write_bytes(b"nothing")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transcripts(images, tmp_path_factory, ray_cluster):
+    """What `transcribe` says of the same images, by their names."""
+    out = tmp_path_factory.mktemp("transcripts") / "out"
+    run("transcribe", "--images", images, "--out", out)
+    return pd.concat(pd.read_parquet(path) for path in out.glob("*.parquet")).set_index("path")
+
+
+def test_the_reader_says_what_transcribe_says(reader, images, transcripts):
+    names = sorted(transcripts.index)
+    found = dict(zip(names, reader.read([(name, (images / name).read_bytes()) for name in names]), strict=True))
+    for name, (row, details) in found.items():
+        told = transcripts.loc[name]
+        assert row.needs_review == told.needs_review
+        if name == "no image.png":
+            assert row.text is None and row.error == told.error and details.picture is None
+        else:
+            assert (row.text, row.error) == (told.text, None)
+            assert row.confidence == pytest.approx(told.confidence, abs=1e-5)
+            assert len(details.alternatives) == 4 and details.picture.shape[2] == 3
+
+
+def test_frames_stand_where_the_characters_are_on_the_enlarged_picture():
+    picture = np.full((50, 300), 230, np.uint8)
+    _, png = cv2.imencode(".png", picture)
+    characters = [{"character": "A", "confidence": 0.95, "left": 20, "right": 30}]
+    characters += [{"character": "É", "confidence": 0.2, "left": 60, "right": 70}]
+    page = framed(png.tobytes(), characters).astype(int)
+    assert page.shape[:2] == (200 + 34, 4 * (70 + 25))
+    colored = np.abs(page - page.mean(-1, keepdims=True)).max(-1) > 20
+    columns = np.flatnonzero(colored[:190].mean(0) > 0.9)  # upright edges
+    assert columns.min() in range(78, 82) and columns.max() in range(278, 283)
+    assert not colored[:, 125:235].any()
+    greenest = page[100, columns[columns < 130]]
+    assert (greenest[:, 1] > greenest[:, 0]).all()  # sure; the other is red
+    reddest = page[100, columns[columns > 200]]
+    assert (reddest[:, 0] > reddest[:, 1]).all()
+
+
+def test_a_drawing_becomes_dark_strokes_on_white_and_an_empty_one_is_told():
+    layer = np.zeros((240, 1000, 4), np.uint8)  # transparent
+    with pytest.raises(UserError, match="nothing is drawn"):
+        ink_of({"composite": layer})
+    with pytest.raises(UserError, match="nothing is drawn"):
+        ink_of(None)
+    cv2.line(layer, (300, 100), (400, 140), (0, 0, 0, 255), 6)
+    picture = decode(ink_of({"composite": layer}))
+    height, width = picture.shape
+    assert 40 < height < 90 and 100 < width < 160
+    assert picture[0, 0] == 255 and picture.min() == 0
+
+
+def test_a_model_without_a_calibration_leaves_review_unknown(bundle_path, tmp_path):
+    assert Decoding().review_threshold(0.9)[0] is None
+    ((row, details),) = Reader(DemoSettings(model=bundle_path)).read(
+        [("a.png", draw_sample(np.random.default_rng())[1])]
+    )
+    assert row.needs_review is None and not details.alternatives
+    table = pd.read_csv(to_csv([row], str(tmp_path)), keep_default_na=False)
+    assert table.columns.tolist() == ["name", "text", "confidence", "needs_review", "error"]
+
+
+def test_mistakes_are_sentences(tmp_path):
+    assert "there is no bundle" in mistake("demo", "--model", tmp_path / "none")
+    assert "--precision must lie in 0 to 1" in mistake("demo", "--precision", "2")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """A demo in a process of its own; at its end nothing of what was uploaded is left."""
+    temporary = tmp_path_factory.mktemp("tmp")
+    command = [sys.executable, ROOT / "jobs/demo.py", "--port", str(free_port())]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(temporary), "TMPDIR": str(temporary)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=temporary, env=environment
+    )
+    yield process.stdout.readline().strip()
+    assert list(temporary.rglob("*.png"))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in err, err
+    assert not list(temporary.rglob("*.png")) and not list(temporary.rglob("*.csv"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=[(1280, 1000), (390, 844)], ids=["desk", "phone"])
+def page(request, browser, url):
+    """The page at a width, which must ask no other server and report no error."""
+    width, height = request.param
+    page, wrong = browser.new_page(viewport={"width": width, "height": height}), []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda asked: asked.url.startswith((url, "data:", "blob:")) or wrong.append(asked.url))
+    page.goto(url)
+    page.get_by_role("tab", name="Images").wait_for()
+    yield page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
+    assert not wrong
+    page.close()
+
+
+def told(page, name, other_than=""):
+    """What a field of the page shows, once it shows something else."""
+    field = page.locator(f"#{name} textarea")
+    page.wait_for_function(
+        "([name, before]) => ![before, ''].includes(document.querySelector(`#${name} textarea`)?.value ?? '')",
+        arg=[name, other_than],
+    )
+    return field.input_value()
+
+
+def test_images_that_are_dropped_are_read_shown_and_listed(page, images, transcripts):
+    names = sorted(transcripts.index)
+    page.locator("input[type=file]").first.set_input_files([images / name for name in names])
+    assert told(page, "text") == transcripts.loc[names[0]].text
+    assert told(page, "confidence") == f"{transcripts.loc[names[0]].confidence:.1%}"
+    assert told(page, "review") == ("yes" if transcripts.loc[names[0]].needs_review else "no")
+    cells = page.locator("#table").filter(visible=True)
+    cells.get_by_text(names[1], exact=True).filter(visible=True).first.wait_for()
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    table = pd.read_csv(download.value.path(), keep_default_na=False)
+    assert table.text.tolist() == transcripts.loc[names].text.fillna("").tolist()
+    assert table.needs_review.tolist() == transcripts.loc[names].needs_review.tolist()
+    cells.get_by_text(names[1], exact=True).filter(visible=True).first.click()
+    assert told(page, "text", other_than=transcripts.loc[names[0]].text) == transcripts.loc[names[1]].text
+
+
+def draw_an_l(page):
+    box = page.locator("canvas").first.bounding_box()
+    # about the middle, where the paper is on a phone, too
+    x, y, size = box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.45, box["height"] * 0.1
+    for (x0, y0), (x1, y1) in [((0, 0), (0, 1)), ((0, 1), (0.6, 1))]:
+        page.mouse.move(x + x0 * size, y + y0 * size)
+        page.mouse.down()
+        page.mouse.move(x + x1 * size, y + y1 * size, steps=10)
+        page.mouse.up()
+
+
+def test_a_drawing_is_read_and_so_is_a_sample(page):
+    page.get_by_role("tab", name="Sample").click()
+    page.get_by_role("button", name="Draw a name and read it").click()
+    assert told(page, "text").isupper()
+    page.get_by_role("tab", name="Draw").click()
+    page.get_by_role("button", name="Brush").click()
+    field = page.locator("#text textarea")
+    before = field.input_value()
+    for _ in range(20):  # the canvas takes strokes only a while after it is there
+        draw_an_l(page)
+        page.get_by_role("button", name="Read the drawing").click()
+        page.wait_for_timeout(1500)
+        if field.input_value() != before:
+            break
+    assert len(field.input_value()) == 1  # one letter, whichever
+    page.get_by_role("button", name="Clear canvas").click()
+    page.get_by_role("button", name="Read the drawing").click()
+    page.get_by_text("nothing is drawn yet").wait_for()
