@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -43,6 +44,8 @@ class Needs:
 def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
     """Joins the running cluster (RAY_ADDRESS, a job, a local head), or starts one on this machine.
 
+    Raises UserError where it is not let in.
+
     Of a cluster that is gone with the job nobody looks at the dashboard, which takes a dozen processes; but Ray Train
     asks it for what it must clean up. What workers print is shown, unless it would be too much.
     """
@@ -52,12 +55,18 @@ def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
         # What `ray job submit` set reaches the workers by itself, and Ray refuses to be told twice.
         told = submitted_environment().get("env_vars") or {}
         new = {name: value for name, value in passed_on.items() if name not in told}
-        ray.init(
-            runtime_env={"env_vars": new},
-            logging_level=logging.ERROR,
-            include_dashboard=with_dashboard,
-            log_to_driver=show_workers,
-        )
+        try:
+            ray.init(
+                runtime_env={"env_vars": new},
+                logging_level=logging.ERROR,
+                include_dashboard=with_dashboard,
+                log_to_driver=show_workers,
+            )
+        except (ConnectionError, AuthenticationError) as error:
+            raise UserError(
+                f"the running Ray cluster can't be joined ({str(error).splitlines()[0]}): is it up, and are "
+                "RAY_ADDRESS, RAY_AUTH_MODE and the token its own? RAY_ADDRESS=local starts another"
+            ) from error
     # Ray leaves a handler that ends the process on the spot; this one lets half-written output be cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     configure_data()

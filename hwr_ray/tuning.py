@@ -134,6 +134,9 @@ def tune(settings: TuneSettings) -> None:
 
     sweep = sweep_in("trials", "trial")
     ledger = sweep.ledger
+    if ledger.trials:
+        over = len(ledger.trials) - len(ledger.in_state("unfinished"))
+        log.info("going on: %d trials are over, %d were broken off", over, len(ledger.trials) - over)
     search = Search(space, settings.search, ledger, num_trials=settings.trials, seed=settings.seed, base=base)
     scheduler = asha_scheduler(settings.epochs, settings.grace_epochs, ledger) if settings.asha else FIFOScheduler()
     figures: dict[str, Any] = {"choose": settings.choose, "chosen": None, "decoder": None, "repeats": {}}

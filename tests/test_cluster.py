@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ray.exceptions import AuthenticationError
 
 from hwr_ray import cluster
 from hwr_ray.cluster import Needs, jobs_at_once, preflight, threads_per_worker
@@ -49,6 +50,17 @@ def test_a_job_that_must_wait_for_another_says_so(nodes, caplog):
     nodes({"CPU": 4}, busy_cpus=3.5)
     preflight(Needs(num_workers=1, cpus_per_worker=1, other_cpus=1))
     assert "needs 2 CPUs and 0.5 are free" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no answer\nat all"), AuthenticationError("no token")])
+def test_a_cluster_that_does_not_let_a_job_in_is_told_in_a_sentence(monkeypatch, error):
+    def refuse(**_):
+        raise error
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", refuse)
+    with pytest.raises(UserError, match=r"can't be joined \(no (answer|token).*\): is it up"):
+        cluster.connect()
 
 
 def test_threads_are_shared_by_the_workers_of_a_node_and_an_idle_head_counts_for_none(nodes, monkeypatch):

@@ -108,6 +108,12 @@ def test_the_manifests_differ_in_nothing_but_their_job():
     assert rest("train") == rest("tune") == rest("transcribe")
 
 
+PORTS = {
+    "head_start_ray_commands": ["dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port"],
+    "worker_start_ray_commands": ["dashboard-agent-listen-port"],
+}
+
+
 def started_with(port: int) -> list[int]:
     """Processes with that port on their command line."""
     found = []
@@ -144,7 +150,9 @@ def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path, ra
         for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
             stop, begin = config[commands]
             assert stop.endswith("ray stop")
-            done = sh(begin.replace("6379", str(port)))
+            # other Rays of this machine may hold the usual ports
+            ports = " ".join(f"--{name}={free_port()}" for name in PORTS[commands])
+            done = sh(f"{begin.replace('6379', str(port))} {ports}")
             assert done.returncode == 0, done.stdout + done.stderr
             said += done.stdout
         ask = f"import ray; ray.init('127.0.0.1:{port}', log_to_driver=False)"
@@ -152,7 +160,11 @@ def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path, ra
         done = sh(f"{sys.executable} -c {shlex.quote(ask)}")
         assert done.stdout.splitlines()[-1:] == [str([0, float(os.cpu_count())])], done.stdout + done.stderr
         environment["RAY_API_SERVER_ADDRESS"] = re.search(r"http://127\.0\.0\.1:\d+", said)[0]
-        done = sh("~/hwr_ray/.venv/bin/ray job submit -- python -c 'import ray; print(ray.__version__)'")
+        deadline = time.monotonic() + 90  # the head takes jobs a while after it is up
+        while (
+            done := sh("~/hwr_ray/.venv/bin/ray job submit -- python -c 'import ray; print(ray.__version__)'")
+        ).returncode:
+            assert time.monotonic() < deadline, done.stdout + done.stderr
         assert f"{pinned()}.0\n" in done.stdout, done.stdout + done.stderr
         environment["RAY_AUTH_TOKEN"] = "another"  # noqa: S105
         assert sh(f"{sys.executable} -c {shlex.quote(ask)}").returncode
