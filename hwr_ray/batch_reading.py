@@ -21,8 +21,6 @@ from hwr_ray.transcripts import ALTERNATIVES, CHARACTERS, store_part
 
 ROWS_PER_BLOCK = 512
 """Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
-PARTS_AT_ONCE = 2
-"""In each process with a model: while one is read, the next is fetched or the last is stored."""
 FEED_CPUS = 1
 """Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
 
@@ -201,10 +199,11 @@ def read_parts_with(
     out: str,
     threshold: float | None,
     num_blocks: int,
+    calls_at_once: int,
 ) -> ray.data.Dataset:
-    """A row for each of the parts, which are so many blocks of pictures: see PartReader."""
+    """A row for each of the parts, which are so many blocks of pictures, some at once in each actor: see PartReader."""
     args = (bundle_path, settings, out, threshold)
-    return _read(pictures, PartReader, args, settings, num_blocks, calls_at_once=PARTS_AT_ONCE)
+    return _read(pictures, PartReader, args, settings, num_blocks, calls_at_once=calls_at_once)
 
 
 def compare_out_of_fold(
