@@ -34,9 +34,7 @@ MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
 LISTING_SECONDS = 10
 """For which the first wave waits for more inputs."""
 PARTS_AT_ONCE = 2
-"""In each process with a model, where something is waited for (a server, a GPU): while one part is read, the next is
-fetched or the last is stored. With files on this machine's disks two threads on one CPU only get in each other's way:
-they cost 4 % of the speed."""
+"""In each process with a model, where something is waited for: see `parts_at_once`."""
 LOADER_CPUS = 0.5
 """Ray's logical CPUs of a process that reads and decodes for models on GPUs: a node with one CPU has both."""
 PARTS_IN_STORE = 4
@@ -211,7 +209,7 @@ class Job:
             out=self.parts.out,
             threshold=self.threshold,
             num_blocks=len(blocks),
-            calls_at_once=PARTS_AT_ONCE if self.reading.use_gpu or "://" in self.settings.inputs.folder else 1,
+            calls_at_once=parts_at_once(self.settings.inputs.folder, self.parts.out, use_gpu=self.reading.use_gpu),
         )
         stored.context.enable_progress_bars = False
         stored.context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
@@ -261,6 +259,15 @@ def slowest(seconds: dict[str, float], whole: float, *, use_gpu: bool) -> str:
     if use_gpu and seconds["model"] > MODEL_BOUND * whole:
         return "model"
     return max((stage for stage in STAGES if not (use_gpu and stage == "model")), key=seconds.__getitem__)
+
+
+def parts_at_once(images: str, out: str, *, use_gpu: bool) -> int:
+    """How many parts a process with a model works on: while one is read, the next is fetched or the last is stored.
+
+    With files on disks there is little to wait for, and two threads on one CPU get in each other's way
+    (benchmarks/results/processes.md).
+    """
+    return PARTS_AT_ONCE if use_gpu or "://" in images + out else 1
 
 
 def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSettings) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hwr_ray.resuming import difference
 from hwr_ray.transcription import (
     TranscribeSettings,
     facts_of,
+    parts_at_once,
     slowest,
     told_of_review,
     transcribe,
@@ -273,3 +274,16 @@ def test_transcripts_among_the_images_are_refused(tmp_path, out):
 )
 def test_what_bounds_the_speed_is_what_the_others_wait_for(seconds, use_gpu, stage):
     assert slowest(seconds, 100, use_gpu=use_gpu) == stage
+
+
+@pytest.mark.parametrize(
+    ("images", "out", "use_gpu", "number"),
+    [
+        ("/lines", "/out", False, 1),
+        ("s3://bucket/lines", "/out", False, 2),
+        ("/lines", "s3://bucket/out", False, 2),
+        ("/lines", "/out", True, 2),
+    ],
+)
+def test_a_process_works_on_two_parts_where_it_would_wait_for_a_server_or_a_gpu(images, out, use_gpu, number):
+    assert parts_at_once(images, out, use_gpu=use_gpu) == number
