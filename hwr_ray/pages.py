@@ -14,7 +14,18 @@ from hwr_ray.line_images import Canvas, encode_png, fit
 
 LARGEST_PICTURE = Canvas(64, 640)
 """Larger pictures are shrunk to it: 80 of them stay below 5 MB even if they hold noise."""
-GOOD, BAD, PALE = "#2f6db3", "#c8502f", "#b9c6d6"
+COLORS = {
+    "paper": ("#fbfbfa", "#15181c"),
+    "card": ("#ffffff", "#1e2227"),
+    "ink": ("#000000", "#e6e9ed"),
+    "soft": ("#5b6570", "#9da7b3"),
+    "line": ("#dfe3e8", "#343b44"),
+    "good": ("#2f6db3", "#6ea8e8"),
+    "bad": ("#b8441f", "#ef8a66"),
+    "pale": ("#b9c6d6", "#4a5766"),
+}
+"""Of pages and plots, in the light and in the dark; a plot is drawn in the first ones."""
+GOOD, BAD, PALE, SOFT, CARD = (COLORS[name][0] for name in ("good", "bad", "pale", "soft", "card"))
 
 
 def new_figure() -> tuple[Figure, Any]:
@@ -25,15 +36,29 @@ def new_figure() -> tuple[Figure, Any]:
 
 
 def data_uri(content: Figure | np.ndarray) -> str:
-    """A plot (as SVG) or a grey picture (as PNG), inlined."""
+    """A plot (as SVG, light or dark as the page is) or a grey picture (as PNG), inlined."""
     if isinstance(content, Figure):
-        buffer = io.BytesIO()
+        buffer = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": "hwr_ray"}):  # without it the ids in the file are random
-            content.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
-        return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            content.savefig(buffer, format="svg", dpi=200, metadata={"Date": None}, transparent=True)
+        return f"data:image/svg+xml;base64,{base64.b64encode(_in_both_lights(buffer.getvalue()).encode()).decode()}"
     if LARGEST_PICTURE.scale_for(*content.shape) < 1:
         content = fit(content, LARGEST_PICTURE)
     return f"data:image/png;base64,{base64.b64encode(encode_png(content)).decode()}"
+
+
+def _in_both_lights(svg: str) -> str:
+    """A plot whose colors are those of the page that shows it."""
+    for name, (light, _) in COLORS.items():
+        svg = svg.replace(light, f"var(--{name})")
+    style = f"<style>{color_variables('svg')} svg {{ fill: var(--ink) }}</style>"  # text has no color of its own
+    return svg.replace("<defs>", f"<defs>{style}", 1)
+
+
+def color_variables(selector: str) -> str:
+    """CSS that sets a variable for each of COLORS."""
+    light, dark = ("; ".join(f"--{name}: {pair[i]}" for name, pair in COLORS.items()) for i in (0, 1))
+    return f"{selector} {{ {light} }} @media (prefers-color-scheme: dark) {{ {selector} {{ {dark} }} }}"
 
 
 def visible(character: str) -> str:
@@ -60,4 +85,5 @@ def render(template: str, **values: Any) -> str:
         "data_uri": data_uri,
         "visible": visible,
     }
+    environment.globals["color_variables"] = color_variables
     return environment.get_template(template).render(**values)

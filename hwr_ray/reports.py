@@ -20,7 +20,7 @@ from hwr_ray.comparison import verdict
 from hwr_ray.labels import SPLITS
 from hwr_ray.line_images import Canvas, UndecodableImageError, decode
 from hwr_ray.metrics import wilson_interval
-from hwr_ray.pages import BAD, GOOD, PALE, data_uri, new_figure, render
+from hwr_ray.pages import BAD, CARD, GOOD, PALE, SOFT, data_uri, new_figure, render
 from hwr_ray.prepared import REJECTED, images_of
 from hwr_ray.slices import FEW_LINES, SLICES, weak_groups
 from hwr_ray.tally import Tally
@@ -297,12 +297,12 @@ def _plot_confidence(predictions: pa.Table) -> str:
     is_right = predictions["num_edits"].to_numpy() == 0
     panels = figure.subplots(2, 1, sharex=True)
     for axes, rows, color, name in zip(panels, (is_right, ~is_right), (GOOD, BAD), ("right", "wrong"), strict=True):
-        axes.hist(confidence[rows], bins=np.linspace(0, 1, 26).tolist(), color=color, edgecolor="white")
+        axes.hist(confidence[rows], bins=np.linspace(0, 1, 26).tolist(), color=color, edgecolor=CARD)
         axes.set_ylabel(f"{name} lines")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         if not rows.any():
             axes.set_yticks([])
-            axes.text(0.5, 0.5, f"no {name} line", transform=axes.transAxes, ha="center", va="center", color="grey")
+            axes.text(0.5, 0.5, f"no {name} line", transform=axes.transAxes, ha="center", va="center", color=SOFT)
     panels[1].set_xlabel("confidence")
     return data_uri(figure)

@@ -202,7 +202,7 @@ def _plot_parallel(known: list[tuple[Trial, float]], space: Space) -> str:
     for i, (trial, _) in enumerate(known):
         line = [heights[name][i] for name in columns]
         width = 1.6 if trial.state == "finished" else 0.8
-        axes.plot(line, color=matplotlib.colormaps["viridis"](float(order[i])), lw=width, alpha=0.85)
+        axes.plot(line, color=matplotlib.colormaps["viridis"](0.25 + 0.6 * float(order[i])), lw=width, alpha=0.85)
     for x, (name, values) in enumerate(columns.items()):
         axes.axvline(x, color="black", lw=0.8)
         told = {round(float(height), 3): _short(value) for height, value in zip(heights[name], values, strict=True)}

@@ -194,6 +194,19 @@ def test_pages_ask_for_nothing_outside_themselves(folder):
     _assert_asks_for_nothing_outside(_evaluation_page(folder, predictions, {"a": np.zeros((16, 64), np.uint8)}))
 
 
+def test_plots_have_the_colors_of_the_page_around_them_in_the_light_and_in_the_dark(folder):
+    pages = [_preparation_page(folder, _tally()), _evaluation_page(folder, _predictions(("A", "B", 0.5)), {})]
+    plots = [base64.b64decode(svg).decode() for page in pages for svg in re.findall(r"svg\+xml;base64,([^\"]*)", page)]
+    assert len(plots) == 5
+    for plot in plots:
+        style, rest = re.search(r"<style>(.*?)</style>(.*)", plot, re.DOTALL).groups()
+        assert not re.findall(r"#[0-9a-f]{6}\b", re.sub(r"<image.*?/>", "", rest, flags=re.DOTALL))
+        light, dark = style.split("@media (prefers-color-scheme: dark)")
+        for name in re.findall(r"var\(--(\w+)\)", rest):
+            values = [re.search(rf"--{name}: (#\w+)", part)[1] for part in (light, dark)]
+            assert values[0] != values[1]
+
+
 def test_missing_and_damaged_files_are_rows_without_a_picture(folder):
     samples = rejected_samples(str(folder))
     has_picture = {reason: [row["picture"] is not None for row in rows] for reason, rows in samples.items()}
