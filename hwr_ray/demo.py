@@ -4,8 +4,9 @@ import csv
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -162,59 +163,74 @@ def ink_of(drawing: dict[str, Any] | None) -> bytes:
     return encode_png(np.ascontiguousarray(grey[top : rows.max() + margin, left : columns.max() + margin]))
 
 
+class Answers:
+    """What the page shows for what is given to it. Raises UserError for what its user can mend."""
+
+    def __init__(self, settings: DemoSettings, folder: str) -> None:
+        self.reader, self.folder, self.rng = Reader(settings), folder, np.random.default_rng()
+
+    def show(self, files: Sequence[tuple[str, bytes]]) -> list[Any]:
+        """Of the first file all, of each a row: on the page, in a CSV file, and for `show_one`."""
+        found = self.reader.read(files)
+        rows = [row for row, _ in found]
+        table = [[r.name, r.text or r.error, percent(r.confidence), answer(r.needs_review)] for r in rows]
+        return [*show_one(*found[0]), table, to_csv(rows, self.folder), found]
+
+    def read_files(self, paths: list[str] | None) -> list[Any]:
+        if not paths:
+            raise UserError("choose an image first")
+        if len(paths) > MOST_FILES:
+            raise UserError(f"{len(paths)} images are too many here: jobs/transcribe.py takes any number")
+        if large := [path for path in paths if Path(path).stat().st_size > MAX_BYTES]:
+            raise UserError(f"{Path(large[0]).name} has more than {MAX_BYTES >> 20} MiB")
+        return self.show([(Path(path).name, Path(path).read_bytes()) for path in paths])
+
+    def read_pasted(self, path: str | None) -> list[Any]:
+        return self.read_files([path] if path else None)
+
+    def read_drawing(self, drawing: dict[str, Any] | None) -> list[Any]:
+        return self.show([("drawing.png", ink_of(drawing))])
+
+    def read_sample(self) -> list[Any]:
+        name, data = draw_sample(self.rng)
+        return self.show([(f"{name}.png", data)])
+
+
+def show_one(row: Row, details: Details) -> list[Any]:
+    others = [[text, percent(share)] for text, share in details.alternatives]
+    return [row.text or row.error, percent(row.confidence), answer(row.needs_review), details.picture, others]
+
+
 def new_page(settings: DemoSettings, folder: str) -> Any:
     """The page, as Gradio's Blocks; what it writes lies in a folder. Raises UserError where Gradio is not installed."""
     try:
         import gradio as gr
     except ImportError as error:
         raise UserError("this needs the package gradio: pip install 'hwr_ray[demo]'") from error
-    reader, rng = Reader(settings), np.random.default_rng()
+    answers = Answers(settings, folder)
 
-    def show(files: Sequence[tuple[str, bytes]]) -> list[Any]:
-        found = reader.read(files)
-        rows = [row for row, _ in found]
-        table = [[r.name, r.text or r.error, percent(r.confidence), answer(r.needs_review)] for r in rows]
-        return [*show_one(*found[0]), table, to_csv(rows, folder), found]
+    def told(read: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        """The same, with a mistake of the page's user as a sentence on it."""
 
-    def show_one(row: Row, details: Details) -> list[Any]:
-        others = [[text, percent(share)] for text, share in details.alternatives]
-        return [row.text or row.error, percent(row.confidence), answer(row.needs_review), details.picture, others]
+        @wraps(read)
+        def asked(*given: Any) -> list[Any]:
+            try:
+                return read(*given)
+            except UserError as error:
+                raise gr.Error(str(error), print_exception=False) from error
+
+        return asked
 
     def choose(found: list[tuple[Row, Details]], event: gr.SelectData) -> list[Any]:
         return show_one(*found[event.index[0]])
 
-    def refuse(reason: str) -> Exception:
-        return gr.Error(reason, print_exception=False)  # it is the user's, and needs no traceback
-
-    def read_files(paths: list[str] | None) -> list[Any]:
-        if not paths:
-            raise refuse("choose an image first")
-        if len(paths) > MOST_FILES:
-            raise refuse(f"{len(paths)} images are too many here: jobs/transcribe.py takes any number")
-        if large := [path for path in paths if Path(path).stat().st_size > MAX_BYTES]:
-            raise refuse(f"{Path(large[0]).name} has more than {MAX_BYTES >> 20} MiB")
-        return show([(Path(path).name, Path(path).read_bytes()) for path in paths])
-
-    def read_pasted(path: str | None) -> list[Any]:
-        return read_files([path] if path else None)
-
-    def read_drawing(drawing: dict[str, Any] | None) -> list[Any]:
-        try:
-            return show([("drawing.png", ink_of(drawing))])
-        except UserError as error:
-            raise refuse(str(error)) from error
-
-    def read_sample() -> list[Any]:
-        name, data = draw_sample(rng)
-        return show([(f"{name}.png", data)])
-
-    with gr.Blocks(title="hwr_ray", analytics_enabled=False, delete_cache=(600, 600)) as page:
+    with gr.Blocks(title="hwr_ray", analytics_enabled=False, delete_cache=(60, 600)) as page:
         gr.Markdown(
             "# Handwritten names\nUpper-case names, one line each, dark on light. Images stay on the machine that "
-            "serves this page and are deleted after ten minutes."
+            "serves this page and are deleted after about ten minutes."
         )
         with gr.Tab("Images"):
-            files = gr.File(label="Drop one or many images", file_count="multiple", type="filepath")
+            files = gr.File(label="Drop one or many images", file_count="multiple", type="filepath", height=180)
         with gr.Tab("Paste"):
             pasted = gr.Image(label="Paste an image", sources=["clipboard", "upload"], type="filepath", image_mode=None)
         with gr.Tab("Draw"):
@@ -243,27 +259,34 @@ def new_page(settings: DemoSettings, folder: str) -> Any:
         download = gr.DownloadButton("Download as CSV", elem_id="download")
         found, of_one = gr.State([]), [text, confidence, review, picture, others]
         shown = [*of_one, table, download, found]
-        files.upload(read_files, files, shown, api_name="read")
-        pasted.input(read_pasted, pasted, shown, api_name="read_one")
-        read_pad.click(read_drawing, pad, shown, api_visibility="private")
-        sample.click(read_sample, None, shown, api_name="sample")
+        # Where it is not said, each part of the page shows on its own that something is awaited, or went wrong.
+        files.upload(told(answers.read_files), files, shown, api_name="read", show_progress_on=text)
+        pasted.input(told(answers.read_pasted), pasted, shown, api_name="read_one", show_progress_on=text)
+        read_pad.click(told(answers.read_drawing), pad, shown, api_visibility="private", show_progress_on=text)
+        sample.click(told(answers.read_sample), None, shown, api_name="sample", show_progress_on=text)
         table.select(choose, found, of_one, api_visibility="private")
     return page
 
 
-def demo(settings: DemoSettings) -> None:
-    """Serves the page on loopback until Ctrl-C; nothing that was uploaded stays on the disk."""
+def demo(settings: DemoSettings, server_name: str | None = "127.0.0.1") -> None:
+    """Serves the page until Ctrl-C; nothing that was uploaded or read stays on the disk, or in a browser.
+
+    It listens on loopback; without a `server_name`, where Gradio's own environment variables say.
+    """
     with tempfile.TemporaryDirectory(prefix="hwr-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is there
         page = new_page(settings, folder)
         _, url, _ = page.launch(
-            server_name="127.0.0.1",
+            server_name=server_name,
             server_port=settings.port or None,
             share=False,
             quiet=True,
             prevent_thread_lock=True,
+            max_file_size=MAX_BYTES,
+            run_history=False,  # by default a browser keeps what was read
         )
         print(url, flush=True)
+        log.info("serving until Ctrl-C")
         page.block_thread()
