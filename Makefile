@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 Q := quickstart
 
-.PHONY: install quickstart test check bench
+.PHONY: install quickstart test check docs bench
 
 install: .venv/installed
 
@@ -30,6 +30,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+# The documentation as a site in build/site; a warning is an error. (The variable silences Material's advertisement.)
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/python benchmarks/speed.py

@@ -98,9 +98,9 @@ class QualitySettings:
 
 
 def measure(settings: QualitySettings) -> None:
-    """Runs what is missing, writes the result and puts its table into the README."""
+    """Runs what is missing, writes the result and puts its table into the documentation."""
     work, data, out = Path(settings.work).resolve(), Path(settings.data).resolve(), Path(settings.out)
-    page = ROOT / "README.md"
+    page = ROOT / "docs/results.md"
     with_table(page.read_text(), "")  # hours before the table is there
     if work.is_relative_to(ROOT):
         raise UserError(f"{work} is in the checkout: names and images must stay outside, name another --work")
@@ -300,7 +300,7 @@ def told_beside(row: dict[str, Any]) -> str:
 def with_table(page: str, rows: str) -> str:
     """The page with the rows between its marks. Raises UserError where a mark is missing."""
     if END not in page.partition(BEGIN)[2]:
-        raise UserError(f"README.md lacks {BEGIN.strip()}, or {END.strip()} after it")
+        raise UserError(f"docs/results.md lacks {BEGIN.strip()}, or {END.strip()} after it")
     before, rest = page.split(BEGIN, 1)
     return before + BEGIN + rows + END + rest.split(END, 1)[1]
 

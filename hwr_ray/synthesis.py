@@ -18,7 +18,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.forms import draw_line, draw_scribble
 from hwr_ray.glyphs import DRAWABLE, MARKS
 from hwr_ray.labels import SPLITS
-from hwr_ray.storage import join, staged, write_bytes, write_json
+from hwr_ray.storage import absolute, join, staged, write_bytes, write_json
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +172,7 @@ def synthesize(settings: SynthesisSettings) -> None:
     faulty = sum(counts[fault] for counts in splits.values() for fault in FAULTS)
     seconds = time.monotonic() - start
     log.info("wrote %s: %d lines, %d of them faulty, in %.1f s", settings.out, settings.lines, faulty, seconds)
+    print(absolute(settings.out))
 
 
 def _write_split(

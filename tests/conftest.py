@@ -1,11 +1,15 @@
 """What the tests share: small pictures, a small model, a small disk, a Ray cluster and jobs on it."""
 
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +21,7 @@ import pytest
 import ray
 import torch
 from moto.server import ThreadedMotoServer
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from hwr_ray.bundle import Bundle, new_model, save_bundle
 from hwr_ray.codec import Codec
@@ -26,12 +31,49 @@ from hwr_ray.model import ModelSettings
 ROOT = Path(__file__).parents[1]
 TINY_MODEL = ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8, dropout=0.1)
 TINY_CANVAS = Canvas(16, 64)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
+"""The README and the documentation."""
+WIDTHS = {"desk": (1280, 1000), "phone": (390, 844)}
+"""(width, height) in pixels of the browsers that pages must suit."""
+SCREENSHOTS = ROOT / "build/screenshots"
+"""What the tests' browsers saw: to be looked at."""
+
+
+def blocks(text: str, language: str) -> list[tuple[str | None, str]]:
+    """The fenced blocks of a page, each with the reason why no test runs it, or None."""
+    found = re.findall(rf"(?:^<!-- not run: ([^\n]*) -->\n)?^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(reason or None, block) for reason, block in found]
+
+
+def commands(block: str) -> list[str]:
+    """The commands of a shell block, without comments and the words of a loop around them."""
+    lines = (line.partition("  #")[0].strip() for line in block.replace("\\\n", " ").splitlines())
+    return [" ".join(line.split()) for line in lines if line and not re.match(r"(for .* do|done)$", line)]
+
+
+def documented(command: str, **replaced: object) -> list[str]:
+    """The job and the arguments of a command of the documentation, which is to be given as it stands there.
+
+    Tests put other places into it, and numbers behind it with which it ends soon.
+    """
+    there = {line for text in PAGES.values() for _, block in blocks(text, "sh") for line in commands(block)}
+    assert f"python {command}" in there, f"no page has: python {command}"
+    script, *arguments = command.split()
+    return [Path(script).stem, *(str(replaced.get(argument, argument)) for argument in arguments)]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Torch's threads wait for one another where cores are busy, and tiny models gain nothing from them."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Ctrl-C reaches the jobs that tests start, also where a shell runs the tests in its background and ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -186,6 +228,56 @@ def wait_for(process, condition, timeout=200):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        installed = shutil.which("chromium")  # else the one that `playwright install chromium` brought
+        chromium = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, size: tuple[int, int], *, is_dark: bool = False) -> Iterator[Page]:
+    """A page, which must report no error, ask for nothing outside of itself and, at its end, need no scrolling
+    sideways."""
+    width, height = size
+    scheme, wrong = "dark" if is_dark else "light", []
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: asked.url.startswith((url, "data:", "blob:")) or wrong.append(asked.url))
+    try:
+        page.goto(url)
+        yield page
+        check_width(page)
+        assert not wrong
+    finally:
+        page.close()
+
+
+def check_width(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"], page.url
+
+
+def screenshot(page: Page, name: str, *, whole: bool = False) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)
+
+
+def check_report(browser: Browser, path: Path, name: str) -> None:
+    """A report must suit a desk and a phone, light and dark, show all its pictures and fit into a mail."""
+    assert path.stat().st_size < 5_000_000
+    for width, size in WIDTHS.items():
+        for is_dark in (False, True):
+            with opened(browser, path.as_uri(), size, is_dark=is_dark) as page:
+                pictures = page.locator("img")
+                pictures.evaluate_all("all => all.forEach(image => image.loading = 'eager')")
+                pictures.evaluate_all("all => Promise.all(all.map(image => image.decode()))")  # fails for a broken one
+                assert pictures.count()
+                screenshot(page, f"report-{name}-{width}{'-dark' * is_dark}", whole=True)
 
 
 @pytest.fixture(scope="session")

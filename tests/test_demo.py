@@ -1,15 +1,21 @@
 """The demo: it reads as `transcribe` does, its page works in a browser, and nothing leaves the machine or stays."""
 
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, free_port, mistake, run
-from playwright.sync_api import sync_playwright
+import yaml
+from conftest import PAGES, ROOT, WIDTHS, blocks, documented, free_port, mistake, opened, run, screenshot, wait_for
+from gradio_client import Client, handle_file
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from hwr_ray.decoding import Decoding
 from hwr_ray.demo import DemoSettings, Reader, draw_sample, framed, ink_of, to_csv
@@ -103,7 +109,8 @@ def test_mistakes_are_sentences(tmp_path):
 def url(tmp_path_factory):
     """A demo in a process of its own; at its end nothing of what was uploaded is left."""
     temporary = tmp_path_factory.mktemp("tmp")
-    command = [sys.executable, ROOT / "jobs/demo.py", "--port", str(free_port())]
+    job, *_ = documented("jobs/demo.py")
+    command = [sys.executable, ROOT / f"jobs/{job}.py", "--port", str(free_port())]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(temporary), "TMPDIR": str(temporary)}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=temporary, env=environment
@@ -116,27 +123,14 @@ def url(tmp_path_factory):
     assert not list(temporary.rglob("*.png")) and not list(temporary.rglob("*.csv"))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(params=[(1280, 1000), (390, 844)], ids=["desk", "phone"])
+@pytest.fixture(params=WIDTHS)
 def page(request, browser, url):
-    """The page at a width, which must ask no other server and report no error."""
-    width, height = request.param
-    page, wrong = browser.new_page(viewport={"width": width, "height": height}), []
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda asked: asked.url.startswith((url, "data:", "blob:")) or wrong.append(asked.url))
-    page.goto(url)
-    page.get_by_role("tab", name="Images").wait_for()
-    yield page
-    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
-    assert not wrong
-    page.close()
+    with opened(browser, url, WIDTHS[request.param]) as page:
+        page.get_by_role("tab", name="Images").wait_for()
+        yield page
+        page.wait_for_timeout(500)  # what fades in
+        assert not page.get_by_text("Runs", exact=True).count()  # a browser keeps nothing of what was read
+        screenshot(page, f"demo-{request.node.originalname}-{request.param}", whole=True)
 
 
 def told(page, name, other_than=""):
@@ -164,6 +158,38 @@ def test_images_that_are_dropped_are_read_shown_and_listed(page, images, transcr
     assert table.needs_review.tolist() == transcripts.loc[names].needs_review.tolist()
     cells.get_by_text(names[1], exact=True).filter(visible=True).first.click()
     assert told(page, "text", other_than=transcripts.loc[names[0]].text) == transcripts.loc[names[1]].text
+
+
+def test_a_program_is_told_what_the_page_shows(url, images, transcripts):
+    """The documentation's own."""
+    _, (_, program) = blocks(PAGES["docs/transcription.md"], "python")
+    told = {}
+    program = program.replace("http://127.0.0.1:7860", url).replace("line.png", str(images / "0.png"))
+    exec(program, told)  # noqa: S102
+    assert told["text"] == transcripts.text["0.png"]
+    assert told["confidence"] == f"{transcripts.confidence['0.png']:.1%}"
+
+
+def test_the_page_can_be_used_with_the_keyboard_alone(page):
+    def press(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+
+    def focused():
+        return page.evaluate("document.activeElement.innerText.trim()")
+
+    page.get_by_role("tab", name="Images").focus()
+    for _ in range(20):
+        if focused() == "Sample":
+            break
+        press("Tab")
+    press("Enter")
+    for _ in range(20):
+        press("Tab")
+        if focused() == "Draw a name and read it":
+            break
+    press("Enter")
+    assert told(page, "text").isupper()
 
 
 def draw_an_l(page):
@@ -195,3 +221,59 @@ def test_a_drawing_is_read_and_so_is_a_sample(page):
     page.get_by_role("button", name="Clear canvas").click()
     page.get_by_role("button", name="Read the drawing").click()
     page.get_by_text("nothing is drawn yet").wait_for()
+
+
+ASIDE = """
+import sys
+sys.modules.update(dict.fromkeys({names!r}))  # not to be imported
+"""
+
+
+def test_a_space_needs_what_it_lists_and_reads_as_the_demo_does(tmp_path, reader):
+    needed = [Requirement(line) for line in requires("hwr_ray")]
+    lines = (ROOT / "deploy/space/requirements.txt").read_text().splitlines()
+    listed = [Requirement(line) for line in lines if line and not line.startswith(("#", "--"))]
+    assert set(listed) < set(needed)
+    card = yaml.safe_load((ROOT / "deploy/space/README.md").read_text().split("---")[1])
+    (gradio,) = (requirement for requirement in needed if requirement.name == card["sdk"])
+    assert card["sdk_version"] in gradio.specifier
+
+    shutil.copytree(ROOT / "deploy/space", tmp_path / "space")
+    shutil.copytree(ROOT / "hwr_ray", tmp_path / "space/hwr_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    lacking = {canonicalize_name(r.name) for r in needed if not r.marker} - installed_with([gradio, *listed])
+    owners = packages_distributions()
+    names = [name for name in owners if lacking & set(map(canonicalize_name, owners[name]))]
+    assert "ray" in names
+    (tmp_path / "sitecustomize.py").write_text(ASIDE.format(names=names))
+    port = free_port()
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=tmp_path / "space", env=environment)
+    try:
+        wait_for(process, lambda: is_listening(port))
+        name, data = draw_sample(np.random.default_rng(2))
+        (tmp_path / "a.png").write_bytes(data)
+        client = Client(f"http://127.0.0.1:{port}", verbose=False)
+        text, *_ = client.predict([handle_file(tmp_path / "a.png")], api_name="/read")
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    ((row, _),) = reader.read([(name, data)])
+    assert text == row.text
+
+
+def installed_with(requirements):
+    """Names of all packages that come with some."""
+    found, waiting = set(), [canonicalize_name(r.name) for r in requirements]
+    while waiting:
+        if (name := waiting.pop()) in found:
+            continue
+        found.add(name)
+        others = map(Requirement, requires(name) or [])
+        waiting += [canonicalize_name(r.name) for r in others if not r.marker or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+def is_listening(port):
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0

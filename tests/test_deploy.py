@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import tyro
 import yaml
-from conftest import ROOT, free_port
+from conftest import PAGES, ROOT, blocks, commands, free_port
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from benchmarks.measuring import descendants
@@ -59,7 +60,10 @@ def test_the_image_and_an_upload_leave_out_what_git_leaves_out():
     """The README's own commands leave handwriting in folders here."""
     lines = {name: (ROOT / name).read_text().split() for name in (".gitignore", ".dockerignore")}
     ignored = {line.strip("/") for line in lines[".gitignore"]}  # Ray reads it for an upload
-    assert {"prepared", "run", "transcripts", "new_lines"} <= ignored
+    assert {"run", "new_lines", "lines", "scans"} <= ignored
+    found = [line for text in PAGES.values() for _, block in blocks(text, "sh") for line in commands(block)]
+    outs = {out.replace("$fold", "0") for line in found for out in re.findall(r"--out ([^/ ]+)(?= |$)", line)}
+    assert len(outs) > 10 and not [out for out in outs if not any(fnmatch(out, pattern) for pattern in ignored)]
     assert ignored <= {line.strip("/").removeprefix("**/") for line in lines[".dockerignore"]}
 
 

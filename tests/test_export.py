@@ -6,7 +6,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, mistake, run
+from conftest import ROOT, documented, mistake, run
 
 from hwr_ray import export, storage
 from hwr_ray.bundle import save_bundle
@@ -19,10 +19,21 @@ from hwr_ray.recognizer import read_batch
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The shipped model as ONNX, by the job."""
-    out = tmp_path_factory.mktemp("export") / "onnx"
-    said, _ = run("export", "--out", out)
-    assert said.strip() == str(out)
-    return out
+    folder = tmp_path_factory.mktemp("export")
+    command = documented("jobs/export.py --model run/best --out exported", **{"run/best": export.SHIPPED})
+    said, _ = run(*command, cwd=folder)
+    assert said.strip() == str(folder / "exported")
+    return folder / "exported"
+
+
+def test_torchscript_is_written_by_the_job_and_read_by_torch_alone(tmp_path):
+    command = "jobs/export.py --model run/best --out exported-torch --format torchscript"
+    run(*documented(command, **{"run/best": export.SHIPPED}), cwd=tmp_path)
+    network = export.torch.jit.load(tmp_path / "exported-torch/model.pt")
+    facts = storage.read_json(str(tmp_path / "exported-torch/reading.json"))
+    log_probs = network(export.torch.full((3, *facts["canvas"]), 255, dtype=export.torch.uint8))
+    assert log_probs.shape == (3, facts["canvas"][1] // 4, len(facts["charset"]) + 1)
+    np.testing.assert_allclose(log_probs.exp().sum(-1).detach(), 1, atol=1e-4)
 
 
 @pytest.mark.parametrize("export_to", [to_onnx, to_torchscript])
@@ -54,7 +65,9 @@ def test_a_program_with_onnx_runtime_alone_reads_images_as_the_package_does(expo
         cv2.imwrite(str(path), picture)
         line = fit(decode(path.read_bytes()), bundle.canvas)
         (expected,) = read_batch(bundle.model, bundle.codec, export.torch.from_numpy(line[None]))
-        command = [sys.executable, "-c", _WITHOUT_THE_PACKAGE, exported, path]
+        replaced = {"exported": exported, "line.png": path}
+        _, *arguments = documented("examples/read_onnx.py exported line.png", **replaced)
+        command = [sys.executable, "-c", _WITHOUT_THE_PACKAGE, *arguments]
         said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
         assert said.strip("\n") == expected.text != ""
 

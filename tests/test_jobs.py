@@ -1,4 +1,4 @@
-"""The README's commands as subprocesses on a real Ray, from drawn lines to transcripts."""
+"""The documentation's commands as subprocesses on a real Ray, from drawn lines to transcripts."""
 
 import json
 import re
@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
-from conftest import ROOT, draw_lines, mistake, run, start, wait_for
+from conftest import PAGES, blocks, check_report, documented, draw_lines, mistake, run, start, wait_for
 
+from hwr_ray.comparison import verdict
 from hwr_ray.folds import fold_of
 from hwr_ray.prepared import Prepared
 from hwr_ray.recognizer import Recognizer
@@ -18,14 +19,9 @@ from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import read_train_lines
 
 RECIPE = ["--epochs", "26", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
+TRAIN = "jobs/train.py --data prepared --out run --num-workers 2"
+EVALUATE = "jobs/evaluate.py --data prepared --model run/best --out evaluation"
 RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48", "--dropout", "0", "--average-decay", "0.98"]
-
-
-def readme(job, containing="", **replaced):
-    """The arguments of the README's command for a job, the first one that contains a text."""
-    found = re.findall(rf"^python jobs/{job}\.py ([^#\n]*)", (ROOT / "README.md").read_text(), re.MULTILINE)
-    command = next(arguments for arguments in found if containing in arguments)
-    return [replaced.get(argument, argument) for argument in command.split()]
 
 
 def history(folder):
@@ -45,17 +41,18 @@ def drawn(folder):
 
 @pytest.fixture(scope="module")
 def prepared(folder, drawn, ray_cluster):
-    run("prepare", *readme("prepare", KAGGLE_FOLDER=drawn), "--canvas", "32", "256", cwd=folder)
+    command = documented("jobs/prepare.py --data KAGGLE_FOLDER --out prepared", KAGGLE_FOLDER=drawn)
+    run(*command, "--canvas", "32", "256", cwd=folder)
     return folder / "prepared"
 
 
 @pytest.fixture(scope="module")
 def trained(folder, prepared):
-    run("train", *readme("train"), *RECIPE, "--num-workers", "1", cwd=folder)
+    run(*documented(TRAIN), *RECIPE, "--num-workers", "1", cwd=folder)
     return folder / "run"
 
 
-def test_every_row_is_prepared_or_rejected_for_the_reason_that_the_csv_gives(drawn, prepared):
+def test_every_row_is_prepared_or_rejected_for_the_reason_that_the_csv_gives(drawn, prepared, browser):
     facts = json.loads((prepared / "dataset.json").read_text())
     truth = json.loads((drawn / "synthesis.json").read_text())["splits"]
     for split in ("train", "validation", "test"):
@@ -69,7 +66,7 @@ def test_every_row_is_prepared_or_rejected_for_the_reason_that_the_csv_gives(dra
         texts = labels.IDENTITY
         assert figures["rejected"].get("missing_text", 0) == (texts == "").sum()
         assert figures["rejected"].get("too_long", 0) == (texts.str.len() > 20).sum()
-    assert (prepared / "report.html").stat().st_size > 10_000
+    check_report(browser, prepared / "report.html", "prepare")
 
 
 def test_training_lowers_the_error_and_counts_every_validation_line(prepared, trained):
@@ -88,9 +85,14 @@ def test_training_lowers_the_error_and_counts_every_validation_line(prepared, tr
         assert decoder["cer"] < decoder["greedy_cer"]
 
 
-def test_evaluate_confirms_the_error_that_the_end_of_training_reported(folder, prepared, trained):
-    run("evaluate", *readme("evaluate"), cwd=folder)
-    metrics = json.loads((folder / "evaluation/metrics.json").read_text())
+@pytest.fixture(scope="module")
+def evaluated(folder, trained):
+    run(*documented(EVALUATE), cwd=folder)
+    return folder / "evaluation"
+
+
+def test_evaluate_confirms_the_error_that_the_end_of_training_reported(evaluated, trained, browser):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
     decoder = json.loads((trained / "best/config.json").read_text())["training"]["decoder"]
     told = decoder.get("cer", decoder["greedy_cer"])
     assert metrics["num_edits"] == pytest.approx(
@@ -98,24 +100,22 @@ def test_evaluate_confirms_the_error_that_the_end_of_training_reported(folder, p
     )  # a logit's last bit may differ
     assert metrics["num_lines"] == decoder["num_lines"]
     assert metrics["cer_ci"][0] < metrics["cer"] < metrics["cer_ci"][1]
-    assert (folder / "evaluation/report.html").stat().st_size > 10_000
+    check_report(browser, evaluated / "report.html", "evaluate")
 
 
-def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, drawn, prepared, trained):
+def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, drawn, evaluated):
     images = folder / "new_lines"
     shutil.copytree(drawn / "validation_v2", images)
     (images / "notes.txt").write_text("no image")
     (images / "empty.jpg").touch()
     (images / ".hidden").write_text("not a row")
-    run("transcribe", *readme("transcribe", "--model"), cwd=folder)
+    run(*documented("jobs/transcribe.py --images new_lines/ --model run/best --out transcripts"), cwd=folder)
     transcripts = pd.read_parquet(folder / "transcripts").set_index("path")
     files = [str(p.relative_to(images)) for p in images.rglob("*") if p.is_file() and p.name != ".hidden"]
     assert sorted(transcripts.index) == sorted(files)
     assert "not an image" in transcripts.error["notes.txt"]
     assert "empty" in transcripts.error["empty.jpg"]
-    if not (folder / "evaluation").exists():
-        run("evaluate", *readme("evaluate"), cwd=folder)
-    predictions = pd.read_parquet(folder / "evaluation/predictions")
+    predictions = pd.read_parquet(evaluated / "predictions")
     assert len(predictions)
     for line in predictions.itertuples():
         transcript = transcripts.loc[f"validation/{line.id}"]
@@ -126,16 +126,38 @@ def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, dr
     assert counts["num_read"] == transcripts.error.isna().sum()
 
 
-def test_a_fresh_installation_reads_drawn_names_without_training(folder, drawn):
-    out = folder / "shipped"
-    run("transcribe", "--images", drawn / "validation_v2", "--out", out, "--num-best", 3, "--characters")
-    transcripts = pd.read_parquet(out)
+@pytest.fixture(scope="module")
+def scans(folder, drawn):
+    """Sixty drawn names, a manifest of them, and a file with their names."""
+    labels = pd.read_csv(drawn / "written_name_validation_v2.csv", keep_default_na=False)
+    shutil.copytree(drawn / "validation_v2/validation", folder / "scans")
+    labels.assign(file=labels.FILENAME, key=labels.index + 1000).to_csv(folder / "manifest.csv", index=False)
+    (folder / "names.txt").write_text("\n".join(name for name in labels.IDENTITY if name))
+    return labels.set_index("FILENAME").IDENTITY
+
+
+def test_a_fresh_installation_reads_drawn_names_without_training(folder, scans):
+    command = documented("jobs/transcribe.py --images new_lines/ --out transcripts", **{"new_lines/": "scans"})
+    run(*command, "--out", "shipped", cwd=folder)
+    transcripts = pd.read_parquet(folder / "shipped")
     read = transcripts[transcripts.error.isna()]
     assert len(read) > 40 and read.confidence.between(0, 1).all()
-    labels = pd.read_csv(drawn / "written_name_validation_v2.csv", keep_default_na=False).set_index("FILENAME").IDENTITY
-    truth = labels.loc[[path.split("/")[-1] for path in read.path]]
     # drawn names are not what it was trained on, and chance would read none of them
-    assert (truth.to_numpy() == read.text.to_numpy()).mean() > 0.3
+    assert (scans[read.path].to_numpy() == read.text.to_numpy()).mean() > 0.3
+    (_, snippet), *_ = blocks(PAGES["docs/transcription.md"], "python")
+    told = {}
+    exec(snippet.replace('"transcripts"', repr(str(folder / "shipped"))), told)  # noqa: S102 - the documentation's
+    threshold = json.loads((folder / "shipped/_run.json").read_text())["review_threshold"]
+    unsure = transcripts[~(transcripts.confidence >= threshold)]
+    assert 0 < len(unsure) < len(transcripts) and told["unsure"].path.tolist() == unsure.path.tolist()
+
+
+def test_candidates_and_characters_are_told_where_they_are_asked_for(folder, scans):
+    command = "jobs/transcribe.py --images new_lines/ --out detailed --num-best 3 --characters --precision 0.95"
+    run(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
+    transcripts = pd.read_parquet(folder / "detailed")
+    read = transcripts[transcripts.error.isna()]
+    assert len(read) > 40
     for text, others in zip(read.text, read.alternatives, strict=True):
         assert len(others) <= 2
         assert text not in [other["text"] for other in others]
@@ -143,6 +165,31 @@ def test_a_fresh_installation_reads_drawn_names_without_training(folder, drawn):
         assert "".join(c["character"] for c in line.characters) == line.text
         edges = [edge for c in line.characters for edge in (c["left"], c["right"])]
         assert edges == sorted(edges) and all(0 <= edge <= line.width for edge in edges)
+
+
+def test_known_names_are_read_more_often_and_a_manifest_gives_its_keys(folder, scans):
+    command = "jobs/transcribe.py --images new_lines/ --out with-names --names names.txt"
+    run(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
+    command = "jobs/transcribe.py --images manifest.csv --path-column file --id-column key --root scans/ --out by-key"
+    run(*documented(command), cwd=folder)
+    named, keyed = (pd.read_parquet(folder / out).set_index("path") for out in ("with-names", "by-key"))
+    assert keyed.id.tolist() == [str(1000 + row) for row in range(len(scans))]
+    assert sorted(named.index) == sorted(path for path in keyed.index if (folder / "scans" / path).exists())
+    truth = scans[named.index]
+    assert (named.text == truth).sum() > (keyed.text[named.index] == truth).sum()
+
+
+def test_two_evaluations_are_compared_line_by_line(folder, evaluated, browser):
+    command = "jobs/evaluate.py --data prepared --model sweep/best --out other --compare evaluation"
+    _, said = run(*documented(command, **{"sweep/best": "run/best"}), "--greedy", cwd=folder)
+    mine, theirs = (
+        pd.read_parquet(folder / out / "predictions").set_index("id").num_edits for out in ("other", "evaluation")
+    )
+    told = json.loads((folder / "other/metrics.json").read_text())["comparison"]
+    assert told["difference"]["num_better"] == (mine < theirs[mine.index]).sum()
+    assert told["difference"]["num_worse"] == (mine > theirs[mine.index]).sum()
+    assert verdict(told["difference"]) in said
+    check_report(browser, folder / "other/report.html", "compare")
 
 
 def test_the_same_train_command_goes_on_where_it_was_killed(folder, prepared, trained):
@@ -163,9 +210,7 @@ def test_the_same_train_command_goes_on_where_it_was_killed(folder, prepared, tr
 
 
 def test_two_workers_count_the_same_validation_lines_as_one(folder, prepared, trained):
-    two = [*readme("train"), "--out", "two", *RECIPE, "--epochs", "2", "--wandb-project", "tests"]
-    assert two[two.index("--num-workers") + 1] == "2"
-    run("train", *two, cwd=folder)
+    run(*documented(TRAIN, run="two"), *RECIPE, "--epochs", "2", "--wandb-project", "tests", cwd=folder)
     rows = history(folder / "two")
     assert len(rows) == 2
     assert len(list((folder / "two/wandb").glob("offline-run-*"))) == 1  # rank 0's only
@@ -191,9 +236,9 @@ def test_a_csv_of_ones_own_is_dealt_out_to_the_three_splits(folder, drawn, ray_c
     labels = pd.read_csv(drawn / "written_name_train_v2.csv", keep_default_na=False)
     labels.columns = ["file", "text"]
     labels.to_csv(folder / "labels.csv", index=False)
-    replaced = {"prepared": "own", "lines/": drawn / "train_v2/train"}
-    run("prepare", *readme("prepare", containing="--csv", **replaced), cwd=folder)
-    facts = json.loads((folder / "own/dataset.json").read_text())["splits"]
+    command = "jobs/prepare.py --csv labels.csv --images lines/ --columns file text --out prepared"
+    run(*documented(command, prepared="dealt", **{"lines/": drawn / "train_v2/train"}), cwd=folder)
+    facts = json.loads((folder / "dealt/dataset.json").read_text())["splits"]
     assert sum(split["rows"] for split in facts.values()) == len(labels)
     assert facts["train"]["rows"] / len(labels) == pytest.approx(0.8, abs=0.05)
 
@@ -204,8 +249,9 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     texts = [*words * 12, "Grüße aus München, Hauptstr. 3456"]
     csv, images = draw_lines(folder / "german", lambda text: draw_text(text, width=400), texts)
     out, canvas = folder / "german", ["--canvas", "16", "320"]
-    cleaning = ["--keep", "lowercase", "--max-length", "32", "--columns", "FILENAME", "IDENTITY"]
-    run("prepare", "--csv", csv, "--images", images, "--out", out / "prepared", *canvas, *cleaning)
+    command = "jobs/prepare.py --csv labels.csv --images lines/ --columns file text --out own --keep lowercase --max-length 32"  # noqa: E501
+    replaced = {"labels.csv": csv, "file": "FILENAME", "text": "IDENTITY", "lines/": images, "own": out / "prepared"}
+    run(*documented(command, **replaced), *canvas)
     facts = json.loads((out / "prepared/dataset.json").read_text())
     assert set(facts["charset"]) == set("".join(words))
     rejected = [split["rejected"] for split in facts["splits"].values() if split["rejected"]]
@@ -221,23 +267,24 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     assert len(transcripts) == len(texts) and transcripts.error.isna().all()
 
 
-def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_out(folder, drawn, ray_cluster):
+def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_out(folder, drawn, browser, ray_cluster):
     labels = pd.read_csv(drawn / "written_name_train_v2.csv", keep_default_na=False).head(150)
     labels.loc[[3, 4], "IDENTITY"] = labels.loc[[4, 3], "IDENTITY"].to_numpy()
     labels.to_csv(folder / "swapped.csv", index=False)
-    images, data = drawn / "train_v2/train", folder / "dealt"
+    images, data = drawn / "train_v2/train", folder / "swapped"
     run("prepare", "--csv", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "256")
     lines = pd.read_parquet(data / "train").set_index("id")
     for fold in (0, 1):
-        settings = ["--num-folds", 2, "--fold", fold, "--epochs", 1]
-        run("train", "--data", data, "--out", folder / f"fold-{fold}", *RECIPE, *settings)
+        replaced = {"prepared": "swapped", "fold-$fold": f"fold-{fold}", "$fold": fold, "3": 2}
+        command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
+        run(*documented(command, **replaced), *RECIPE, "--epochs", 1, cwd=folder)
         seen = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold), seed=0)
         others = sorted(line for line in lines.index if fold_of(line, 2) != fold)
         assert sorted(row["id"] for row in seen.take_all()) == others  # as they are streamed
         recipe = json.loads((folder / f"fold-{fold}/recipe.json").read_text())
         assert recipe["data"]["lines"]["train"] == len(others)
-    arguments = readme("evaluate", containing="--suspects", prepared="dealt")
-    run("evaluate", *(a for a in arguments if a != "fold-2/best"), cwd=folder)
+    command = "jobs/evaluate.py --data prepared --out suspects --suspects fold-0/best fold-1/best fold-2/best"
+    run(*documented(command, prepared="swapped")[:-1], cwd=folder)
 
     suspects = pd.read_parquet(folder / "suspects/suspects.parquet")
     assert sorted(suspects.id) == sorted(lines.index)
@@ -253,6 +300,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
             assert line.prediction_log_prob == pytest.approx(expected.prediction_log_prob, abs=0.01)
     sheet = (folder / "suspects/suspects.html").read_text()
     assert all(line in sheet for line in suspects.id[suspects.score > 0].head(200))
+    check_report(browser, folder / "suspects/suspects.html", "suspects")
 
 
 def test_a_finished_data_set_is_replaced_only_on_request(drawn, prepared):

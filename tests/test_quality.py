@@ -1,4 +1,4 @@
-"""The quality table in the README, from a result made by hand."""
+"""The quality table in the documentation, from a result made by hand."""
 
 import json
 from pathlib import Path
@@ -112,11 +112,14 @@ def test_rows_of_another_process_stay(tmp_path):
     assert json.loads(out.read_text()) == {"rows": {"a": {}, "b": ROW}}
 
 
-def test_the_readme_the_card_and_the_shipped_weights_are_those_of_the_result():
+def test_the_pages_the_card_and_the_shipped_weights_are_those_of_the_result():
     rows = json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]
-    page = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/results.md").read_text()
     assert with_table(page, table(rows)) == page
     row = rows[SHIPPED_ROW]
+    (low, high), (least, most) = row["cer_ci"], row["exact_match_ci"]
+    told = f"{100 * row['cer']:.2f} % ({100 * low:.2f} to {100 * high:.2f}) | {100 * row['exact_match']:.1f} %"
+    assert f"{told} ({100 * least:.1f} to {100 * most:.1f})" in (ROOT / "README.md").read_text()
     assert load_bundle(SHIPPED).model_id == row["model_id"]
     card = Path(SHIPPED, "README.md").read_text()
     for figure in ("cer", "exact_match"):

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import EASY_TEXTS, draw_easy_lines, draw_lines, mistake, run, start, wait_for
+from conftest import EASY_TEXTS, documented, draw_easy_lines, draw_lines, mistake, run, start, wait_for
 from ray.cluster_utils import Cluster
 
 from benchmarks.measuring import descendants
@@ -176,7 +176,9 @@ def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text
     run("prepare", *own)
     bundle = folder / "undisturbed/best"
     settings = ["--epochs", "4", "--batch-size", "16", "--no-augmentation", "--dropout", "0", "--average-decay", "0.9"]
-    run("train", "--data", more / "own", "--out", more / "run", "--init-from", bundle, *settings)
+    settings += ["--learning-rate", "3e-3"]
+    command = "jobs/train.py --data own --out tuned --init-from run/best --epochs 10 --learning-rate 1e-3"
+    run(*documented(command, tuned="run", **{"run/best": bundle}), *settings, cwd=more)
     config = json.loads((more / "run/best/config.json").read_text())
     assert config["charset"] == "ABEO"
     assert config["architecture"]["conv_widths"] == [8, 8, 16, 32]

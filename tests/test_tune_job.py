@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import draw_easy_lines
+from conftest import check_report, documented, draw_easy_lines
 
 ROOT = Path(__file__).parents[1]
 # Not the session's cluster: two CPUs, the fewest that a sweep must do with, and a dashboard, through which Ray gives
@@ -25,7 +25,7 @@ for line in sys.stdin:
 """
 EPOCHS, SEED = 8, 11
 # With this seed the third trial is to learn with the lower rate, which is as good as nothing, after two that learn.
-SWEEP = ["--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1", "--seed", SEED]
+SWEEP = ["--choose", "best", "--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1", "--seed", SEED]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=16", "augmentation=false", "dropout=0"]
 SWEEP += ["learning_rate=1e-2,1e-5", "average_decay=0.9"]
 
@@ -99,7 +99,8 @@ def wait_for(condition, process=None, timeout=900):
 def sweep(cluster, prepared):
     """A sweep that was killed in its second trial, whose fourth can't write its state, and that went on to its end."""
     out = prepared.parent / "sweep"
-    command = ["tune", "--data", prepared, "--out", out, *SWEEP]
+    command = documented("jobs/tune.py --data prepared --out sweep --trials 20 --epochs 12 --choose knee")
+    command += ["--data", prepared, "--out", out, *SWEEP]
     process = cluster.start(*command)
     wait_for(lambda: len(lines_of(out / "trials/001/metrics.jsonl")) > 2, process)
     process.kill()
@@ -134,7 +135,7 @@ def test_every_cpu_is_free_after_a_sweep(cluster, sweep):
     wait_for(lambda: cluster.free_cpus() == 2, timeout=60)
 
 
-def test_the_table_and_the_report_tell_of_all_trials(sweep):
+def test_the_table_and_the_report_tell_of_all_trials(sweep, browser):
     trials, rows = trials_in(sweep), pd.read_csv(sweep / "trials.csv")
     assert rows.trial.tolist() == [0, 1, 2, 3]
     assert rows.state.tolist() == [trial["state"] for trial in trials]
@@ -146,7 +147,7 @@ def test_the_table_and_the_report_tell_of_all_trials(sweep):
     assert rows.loc[1, ["seconds"]].isna().all()  # it was interrupted
     report = (sweep / "report.html").read_text()
     assert report.count("data:image/svg") == 3
-    assert not re.search(r'(src|href)="(?!data:)', report)
+    check_report(browser, sweep / "report.html", "tune")
     assert "The chosen settings (trial" in report and "other\nseed: CER" in report
     repeats = list(sweep.glob("repeats-*/*/trial.json"))
     assert [json.loads(path.read_text())["values"]["seed"] for path in repeats] == [SEED + 1]
