@@ -33,6 +33,7 @@ from hwr_ray.optimization import TrainState, train_step, update_average
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.provenance import versions
 from hwr_ray.train_settings import TrainSettings
+from hwr_ray.training import ALLOCATOR
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices whose product measures what a device can do at most."""
@@ -59,6 +60,7 @@ class TrainBenchmark:
 WHAT = {
     "bare": "the default model's steps with augmentation and average on tensors in memory, in one process that may use "
     "all cores",
+    "bare_with_allocator": "the same with the workers' settings of the allocator",
     "bare_one_core": "the same on one core",
     "job": "jobs/train.py with one worker that may use all cores: its second epoch",
     "one_worker": "the same with one worker on one core of a Ray cluster of two nodes, each with a core of its own",
@@ -77,7 +79,10 @@ def measure(settings: TrainBenchmark) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     for number in range(settings.rounds):
         bare = alone(run_bare, settings, cores())
-        row = {"bare": bare["lines_per_second"], **job(settings, "job", num_workers=1)}
+        with environment(**ALLOCATOR):
+            tuned = alone(run_bare, settings, cores())
+        row = {"bare": bare["lines_per_second"], "bare_with_allocator": tuned["lines_per_second"]}
+        row |= job(settings, "job", num_workers=1)
         if not settings.use_gpu and len(cores()) > 1:
             row["bare_one_core"] = alone(run_bare, settings, cores()[:1])["lines_per_second"]
             row |= job(settings, "two_workers_one_node", num_workers=2)
@@ -99,6 +104,7 @@ def measure(settings: TrainBenchmark) -> None:
         "lines_per_second": {name: {"what": WHAT[name], "median": found[name]} for name in WHAT if name in found},
         "waiting_share": found["waiting_share"],
         "job_over_bare": round(found["job"] / found["bare"], 3),
+        "job_over_bare_with_allocator": round(found["job"] / found["bare_with_allocator"], 3),
         "ceiling": ceiling(profile, found["job"]),
         "profile_of_bare": profile["profile"],
     }
@@ -131,6 +137,17 @@ def job(settings: TrainBenchmark, name: str, *, num_workers: int, cpus: float = 
 
 
 @contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Variables of the processes that are started meanwhile."""
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name)
+
+
+@contextmanager
 def two_nodes() -> Iterator[None]:
     """A Ray cluster of two nodes on this machine, whose processes have a core each, for the jobs meanwhile."""
     size = {"num_cpus": 2, "object_store_memory": 200 << 20}  # a node holds one worker of 1.5 CPUs
@@ -141,11 +158,10 @@ def two_nodes() -> Iterator[None]:
         os.sched_setaffinity(0, mine[1:2])
         cluster.add_node(**size)
         os.sched_setaffinity(0, mine)
-        os.environ["RAY_ADDRESS"] = cluster.address
-        yield
+        with environment(RAY_ADDRESS=cluster.address):
+            yield
     finally:
         os.sched_setaffinity(0, mine)
-        os.environ.pop("RAY_ADDRESS", None)
         cluster.shutdown()
 
 

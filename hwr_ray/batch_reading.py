@@ -1,10 +1,12 @@
 """A stage of Ray Data that reads line images: actors that each hold one model."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -15,6 +17,7 @@ from hwr_ray.cluster import Needs, preflight, threads_per_worker
 from hwr_ray.decoding import NUM_CANDIDATES, Reading
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of
+from hwr_ray.line_images import PAPER
 from hwr_ray.prepared import images_of
 from hwr_ray.recognizer import Recognizer, placed_characters
 from hwr_ray.transcripts import ALTERNATIVES, CHARACTERS, store_part
@@ -23,6 +26,8 @@ ROWS_PER_BLOCK = 512
 """Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
 FEED_CPUS = 1
 """Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
+
+Loader = Callable[[pa.Table], pa.Table]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,13 @@ class LineReader:
     def __init__(self, bundle_path: str, settings: ReadingSettings) -> None:
         torch.set_num_threads(threads_per_worker(settings.num_workers or 1))
         self.recognizer, self.settings = settings.recognizer(bundle_path), settings
+        canvas = self.recognizer.canvas
+        # What is compiled or loaded with the first line belongs to the start, not to the first part.
+        self.recognizer.read(
+            np.full((1, canvas.height, canvas.width), PAPER, np.uint8),
+            num_best=settings.num_best,
+            characters=settings.characters,
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table without its `image`, with `prediction`, `confidence`, `alternatives` and `characters`, null without
@@ -137,14 +149,20 @@ def _alternatives(reading: Reading) -> list[dict[str, Any]]:
 
 
 class PartReader:
-    """The actor: loads a bundle once, then reads the pictures of parts and stores their transcripts."""
+    """The actor: loads a bundle once, then reads the pictures of parts and stores their transcripts.
 
-    def __init__(self, bundle_path: str, settings: ReadingSettings, out: str, threshold: float | None) -> None:
-        self.reader, self.out, self.threshold = LineReader(bundle_path, settings), out, threshold
+    `load` makes the pictures of a part from a table with its name; None where they come as they are.
+    """
+
+    def __init__(
+        self, bundle_path: str, settings: ReadingSettings, load: Loader | None, out: str, threshold: float | None
+    ) -> None:
+        self.reader, self.load, self.out, self.threshold = LineReader(bundle_path, settings), load, out, threshold
         self.model_is_free = Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """What came of a part: see `store_part`. May be called by several threads at once."""
+        table = self.load(table) if self.load else table
         with self.model_is_free:
             start = time.monotonic()
             read = self.reader(table)
@@ -192,18 +210,20 @@ def read_lines_with(
 
 
 def read_parts_with(
-    pictures: ray.data.Dataset,
+    parts: ray.data.Dataset,
     bundle_path: str,
     settings: ReadingSettings,
     *,
+    load: Loader | None,
     out: str,
     threshold: float | None,
     num_blocks: int,
     calls_at_once: int,
 ) -> ray.data.Dataset:
-    """A row for each of the parts, which are so many blocks of pictures, some at once in each actor: see PartReader."""
-    args = (bundle_path, settings, out, threshold)
-    return _read(pictures, PartReader, args, settings, num_blocks, calls_at_once=calls_at_once)
+    """A row for each of the parts, which are so many blocks of pictures or names, some at once in each actor: see
+    PartReader."""
+    args = (bundle_path, settings, load, out, threshold)
+    return _read(parts, PartReader, args, settings, num_blocks, calls_at_once=calls_at_once)
 
 
 def compare_out_of_fold(

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import cv2
@@ -39,17 +38,10 @@ class Line:
     height: int | None = None
     """Pixels, before fitting."""
     width: int | None = None
-    digest: bytes = b""
-    """SHA-256 of the file's bytes; empty where it could not be read."""
     reason: str | None = None
     """`missing_image`, `undecodable_image` or `unsafe_path`, None where there is a picture."""
     detail: str | None = None
     """One sentence about the reason."""
-
-
-def read_lines(folder: str, names: Sequence[str], canvas: Canvas) -> Iterator[Line]:
-    """Reads, decodes and fits image files of a folder or URI, in their order: see `read_files`."""
-    return lines_of(read_files(folder, names), canvas)
 
 
 def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | Line]:
@@ -89,9 +81,9 @@ def line_of(file: bytes | Line, canvas: Canvas) -> Line:
     try:
         picture = decode(file)
     except UndecodableImageError as error:
-        return Line(digest=sha256(file).digest(), reason="undecodable_image", detail=str(error))
+        return Line(reason="undecodable_image", detail=str(error))
     height, width = picture.shape
-    return Line(image=fit(picture, canvas), height=height, width=width, digest=sha256(file).digest())
+    return Line(image=fit(picture, canvas), height=height, width=width)
 
 
 def _read(filesystem: fs.FileSystem, path: str) -> bytes | Line:

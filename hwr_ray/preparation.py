@@ -4,7 +4,8 @@ import logging
 import pickle
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, islice
+from hashlib import sha256
+from itertools import chain, islice, tee
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from hwr_ray.cluster import Needs, check_shared, connect, preflight
 from hwr_ray.errors import UserError
 from hwr_ray.labels import ROWS, LabelFile, Split, find_label_files, read_rows
 from hwr_ray.line_images import Canvas
-from hwr_ray.line_reading import read_lines
+from hwr_ray.line_reading import Line, lines_of, read_files
 from hwr_ray.monitoring import count_lines
 from hwr_ray.progress import Progress
 from hwr_ray.provenance import versions
@@ -188,8 +189,8 @@ def _shards_of(files: pa.Table, *, rows_per_shard: int) -> Iterable[pa.Table]:
 def prepare_table(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> pa.Table:
     """Rows (schema ROWS) cleaned, their images decoded and fitted.
 
-    Adds `kept_text`, `height`, `width`, `image` and `digest`, the hash of the image file. Every row stays; those that
-    are to leave carry their reason.
+    Adds `kept_text`, `height`, `width`, `image` and `digest`, the SHA-256 of the image file or nothing where it could
+    not be read. Every row stays; those that are to leave carry their reason.
     """
     records = rows.to_pylist()
     for row in records:
@@ -197,9 +198,10 @@ def prepare_table(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas)
         row["reason"] = row["reason"] or reason_for(row["kept_text"], cleaning, is_training=row["split"] == "train")
     for folder in {row["folder"] for row in records}:
         good = [row for row in records if row["reason"] is None and row["folder"] == folder]
-        for row, line in zip(good, read_lines(folder, [row["id"] for row in good], canvas), strict=True):
+        files, same = tee(read_files(folder, [row["id"] for row in good]))
+        for row, file, line in zip(good, files, lines_of(same, canvas), strict=True):
             row |= {"reason": line.reason, "detail": line.detail, "height": line.height, "width": line.width}
-            row |= {"digest": line.digest, "image": line.image}
+            row |= {"digest": b"" if isinstance(file, Line) else sha256(file).digest(), "image": line.image}
     images = prepared.column_of([row.pop("image", None) for row in records], canvas)
     columns = pa.schema([*ROWS, *(pa.field(n, t) for n, t in _ADDED.items())])
     return pa.Table.from_pylist(records, schema=columns).append_column("image", images)

@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 INGEST_CPUS = 1
 """Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+"""Environment of the workers. Left to itself, glibc gives the memory of a step back to the system and asks for it again
+in the next one: up to a tenth of the time on a CPU (benchmarks/results/processes.md)."""
 HANG_SECONDS = 600
 """After which a worker that waits for another one gives up."""
 
@@ -221,7 +224,9 @@ def fit(
             storage_path=out,
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             # Ray Train's own print shows every line twice.
-            worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},  # type: ignore[call-arg]
+            worker_runtime_env={  # type: ignore[call-arg]
+                "env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", **ALLOCATOR}
+            },
             # A worker group that can't start would otherwise be tried again for ever.
             failure_config=ray.train.FailureConfig(
                 max_failures=settings.max_failures,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from itertools import takewhile
 from queue import SimpleQueue
@@ -193,22 +194,18 @@ class Job:
         """What came of each part, as they are done."""
         if not names:
             return
-        # With the CPUs of the models and no GPU, Ray Data runs this in their processes: no picture is copied.
-        blocks = [pa.table({"part": [name]}) for name in names]
-        pictures = ray.data.from_arrow(blocks).map_batches(
-            load_part,  # type: ignore[arg-type]
-            fn_kwargs={"out": self.parts.out, "inputs": self.inputs, "canvas": self.bundle.canvas},
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=LOADER_CPUS if self.reading.use_gpu else self.reading.cpus_per_worker,
-        )
+        parts: ray.data.Dataset = ray.data.from_arrow([pa.table({"part": [name]}) for name in names])
+        load = partial(load_part, out=self.parts.out, inputs=self.inputs, canvas=self.bundle.canvas)
+        if self.reading.use_gpu:  # other processes load ahead of the models; on CPUs no picture leaves its process
+            parts = parts.map_batches(load, batch_format="pyarrow", batch_size=None, num_cpus=LOADER_CPUS)
         stored = read_parts_with(
-            pictures,
+            parts,
             storage.absolute(self.settings.model),
             self.reading,
+            load=None if self.reading.use_gpu else load,
             out=self.parts.out,
             threshold=self.threshold,
-            num_blocks=len(blocks),
+            num_blocks=len(names),
             calls_at_once=parts_at_once(self.settings.inputs.folder, self.parts.out, use_gpu=self.reading.use_gpu),
         )
         stored.context.enable_progress_bars = False

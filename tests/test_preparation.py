@@ -75,6 +75,8 @@ def test_kept_rows_hold_the_normalized_label_the_first_size_and_the_fitted_pictu
             assert np.array_equal(image, fit(decode(data), CANVAS))
         else:
             assert row["image"] is row["height"] is None
+        if row["reason"] == "undecodable_image":
+            assert row["digest"] == sha256(b"no picture").digest()
     assert prepare_rows(rows)["kept_text"].to_pylist()[1] == "BOB DOE"
 
 
@@ -123,13 +125,12 @@ def test_what_a_killed_process_left_half_written_is_no_part_of_the_data_set(tmp_
 def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):
     asked = Counter()
 
-    def no_lines(_folder, names, _canvas):
+    def no_files(_folder, names):
         asked.update(names)
-        raise StopIteration
+        return iter([b""] * len(names))
 
-    monkeypatch.setattr("hwr_ray.preparation.read_lines", no_lines)
-    with pytest.raises(StopIteration):
-        prepare_rows(rows)
+    monkeypatch.setattr("hwr_ray.preparation.read_files", no_files)
+    prepare_rows(rows)
     assert asked == Counter(["a.png", "b.png", "gone.png", "bad.png", "e.png"])
 
 

@@ -25,7 +25,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.inputs import InputSettings
 from hwr_ray.job import run_job
 from hwr_ray.line_images import encode_png
-from hwr_ray.line_reading import read_lines
+from hwr_ray.line_reading import lines_of, read_files
 from hwr_ray.recognizer import Recognizer
 from hwr_ray.transcription import MOST_ROWS, TranscribeSettings, transcribe
 
@@ -166,7 +166,7 @@ def test_an_undisturbed_run_reads_each_file_as_the_model_does_and_says_why_it_ca
     assert list(truth.index) == paths_in(many)
     names = [f"{n:02}.png" for n in range(NUM_PICTURES)]
     recognizer = Recognizer(str(model))
-    lines = list(read_lines(str(pictures), names, recognizer.canvas))
+    lines = list(lines_of(read_files(str(pictures), names), recognizer.canvas))
     readings = recognizer.read(np.stack([line.image for line in lines]))
     assert len({reading.text for reading in readings}) > 4
     for path, row in truth.drop(index=list(BAD)).iterrows():
@@ -197,8 +197,7 @@ def test_the_models_process_killed_on_the_way_costs_no_row(folder, many, model, 
     def kill() -> None:
         while not (is_read(out, 0.1) and number_of(out, "outputs")):
             time.sleep(0.01)
-        fused = "MapBatches(load_part)->MapBatches(PartReader)"  # else pictures would be copied between processes
-        alive = [a for a in actors().values() if fused in str(a) and a["State"] == "ALIVE"]
+        alive = [a for a in actors().values() if "MapBatches(PartReader)" in str(a) and a["State"] == "ALIVE"]
         if number_of(out, "outputs") < number_of(out, "inputs"):
             killed.extend(actor["Pid"] for actor in alive)
             os.kill(alive[0]["Pid"], signal.SIGKILL)
