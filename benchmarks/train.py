@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from ray.cluster_utils import Cluster
@@ -79,7 +80,7 @@ def measure(settings: TrainBenchmark) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     for number in range(settings.rounds):
         bare = alone(run_bare, settings, cores())
-        with environment(**ALLOCATOR):
+        with patch.dict(os.environ, ALLOCATOR):
             tuned = alone(run_bare, settings, cores())
         row = {"bare": bare["lines_per_second"], "bare_with_allocator": tuned["lines_per_second"]}
         row |= job(settings, "job", num_workers=1)
@@ -137,17 +138,6 @@ def job(settings: TrainBenchmark, name: str, *, num_workers: int, cpus: float = 
 
 
 @contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Variables of the processes that are started meanwhile."""
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            os.environ.pop(name)
-
-
-@contextmanager
 def two_nodes() -> Iterator[None]:
     """A Ray cluster of two nodes on this machine, whose processes have a core each, for the jobs meanwhile."""
     size = {"num_cpus": 2, "object_store_memory": 200 << 20}  # a node holds one worker of 1.5 CPUs
@@ -158,7 +148,7 @@ def two_nodes() -> Iterator[None]:
         os.sched_setaffinity(0, mine[1:2])
         cluster.add_node(**size)
         os.sched_setaffinity(0, mine)
-        with environment(RAY_ADDRESS=cluster.address):
+        with patch.dict(os.environ, RAY_ADDRESS=cluster.address):
             yield
     finally:
         os.sched_setaffinity(0, mine)

@@ -107,9 +107,9 @@ class LineReader:
         torch.set_num_threads(threads_per_worker(settings.num_workers or 1))
         self.recognizer, self.settings = settings.recognizer(bundle_path), settings
         canvas = self.recognizer.canvas
-        # What is compiled or loaded with the first line belongs to the start, not to the first part.
+        # What the first batch costs, such as loading what numba compiled, belongs to the start, not to the first part.
         self.recognizer.read(
-            np.full((1, canvas.height, canvas.width), PAPER, np.uint8),
+            np.full((settings.batch_size, canvas.height, canvas.width), PAPER, np.uint8),
             num_best=settings.num_best,
             characters=settings.characters,
         )
@@ -151,7 +151,7 @@ def _alternatives(reading: Reading) -> list[dict[str, Any]]:
 class PartReader:
     """The actor: loads a bundle once, then reads the pictures of parts and stores their transcripts.
 
-    `load` makes the pictures of a part from a table with its name; None where they come as they are.
+    `load` turns the row that names a part into its pictures; None where the tables hold them (with GPUs).
     """
 
     def __init__(
@@ -220,8 +220,7 @@ def read_parts_with(
     num_blocks: int,
     calls_at_once: int,
 ) -> ray.data.Dataset:
-    """A row for each of the parts, which are so many blocks of pictures or names, some at once in each actor: see
-    PartReader."""
+    """A row for each of the parts, which are so many blocks: see PartReader. Each actor works on some at once."""
     args = (bundle_path, settings, load, out, threshold)
     return _read(parts, PartReader, args, settings, num_blocks, calls_at_once=calls_at_once)
 

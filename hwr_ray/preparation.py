@@ -198,8 +198,8 @@ def prepare_table(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas)
         row["reason"] = row["reason"] or reason_for(row["kept_text"], cleaning, is_training=row["split"] == "train")
     for folder in {row["folder"] for row in records}:
         good = [row for row in records if row["reason"] is None and row["folder"] == folder]
-        files, same = tee(read_files(folder, [row["id"] for row in good]))
-        for row, file, line in zip(good, files, lines_of(same, canvas), strict=True):
+        to_hash, to_decode = tee(read_files(folder, [row["id"] for row in good]))
+        for row, file, line in zip(good, to_hash, lines_of(to_decode, canvas), strict=True):
             row |= {"reason": line.reason, "detail": line.detail, "height": line.height, "width": line.width}
             row |= {"digest": b"" if isinstance(file, Line) else sha256(file).digest(), "image": line.image}
     images = prepared.column_of([row.pop("image", None) for row in records], canvas)

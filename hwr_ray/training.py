@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 INGEST_CPUS = 1
 """Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-"""Environment of the workers. Left to itself, glibc gives the memory of a step back to the system and asks for it again
-in the next one: up to a tenth of the time on a CPU (benchmarks/results/processes.md)."""
+"""Environment of the workers: glibc keeps up to 4 GiB of what a step frees, and maps only blocks above 32 MiB apart.
+Left to itself it asks the system for the same memory in every step (benchmarks/results/processes.md)."""
 HANG_SECONDS = 600
 """After which a worker that waits for another one gives up."""
 

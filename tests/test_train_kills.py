@@ -12,7 +12,7 @@ from conftest import EASY_TEXTS, documented, draw_easy_lines, draw_lines, mistak
 from ray.cluster_utils import Cluster
 
 from benchmarks.measuring import descendants
-from hwr_ray.training import last_step
+from hwr_ray.training import ALLOCATOR, last_step
 
 EPOCHS, NUM_VALIDATION = 14, 9
 RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--learning-rate", "1e-2", "--no-augmentation", "--dropout", "0"]
@@ -72,6 +72,9 @@ def test_a_worker_killed_within_an_epoch_costs_no_result(folder, prepared, undis
     wait_for(process, lambda: len(history(out)) >= 1 and last_step(str(out)) % steps)
     victims = workers_of(os.getpid())  # the session's cluster is this process's child
     assert len(victims) == 2
+    for victim in victims:
+        variables = Path(f"/proc/{victim}/environ").read_text().split("\0")
+        assert {f"{name}={value}" for name, value in ALLOCATOR.items()} <= set(variables)
     os.kill(victims[1], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
-from hwr_ray.batch_reading import ReadingSettings
+from hwr_ray.batch_reading import PartReader, ReadingSettings
 from hwr_ray.bundle import SHIPPED, load_bundle
 from hwr_ray.calibration import Calibration
 from hwr_ray.decoding import Decoding
@@ -111,6 +114,28 @@ def test_a_part_is_loaded_in_its_order_each_row_with_its_picture_or_its_reason(t
     for name, error in (("empty.png", "undecodable_image: the file is empty"), ("gone.png", "missing_image: ")):
         assert found[name]["error"].startswith(error)
         assert found[name]["image"] is found[name]["height"] is found[name]["width"] is None
+
+
+def test_a_part_is_read_the_same_whether_its_pictures_are_loaded_here_or_come(
+    tmp_path, draw_text, bundle_path, monkeypatch
+):
+    monkeypatch.setattr("hwr_ray.batch_reading.threads_per_worker", lambda _: torch.get_num_threads())
+    (tmp_path / "in").mkdir()
+    for n in range(5):
+        (tmp_path / f"in/{n}.png").write_bytes(encode_png(draw_text("ABC"[n % 3] * (n + 1), height=16, width=60)))
+    (tmp_path / "in/bad.png").touch()
+    inputs, written = open_inputs(InputSettings(images=str(tmp_path / "in"))), []
+    for here in (True, False):
+        out = str(tmp_path / f"out-{here}")
+        (name,) = Parts(out, {}).deal(inputs.tables(), most=9)
+        load = partial(load_part, out=out, inputs=inputs, canvas=load_bundle(bundle_path).canvas)
+        part = pa.table({"part": [name]})
+        reader = PartReader(bundle_path, ReadingSettings(), load if here else None, out, 0.5)
+        (told,) = reader(part if here else load(part)).to_pylist()
+        assert (told["part"], told["num_rows"], told["errors"]) == (name, 6, [("undecodable_image", 1)])
+        written.append(pq.read_table(f"{out}/_work/outputs/{name}"))
+    assert written[0] == written[1]
+    assert written[0]["text"].null_count == 1
 
 
 def test_a_part_is_stored_as_its_transcripts_and_told_in_one_row(tmp_path):
