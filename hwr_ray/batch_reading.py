@@ -158,10 +158,11 @@ class PartReader:
         self, bundle_path: str, settings: ReadingSettings, load: Loader | None, out: str, threshold: float | None
     ) -> None:
         self.reader, self.load, self.out, self.threshold = LineReader(bundle_path, settings), load, out, threshold
-        self.model_is_free = Lock()
+        self.model_is_free, self.ready = Lock(), time.monotonic()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """What came of a part: see `store_part`. May be called by several threads at once."""
+        """What came of a part (see `store_part`), and for how many seconds this actor has been ready to read. May be
+        called by several threads at once."""
         table = self.load(table) if self.load else table
         with self.model_is_free:
             start = time.monotonic()
@@ -169,7 +170,8 @@ class PartReader:
             seconds = time.monotonic() - start
         read = read.append_column("model_seconds", pa.array([seconds] * len(table)))
         model_id = self.reader.recognizer.model_id
-        return store_part(read, out=self.out, model_id=model_id, threshold=self.threshold)
+        stored = store_part(read, out=self.out, model_id=model_id, threshold=self.threshold)
+        return stored.append_column("ready_seconds", pa.array([time.monotonic() - self.ready]))
 
 
 class FoldReader:

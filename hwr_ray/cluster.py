@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,13 @@ def _tells_progress(record: logging.LogRecord) -> bool:
     if message.startswith("Progress bars disabled"):  # where a job tells its own
         return False
     return record.levelno == logging.WARNING or (message.startswith("Total Progress") and "0/?" not in message)
+
+
+def rows_of(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of a data set as they come: `iter_rows` keeps each block back until there is another."""
+    tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for table in tables:
+        yield from table.to_pylist()
 
 
 def preflight(needs: Needs, *, wait_minutes: float = 0) -> None:

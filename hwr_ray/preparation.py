@@ -15,7 +15,7 @@ import ray.data
 
 from hwr_ray import prepared, storage
 from hwr_ray.cleaning import REASONS, CleaningSettings, normalize, reason_for
-from hwr_ray.cluster import Needs, check_shared, connect, preflight
+from hwr_ray.cluster import Needs, check_shared, connect, preflight, rows_of
 from hwr_ray.errors import UserError
 from hwr_ray.labels import ROWS, LabelFile, Split, find_label_files, read_rows
 from hwr_ray.line_images import Canvas
@@ -147,7 +147,7 @@ def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, c
     shards.context.target_max_block_size = 1  # byte: each row, which is a shard, becomes a block
     tally, progress = Tally(), Progress("rows", lambda: None)
     try:
-        for row in shards.iter_rows():
+        for row in rows_of(shards):
             part = pickle.loads(row["tally"])  # noqa: S301 - of a process of this job
             tally += part
             progress.advance(part.rows.total())

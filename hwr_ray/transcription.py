@@ -19,7 +19,7 @@ import ray.data
 from hwr_ray import storage
 from hwr_ray.batch_reading import ReadingSettings, read_parts_with
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
-from hwr_ray.cluster import check_shared, connect
+from hwr_ray.cluster import check_shared, connect, rows_of
 from hwr_ray.errors import UserError
 from hwr_ray.inputs import Inputs, InputSettings, open_inputs
 from hwr_ray.monitoring import count_lines
@@ -167,7 +167,7 @@ class Job:
         self._check_errors(at_end=True)
 
     def speed(self) -> dict[str, Any]:
-        """Images a second of this run once its models were there, the seconds that each stage was busy in all
+        """Images a second of this run since its first model was ready, the seconds that each stage was busy in all
         processes, and what bounded it."""
         whole, seconds = max(self.wall * (self.reading.num_workers or 1), 1e-9), dict(self.seconds)
         if not self.reading.use_gpu:  # a model's time by the clock holds what the next part's loading took of its CPU
@@ -218,10 +218,8 @@ class Job:
             stored.context.execution_options.resource_limits = limits
         start = time.monotonic()
         started: float | None = None
-        for result in stored.iter_rows():
-            # The models are there since the first part to come back was about to be read, on CPUs to be loaded.
-            own = ("model", "write") if self.reading.use_gpu else STAGES
-            started = started or max(start, time.monotonic() - sum(result[f"{stage}_seconds"] for stage in own))
+        for result in rows_of(stored):
+            started = started or max(start, time.monotonic() - result["ready_seconds"])
             yield result
         self.wall += time.monotonic() - (started or start)
         self.start_up += (started or start) - start

@@ -1,11 +1,15 @@
-"""What a job asks of a cluster before it starts, without one."""
+"""What a job asks of a cluster before it starts, without one, and how it gets results from one."""
+
+import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import ray.data
 from ray.exceptions import AuthenticationError
 
 from hwr_ray import cluster
-from hwr_ray.cluster import Needs, jobs_at_once, preflight, threads_per_worker
+from hwr_ray.cluster import Needs, jobs_at_once, preflight, rows_of, threads_per_worker
 from hwr_ray.errors import UserError
 
 
@@ -102,3 +106,20 @@ def test_however_jobs_come_to_lie_a_whole_cpu_stays_free_on_some_node(seed):
         node = max(fitting, key=lambda node: free[node])
         free[node] -= part
     assert max(free) >= 1
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_row_comes_although_the_next_is_not_there(tmp_path):
+    def wait_for_the_one_before(table):
+        (number,) = table["number"].to_pylist()
+        end = time.monotonic() + 20
+        while number and not (tmp_path / str(number - 1)).exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        return table.append_column("is_late", pa.array([time.monotonic() > end]))
+
+    tables = [pa.table({"number": [number]}) for number in range(3)]
+    late = []
+    for row in rows_of(ray.data.from_arrow(tables).map_batches(wait_for_the_one_before, batch_format="pyarrow")):
+        (tmp_path / str(row["number"])).touch()
+        late.append(row["is_late"])
+    assert late == [False] * 3

@@ -1,6 +1,7 @@
 """From the rows of a part to transcripts and what is told of them, without Ray."""
 
 import json
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -130,8 +131,10 @@ def test_a_part_is_read_the_same_whether_its_pictures_are_loaded_here_or_come(
         (name,) = Parts(out, {}).deal(inputs.tables(), most=9)
         load = partial(load_part, out=out, inputs=inputs, canvas=load_bundle(bundle_path).canvas)
         part = pa.table({"part": [name]})
+        start = time.monotonic()
         reader = PartReader(bundle_path, ReadingSettings(), load if here else None, out, 0.5)
         (told,) = reader(part if here else load(part)).to_pylist()
+        assert told["model_seconds"] + told["write_seconds"] <= told["ready_seconds"] <= time.monotonic() - start
         assert (told["part"], told["num_rows"], told["errors"]) == (name, 6, [("undecodable_image", 1)])
         written.append(pq.read_table(f"{out}/_work/outputs/{name}"))
     assert written[0] == written[1]
