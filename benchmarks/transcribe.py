@@ -6,6 +6,7 @@ lands in the result.
 
 import json
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def measure(settings: TranscribeBenchmark) -> None:
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in WHAT}
     for _ in range(settings.rounds):
         rounds["job"].append(transcribe(work / "all", work))
-        for name, is_network in (("bare_network", True), ("bare_read", False)):
+        for name, is_network in (("bare_read", False), ("bare_network", True)):
             speeds = on_every_core(read_bare, spread(images, settings.bare), settings.seconds, is_network)
             rounds[name].append({"images_per_second": sum(speeds)})
         rounds["plain_script"].append(alone(read_plainly, spread(images, settings.plain), len(cores())))
@@ -102,8 +103,7 @@ def result_of(
         numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in rows]
         figures[name] = {"what": WHAT[name], "command": rows[0].get("command", command), **medians(numbers)}
         figures[name]["images_per_second_of_rounds"] = [round(row["images_per_second"], 1) for row in rows]
-    job = figures["job"]
-    others = [name for name in WHAT if name != "job"]
+    jobs = rounds["job"]
     return {
         "commit": commit(),
         "hardware": hardware() | {"cores_used": len(cores())},
@@ -115,13 +115,21 @@ def result_of(
             "mean_bytes": round(np.mean([path.stat().st_size for path in images]).item()),
         },
         "figures": figures,
-        "job_over": {name: round(job["images_per_second"] / figures[name]["images_per_second"], 3) for name in others},
+        "job_over": {name: ratios(jobs, rows) for name, rows in rounds.items() if name != "job"},
         "job_with_start_up_over": {
-            name: round(job["images_per_second_of_all"] / figures[name]["images_per_second"], 3) for name in others
+            name: ratios(jobs, rows, "images_per_second_of_all") for name, rows in rounds.items() if name != "job"
         },
-        "speed": [row["speed"] for row in rounds["job"]],
+        "speed": [row["speed"] for row in jobs],
         "memory": [{"images": number, "command": row["command"], **row["memory"]} for number, row in memory.items()],
     }
+
+
+def ratios(
+    jobs: list[dict[str, Any]], others: list[dict[str, Any]], speed: str = "images_per_second"
+) -> dict[str, float | list[float]]:
+    """The job's speed over another's of the same round, in which the machine was about as quick, and their median."""
+    found = [job[speed] / other["images_per_second"] for job, other in zip(jobs, others, strict=True)]
+    return {"median": round(statistics.median(found), 3), "of_rounds": [round(ratio, 3) for ratio in found]}
 
 
 def transcribe(images: Path, work: Path, *, with_memory: bool = False) -> dict[str, Any]:

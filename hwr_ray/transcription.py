@@ -216,13 +216,12 @@ class Job:
                 object_store_memory=PARTS_IN_STORE * BYTES_OF_A_PART * processes
             )
             stored.context.execution_options.resource_limits = limits
-        start = time.monotonic()
-        started: float | None = None
+        start, ready = time.monotonic(), np.inf
         for result in rows_of(stored):
-            started = started or max(start, time.monotonic() - result["ready_seconds"])
+            ready = min(ready, time.monotonic() - result["ready_seconds"])
             yield result
-        self.wall += time.monotonic() - (started or start)
-        self.start_up += (started or start) - start
+        self.start_up += ready - start
+        self.wall += time.monotonic() - ready
 
     def _count(self, result: dict[str, Any]) -> None:
         self.num_rows += result["num_rows"]
