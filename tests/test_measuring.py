@@ -68,7 +68,8 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
         seconds = 2.0 if with_memory else next(job_seconds)
         speed = {"start_up_seconds": 1.5, "wall_seconds": seconds, "bound_by": "model"}
         written(words, "_run.json", {"num_images": 8, "num_read": 8, "errors": {}, "speed": speed})
-        return {"command": " ".join(words), "seconds": 2 * seconds, **({"memory": {"total_mib": 7}} if with_memory else {})}
+        memory = {"memory": {"total_mib": 7}} if with_memory else {}
+        return {"command": " ".join(words), "seconds": 2 * seconds, **memory}
 
     job_seconds, bare_speeds = iter([2.0, 1.0, 4.0]), iter([16, 8, 4, 8, 8, 8])
     monkeypatch.setattr(transcribe, "run_job", run)
