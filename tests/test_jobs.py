@@ -126,7 +126,7 @@ def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, dr
     assert counts["num_read"] == transcripts.error.isna().sum()
     start_up, reading = (counts["speed"][f"{name}_seconds"] for name in ("start_up", "wall"))
     assert start_up > 0.3  # torch's import and OpenVINO's compilation alone take longer
-    assert 0 < reading <= counts["seconds"] - start_up + 0.2  # all are rounded
+    assert 0 <= reading <= counts["seconds"] - start_up + 0.2  # all are rounded
 
 
 @pytest.fixture(scope="module")
