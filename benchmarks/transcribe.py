@@ -67,7 +67,7 @@ class TranscribeBenchmark:
 WHAT = {
     "job": "jobs/transcribe.py from start to end, as a process of its own",
     "bare_network": "hwr_ray.network on pixels in memory, one process with one thread a core",
-    "bare_read": "the same with the beam search: Recognizer.read",
+    "bare_read": "the same with the beam search, Recognizer.read: the mean of just before the job and just after it",
     "plain_script": "OpenCV and a DataLoader with a worker a core, eager float32 in batches of 64, greedy",
     "one_at_a_time": "OpenCV and eager float32, image by image in one process, greedy",
 }
@@ -84,10 +84,12 @@ def measure(settings: TranscribeBenchmark) -> None:
         memory[len(images)] = transcribe(work / "all", work, with_memory=True)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in WHAT}
     for _ in range(settings.rounds):
+        bare = (read_bare, spread(images, settings.bare), settings.seconds)
+        before = sum(on_every_core(*bare))
         rounds["job"].append(transcribe(work / "all", work))
-        for name, is_network in (("bare_read", False), ("bare_network", True)):
-            speeds = on_every_core(read_bare, spread(images, settings.bare), settings.seconds, is_network)
-            rounds[name].append({"images_per_second": sum(speeds)})
+        after = sum(on_every_core(*bare))
+        rounds["bare_read"].append({"images_per_second": (before + after) / 2, "before": before, "after": after})
+        rounds["bare_network"].append({"images_per_second": sum(on_every_core(*bare, True))})
         rounds["plain_script"].append(alone(read_plainly, spread(images, settings.plain), len(cores())))
         rounds["one_at_a_time"].append(alone(read_singly, spread(images, settings.single), len(cores())))
     command = f"python -m benchmarks.transcribe {' '.join(sys.argv[1:])}"
@@ -158,7 +160,7 @@ def spread(images: Sequence[Path], number: int) -> list[str]:
     return [str(images[place]) for place in places]
 
 
-def read_bare(paths: list[str], seconds: float, is_network: bool) -> float:
+def read_bare(paths: list[str], seconds: float, is_network: bool = False) -> float:
     """Lines a second of this process, which reads the same ones again and again."""
     torch.set_num_threads(1)
     recognizer = Recognizer(SHIPPED, batch_size=BATCH)

@@ -12,6 +12,7 @@ import pytest
 
 from hwr_ray import prepared as prepared_module
 from hwr_ray.bundle import SHIPPED, load_bundle, save_bundle
+from hwr_ray.calibration import errors_before_and_after
 from hwr_ray.decoder_fitting import fit_decoder, language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of
@@ -96,15 +97,18 @@ def test_what_is_told_of_the_fit_is_what_the_fitted_bundle_reads(tmp_path):
     said = fit_decoder(path, prepared, Counter(known), device="cpu")
     fitted = load_bundle(path)
     figures, recognizer = fitted.training["decoder"], Recognizer(path)
-    greedy = read_log_probs(Network(bundle)(np.stack(images)), bundle.codec)
+    log_probs = Network(bundle)(np.stack(images))
+    greedy = read_log_probs(log_probs, bundle.codec)
     assert figures["greedy_cer"] == pytest.approx(count(texts, [reading.text for reading in greedy]).cer)
     readings = recognizer.read(np.stack(images))
     assert figures["cer"] == pytest.approx(count(texts, [reading.text for reading in readings]).cer)
     assert figures["cer"] < figures["greedy_cer"] and f"{figures['cer']:.2%} by beam search" in said
     assert (figures["num_lines"], figures["num_language_model_texts"]) == (400, 5000)
-    # each half calibrated by the other
-    assert figures["calibration_error"] < figures["uncalibrated_error"]
-    assert figures["calibration_error"] < 0.1
+    told = replace(fitted.decoding, beam_calibration=None).search(log_probs.cpu().numpy(), bundle.codec)
+    by_id = sorted(range(len(texts)), key=str)  # the halves that calibrate each other are every other line of these
+    confidences = np.array([told[n].confidence for n in by_id])
+    before, after = errors_before_and_after(confidences, np.array([told[n].text == texts[n] for n in by_id]))
+    assert (figures["uncalibrated_error"], figures["calibration_error"]) == pytest.approx((before, after), abs=1e-4)
     other = write_prepared(tmp_path / "other", {"validation": texts}, images)
     fit_decoder(path, other, Counter(known[1:]), device="cpu")
     assert load_bundle(path).training["decoder"]["language_model_texts"] != figures["language_model_texts"]
