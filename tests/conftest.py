@@ -70,6 +70,19 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+REPORTS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+"""The environment variable with the seconds after which Ray Train looks for what workers report, 2 by default; they
+wait for it."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_reports() -> Iterator[None]:
+    """The tests' epochs are over in less than the two seconds that they would last."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(REPORTS, "0.1")
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
     """Ctrl-C reaches the jobs that tests start, also where a shell runs the tests in its background and ignores it."""

@@ -18,7 +18,7 @@ from hwr_ray.recognizer import Recognizer
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import read_train_lines
 
-RECIPE = ["--epochs", "26", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
+RECIPE = ["--epochs", "16", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
 TRAIN = "jobs/train.py --data prepared --out run --num-workers 2"
 EVALUATE = "jobs/evaluate.py --data prepared --model run/best --out evaluation"
 RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48", "--dropout", "0", "--average-decay", "0.98"]
@@ -193,23 +193,6 @@ def test_two_evaluations_are_compared_line_by_line(folder, evaluated, browser):
     assert told["difference"]["num_worse"] == (mine > theirs[mine.index]).sum()
     assert verdict(told["difference"]) in said
     check_report(browser, folder / "other/report.html", "compare")
-
-
-def test_the_same_train_command_goes_on_where_it_was_killed(folder, prepared, trained):
-    process = start("train", "--data", prepared, "--out", folder / "killed", *RECIPE)
-    wait_for(process, lambda: (folder / "killed/metrics.jsonl").exists() and len(history(folder / "killed")) >= 3)
-    process.kill()
-    process.communicate()
-    before = history(folder / "killed")
-    assert len(before) < 26
-    run("train", "--data", prepared, "--out", folder / "killed", *RECIPE)
-    after = history(folder / "killed")
-    assert after[: len(before)] == before  # a line is written after its checkpoint
-    undisturbed = history(trained)
-    assert [row["epoch"] for row in after] == [row["epoch"] for row in undisturbed]
-    assert after[-1]["loss"] == pytest.approx(undisturbed[-1]["loss"], rel=0.05)
-    message = mistake("train", "--data", prepared, "--out", folder / "killed", *RECIPE, "--seed", "1")
-    assert re.search(r"seed = 0, not 1", message)
 
 
 def test_two_workers_count_the_same_validation_lines_as_one(folder, prepared, trained):

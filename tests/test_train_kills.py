@@ -5,10 +5,11 @@ import os
 import re
 import shutil
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import EASY_TEXTS, documented, draw_easy_lines, draw_lines, mistake, run, start, wait_for
+from conftest import EASY_TEXTS, REPORTS, documented, draw_easy_lines, draw_lines, mistake, run, start, wait_for
 from ray.cluster_utils import Cluster
 
 from benchmarks.measuring import descendants
@@ -60,6 +61,17 @@ def workers_of(pid):
     return [child for child in descendants(pid) if b"RayTrainWorker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+@contextmanager
+def on_core(number):
+    """What is started meanwhile has one core to itself, as on a machine of its own."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(cores)[number]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def test_the_undisturbed_run_learns(undisturbed):
     assert undisturbed[-1]["cer"] < 0.3 < undisturbed[0]["cer"]
 
@@ -83,7 +95,9 @@ def test_a_worker_killed_within_an_epoch_costs_no_result(folder, prepared, undis
     check_same(history(out), undisturbed)
 
 
-def test_ctrl_c_leaves_a_checkpoint_within_the_epoch_and_a_damaged_one_is_passed_over(folder, prepared, undisturbed):
+def test_the_same_command_goes_on_after_ctrl_c_within_an_epoch_a_damaged_checkpoint_and_kill(
+    folder, prepared, undisturbed
+):
     out = folder / "stopped"
     command = ["train", "--data", prepared, "--out", out, *RECIPE]
     process = start(*command)
@@ -99,19 +113,29 @@ def test_ctrl_c_leaves_a_checkpoint_within_the_epoch_and_a_damaged_one_is_passed
     assert (out / "curves.png").stat().st_size > 10_000
     newest = sorted((out / "checkpoints").glob("*.pt"))[-1]
     os.truncate(newest, newest.stat().st_size // 2)
-    _, err = run(*command)
+    process = start(*command)
+    wait_for(process, lambda: len(history(out)) >= len(before) + 2)
+    process.kill()
+    _, err = process.communicate()
     assert f"the checkpoint {newest} is damaged: going on from the one before" in err
     assert f"going on from checkpoint {before[-1]['step']:010}" in err
-    assert history(out)[: len(before)] == before
+    killed = history(out)
+    assert killed[: len(before)] == before and len(killed) < EPOCHS
+    run(*command)
+    assert history(out)[: len(killed)] == killed  # a line is written after its checkpoint
     check_same(history(out), undisturbed)
     message = mistake(*command, "--learning-rate", "1e-3")
     assert "learning_rate = 0.01, not 0.001" in message
 
 
-def test_of_two_that_train_the_same_run_the_later_one_ends_it_and_the_other_says_so(folder, prepared, undisturbed):
+def test_of_two_that_train_the_same_run_the_later_one_ends_it_and_the_other_says_so(
+    folder, prepared, undisturbed, monkeypatch
+):
     out = folder / "twice"
     command = ["train", "--data", prepared, "--out", out, *RECIPE]
-    first = start(*command)
+    with monkeypatch.context() as patch:
+        patch.setenv(REPORTS, "5")  # so that the later one has a minute to start
+        first = start(*command)
     wait_for(first, lambda: len(history(out)) >= 1)
     run(*command)
     _, err = first.communicate(timeout=300)
@@ -145,10 +169,13 @@ def test_epochs_of_one_step_can_be_stopped_and_a_rate_that_diverges_is_told_in_a
 
 def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(folder, prepared, undisturbed, monkeypatch):
     size = {"num_cpus": 2, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    with on_core(0):
+        cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
     try:
-        node = cluster.add_node(**size)
+        with on_core(-1):
+            node = cluster.add_node(**size)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")  # not a minute, for room on the lost node
         out = folder / "node"
         command = ["--data", prepared, "--out", out, *RECIPE, "--num-workers", "1:2", "--cpus-per-worker", "1.5"]
         process = start("train", *command)
