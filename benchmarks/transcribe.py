@@ -44,13 +44,13 @@ class TranscribeBenchmark:
     copies: int = 20
     """Hard links of each image."""
     rounds: int = 3
-    """In each of which everything is measured once, in turn; medians are told."""
+    """In each of which everything is measured in turn; medians are told."""
     seconds: float = 20
-    """For which the bare network reads, at least."""
+    """For which the bare readers read, at least."""
     few: int = 20_000
     """Images of the smaller measurement of memory."""
     bare: int = 2048
-    """Lines that the bare network reads again and again."""
+    """Lines that the bare readers read again and again."""
     plain: int = 10_000
     """Images for the plain script."""
     single: int = 2000
@@ -104,7 +104,9 @@ def result_of(
     for name, rows in rounds.items():
         numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in rows]
         figures[name] = {"what": WHAT[name], "command": rows[0].get("command", command), **medians(numbers)}
-        figures[name]["images_per_second_of_rounds"] = [round(row["images_per_second"], 1) for row in rows]
+        for key in ("images_per_second", "before", "after"):
+            if key in rows[0]:
+                figures[name][f"{key}_of_rounds"] = [round(row[key], 1) for row in rows]
     jobs = rounds["job"]
     return {
         "commit": commit(),
@@ -129,7 +131,7 @@ def result_of(
 def ratios(
     jobs: list[dict[str, Any]], others: list[dict[str, Any]], speed: str = "images_per_second"
 ) -> dict[str, float | list[float]]:
-    """The job's speed over another's of the same round, in which the machine was about as quick, and their median."""
+    """The job's speed over another's of the same round, and their median."""
     found = [job[speed] / other["images_per_second"] for job, other in zip(jobs, others, strict=True)]
     return {"median": round(statistics.median(found), 3), "of_rounds": [round(ratio, 3) for ratio in found]}
 

@@ -1,11 +1,13 @@
-"""Following a run in Weights & Biases."""
+"""Following a run in Weights & Biases.
+
+wandb is imported only where a project is named: it takes its time in each process of a run.
+"""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import wandb
 
 from hwr_ray.errors import UserError
 
@@ -15,8 +17,11 @@ Sample = tuple[np.ndarray, str, str]
 
 def check_key(project: str | None) -> None:
     """Raises UserError where wandb would ask for a key that nobody can give it."""
-    is_offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
-    if project and not is_offline and not wandb.login(prompt=False):
+    if not project or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return
+    import wandb
+
+    if not wandb.login(prompt=False):
         raise UserError("--wandb-project needs a key in WANDB_API_KEY, or WANDB_MODE=offline")
 
 
@@ -29,6 +34,8 @@ class Tracker:
     def __init__(self, *, project: str | None, out: str, run_id: str, config: dict[str, Any]) -> None:
         self.run = None
         if project:
+            import wandb
+
             folder = out if "://" not in out else None
             self.run = wandb.init(project=project, id=run_id, resume="allow", dir=folder, config=config)
 
@@ -39,6 +46,8 @@ class Tracker:
     def log_samples(self, samples: Sequence[Sample], *, epoch: int) -> None:
         """A table of lines with what they say and what was read."""
         if self.run:
+            import wandb
+
             rows: list[Any] = [[wandb.Image(image), text, prediction] for image, text, prediction in samples]
             self.run.log({"samples": wandb.Table(columns=["image", "text", "prediction"], data=rows)}, step=epoch)
 

@@ -70,16 +70,16 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-REPORTS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-"""The environment variable with the seconds after which Ray Train looks for what workers report, 2 by default; they
-wait for it."""
+REPORT_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+"""The environment variable with the seconds after which Ray Train fetches what workers report, 2 by default. It holds
+one report of each: the next one waits."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_reports() -> Iterator[None]:
-    """The tests' epochs are over in less than the two seconds that they would last."""
+    """An epoch of the tests takes half a second, and would wait for up to two."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(REPORTS, "0.1")
+        patch.setenv(REPORT_INTERVAL, "0.1")
         yield
 
 
@@ -214,19 +214,36 @@ def start(job, *arguments, cwd=ROOT):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
 
 
+def run_together(*commands, status=0, cwd=ROOT):
+    """The stdout and stderr of each of some jobs that run at the same time, once all are finished."""
+    processes = [start(*command, cwd=cwd) for command in commands]
+    try:
+        told = [process.communicate(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (out, err) in zip(processes, told, strict=True):
+        assert process.returncode == status, f"{process.args} ended with {process.returncode}\n{out}\n{err}"
+    return told
+
+
 def run(job, *arguments, status=0, cwd=ROOT):
     """The finished job's stdout and stderr."""
-    process = start(job, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == status, f"{job} ended with {process.returncode}\n{out}\n{err}"
-    return out, err
+    (told,) = run_together((job, *arguments), status=status, cwd=cwd)
+    return told
+
+
+def mistakes(*commands, cwd=ROOT):
+    """What each of some jobs, run at the same time, says on stderr of its user's mistake; the log lines before it are
+    cut off."""
+    said = [err for _, err in run_together(*commands, status=2, cwd=cwd)]
+    assert not [err for err in said if "Traceback" in err]
+    return [err.splitlines()[-1] for err in said]
 
 
 def mistake(job, *arguments, cwd=ROOT):
-    """What a job says on stderr of its user's mistake; the log lines before it are cut off."""
-    _, err = run(job, *arguments, status=2, cwd=cwd)
-    assert "Traceback" not in err
-    return err.splitlines()[-1]
+    (said,) = mistakes((job, *arguments), cwd=cwd)
+    return said
 
 
 def free_port() -> int:

@@ -194,6 +194,11 @@ def test_what_reads_and_writes_rows_starts_without_torch(module):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_run_that_nobody_follows_starts_without_wandb():
+    code = "import hwr_ray.training, hwr_ray.tuning, sys; assert 'wandb' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_every_module_writes_nothing_and_starts_nothing(tmp_path):
     code = f"""
 import importlib, logging

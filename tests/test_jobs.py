@@ -9,7 +9,19 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
-from conftest import PAGES, blocks, check_report, documented, draw_lines, mistake, run, start, wait_for
+from conftest import (
+    PAGES,
+    blocks,
+    check_report,
+    documented,
+    draw_lines,
+    mistake,
+    mistakes,
+    run,
+    run_together,
+    start,
+    wait_for,
+)
 
 from hwr_ray.comparison import verdict
 from hwr_ray.folds import fold_of
@@ -260,10 +272,10 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     images, data = drawn / "train_v2/train", folder / "swapped"
     run("prepare", "--csv", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "256")
     lines = pd.read_parquet(data / "train").set_index("id")
+    command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
+    replaced = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
+    run_together(*([*documented(command, **words), *RECIPE, "--epochs", 1] for words in replaced), cwd=folder)
     for fold in (0, 1):
-        replaced = {"prepared": "swapped", "fold-$fold": f"fold-{fold}", "$fold": fold, "3": 2}
-        command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
-        run(*documented(command, **replaced), *RECIPE, "--epochs", 1, cwd=folder)
         seen = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold), seed=0)
         others = sorted(line for line in lines.index if fold_of(line, 2) != fold)
         assert sorted(row["id"] for row in seen.take_all()) == others  # as they are streamed
@@ -296,25 +308,24 @@ def test_a_finished_data_set_is_replaced_only_on_request(drawn, prepared):
 
 
 def test_mistakes_get_one_sentence_that_names_the_culprit(folder, drawn, prepared, trained):
-    bad = folder / "bad.csv"
+    bad, elsewhere, broken = folder / "bad.csv", folder / "elsewhere", folder / "broken"
     bad.write_text("FILE,NAME\na.jpg,ANNA\n")
-    message = mistake("prepare", "--csv", bad, "--images", drawn, "--out", folder / "none")
-    assert f"{bad} has no column FILENAME: its header reads FILE, NAME" in message
-    assert not (folder / "none").exists()
-    (folder / "elsewhere").mkdir()
+    elsewhere.mkdir()
     good = drawn / "written_name_test_v2.csv"
-    message = mistake("prepare", "--csv", good, "--images", folder / "elsewhere", "--out", folder / "none")
-    assert re.search(r"none of 60 rows could be prepared, \d+ of them for missing_image", message)
-    assert not (folder / "none").exists()
-    broken = folder / "broken"
     shutil.copytree(trained / "best", broken)
     (broken / "config.json").unlink()
-    message = mistake("evaluate", "--data", prepared, "--model", broken, "--out", folder / "none")
-    assert f"the bundle {broken} has no config.json" in message
-    message = mistake(
-        "train", "--data", prepared, "--out", folder / "none", "--num-workers", "8", "--cpus-per-worker", "1"
+    outs = [folder / f"none-{n}" for n in range(4)]
+    said = mistakes(
+        ["prepare", "--csv", bad, "--images", drawn, "--out", outs[0]],
+        ["prepare", "--csv", good, "--images", elsewhere, "--out", outs[1]],
+        ["evaluate", "--data", prepared, "--model", broken, "--out", outs[2]],
+        ["train", "--data", prepared, "--out", outs[3], "--num-workers", "8", "--cpus-per-worker", "1"],
     )
-    assert "needs 9 CPUs and the cluster has 4" in message
+    assert f"{bad} has no column FILENAME: its header reads FILE, NAME" in said[0]
+    assert re.search(r"none of 60 rows could be prepared, \d+ of them for missing_image", said[1])
+    assert f"the bundle {broken} has no config.json" in said[2]
+    assert "needs 9 CPUs and the cluster has 4" in said[3]
+    assert not list(folder.glob("none-*"))
 
 
 def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder, drawn, trained, ray_cluster):
