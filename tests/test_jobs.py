@@ -30,7 +30,7 @@ from hwr_ray.recognizer import Recognizer
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import read_train_lines
 
-RECIPE = ["--epochs", "16", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
+RECIPE = ["--epochs", "22", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
 TRAIN = "jobs/train.py --data prepared --out run --num-workers 2"
 EVALUATE = "jobs/evaluate.py --data prepared --model run/best --out evaluation"
 RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48", "--dropout", "0", "--average-decay", "0.98"]
@@ -54,7 +54,7 @@ def drawn(folder):
 @pytest.fixture(scope="module")
 def prepared(folder, drawn, ray_cluster):
     command = documented("jobs/prepare.py --data KAGGLE_FOLDER --out prepared", KAGGLE_FOLDER=drawn)
-    run(*command, "--canvas", "32", "256", cwd=folder)
+    run(*command, "--canvas", "32", "128", cwd=folder)
     return folder / "prepared"
 
 
@@ -270,7 +270,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     labels.loc[[3, 4], "IDENTITY"] = labels.loc[[4, 3], "IDENTITY"].to_numpy()
     labels.to_csv(folder / "swapped.csv", index=False)
     images, data = drawn / "train_v2/train", folder / "swapped"
-    run("prepare", "--csv", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "256")
+    run("prepare", "--csv", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "128")
     lines = pd.read_parquet(data / "train").set_index("id")
     command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
     replaced = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
@@ -291,7 +291,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     assert (suspects.text == lines.text[suspects.id].to_numpy()).all()
     readers = [Recognizer(str(folder / f"fold-{fold}/best")) for fold in (0, 1)]
     for line in suspects.itertuples():
-        image = np.frombuffer(lines.image[line.id], np.uint8).reshape(1, 32, 256)
+        image = np.frombuffer(lines.image[line.id], np.uint8).reshape(1, 32, 128)
         (expected,) = readers[fold_of(line.id, 2)].compare(image, [line.text])
         assert line.text_log_prob == pytest.approx(expected.text_log_prob, abs=0.01)
         if line.prediction == expected.reading.text:  # else the last bit of a logit has differed
@@ -334,4 +334,4 @@ def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder,
     message = mistake("evaluate", "--data", other, "--model", trained / "best", "--out", folder / "none")
     command = re.search(r"python jobs/prepare.py (.*)", message)[1].replace("NEW_FOLDER", "fitting").split()
     run("prepare", *command, cwd=folder)
-    assert json.loads((folder / "fitting/dataset.json").read_text())["canvas"] == [32, 256]
+    assert json.loads((folder / "fitting/dataset.json").read_text())["canvas"] == [32, 128]
