@@ -14,7 +14,7 @@ from hwr_ray.line_images import encode_png
 from hwr_ray.line_reading import Line
 from hwr_ray.parts import Parts, inputs_of, read_parquet, write_output
 
-NUM_FILES = 1500
+NUM_FILES = 1000
 
 
 def put(client, key: str, data: bytes) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import check_report, documented, draw_easy_lines
+from conftest import REPORT_INTERVAL, check_report, documented, draw_easy_lines
 
 ROOT = Path(__file__).parents[1]
 # Not the session's cluster: two CPUs, the fewest that a sweep must do with, and a dashboard, through which Ray gives
@@ -36,6 +36,7 @@ class Cluster:
     def __init__(self) -> None:
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
         environment.pop("RAY_ADDRESS", None)
+        environment.pop(REPORT_INTERVAL)  # told at once, a trial would end with its second epoch, before it is killed
         command = [sys.executable, "-c", CLUSTER]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
