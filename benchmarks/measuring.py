@@ -171,9 +171,24 @@ def _share(barrier: Barrier) -> None:
     _barrier = barrier
 
 
-def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure over the rounds."""
-    return {name: round(statistics.median(row[name] for row in rounds), 3) for name in rounds[0]}
+def medians(rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """The median of each number over the rounds."""
+    names = [name for name, value in rounds[0].items() if isinstance(value, int | float)]
+    return {name: round(statistics.median(row[name] for row in rounds), 3) for name in names}
+
+
+def figures(rounds: list[dict[str, Any]], speed: str) -> dict[str, float | list[float]]:
+    """The medians, and of every round the speed and, where it is a mean, what was measured `before` and `after`."""
+    names = [name for name in (speed, "before", "after") if name in rounds[0]]
+    return {**medians(rounds), **{f"{name}_of_rounds": [round(row[name], 1) for row in rounds] for name in names}}
+
+
+def ratios(
+    jobs: list[dict[str, Any]], others: list[dict[str, Any]], speed: str, suffix: str = ""
+) -> dict[str, float | list[float]]:
+    """A speed of the job, that with the suffix, over the speed of another of the same round, and the ratios' median."""
+    found = [job[speed + suffix] / other[speed] for job, other in zip(jobs, others, strict=True)]
+    return {"median": round(statistics.median(found), 3), "of_rounds": [round(ratio, 3) for ratio in found]}
 
 
 def write(path: str, result: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.machine import ROOT, commit, hardware
-from benchmarks.measuring import alone, cores, link, medians, on_every_core, run_job, started, write
+from benchmarks.measuring import alone, cores, figures, link, on_every_core, ratios, run_job, started, write
 from hwr_ray import prepared
 from hwr_ray.cleaning import CleaningSettings
 from hwr_ray.errors import UserError
@@ -31,13 +31,17 @@ from hwr_ray.job import run_job as run_benchmark
 from hwr_ray.labels import find_label_files, read_rows
 from hwr_ray.line_images import Canvas, _check_header, decode, fit
 from hwr_ray.line_reading import read_files
-from hwr_ray.preparation import MOST_ROWS, ShardWriter, count_row, prepare_table
+from hwr_ray.preparation import MOST_ROWS, ShardWriter, count_row, prepare_rows
 from hwr_ray.provenance import versions
 from hwr_ray.tally import Tally
 
 CSV, IMAGES = "written_name_train_v2.csv", "train_v2/train"
 ROWS_PER_SHARD = MOST_ROWS
 """Of the pool, as of the job."""
+WHAT = (
+    "a process a core: read, OpenCV's imdecode, resize, pad, write_table; "
+    "the mean of just before the job and just after it"
+)
 PROFILED = 2048
 """Rows that the stages are timed on."""
 REPEATS = 5
@@ -54,7 +58,7 @@ class PrepareBenchmark:
     copies: int = 10
     """Hard links of each training image, each with a row of its own."""
     rounds: int = 3
-    """In each of which everything is measured once, in turn; medians are told."""
+    """In each of which the pool is measured, the job, and the pool again; medians are told."""
     out: str = str(ROOT / "benchmarks/results/prepare.json")
     """The result, a JSON file."""
 
@@ -74,6 +78,7 @@ def measure(settings: PrepareBenchmark) -> None:
     few = lay_out(data, work / "few", copies=1)  # enough for all of Ray's processes to start
     jobs, pools = [], []
     for _ in range(settings.rounds):
+        before = run_pool(rows, work)
         small, whole = (prepare(work / name, work / "prepared") for name in ("few", "all"))
         working = whole["seconds"] - small["seconds"]
         jobs.append(
@@ -85,13 +90,8 @@ def measure(settings: PrepareBenchmark) -> None:
                 "rows_per_second_of_all": len(rows) / whole["seconds"],
             }
         )
-        shutil.rmtree(work / "pool", ignore_errors=True)
-        (work / "pool").mkdir()
-        seconds = max(on_every_core(prepare_share, rows, str(work / "all" / IMAGES), str(work / "pool")))
-        pools.append({"seconds": seconds, "rows_per_second": len(rows) / seconds})
-    numbers = [{name: value for name, value in row.items() if name != "command"} for row in jobs]
-    job = {"command": jobs[0]["command"], **medians(numbers)}
-    pool = {"what": "a process a core: read, OpenCV's imdecode, resize, pad, write_table", **medians(pools)}
+        after = run_pool(rows, work)
+        pools.append({"rows_per_second": (before + after) / 2, "before": before, "after": after})
     stages = alone(profile, str(work / "all"))
     parts = {name: stages[name] for name in ("rows", "read", "decode", "fit", "hash", "other", "tally", "write")}
     write(
@@ -103,10 +103,10 @@ def measure(settings: PrepareBenchmark) -> None:
             "command": f"python -m benchmarks.prepare {' '.join(sys.argv[1:])}",
             "rows": len(rows),
             "few": len(few),
-            "job": job,
-            "pool": pool,
-            "job_over_pool": round(job["rows_per_second"] / pool["rows_per_second"], 3),
-            "job_with_start_up_over_pool": round(job["rows_per_second_of_all"] / pool["rows_per_second"], 3),
+            "job": {"command": jobs[0]["command"], **figures(jobs, "rows_per_second")},
+            "pool": {"what": WHAT, **figures(pools, "rows_per_second")},
+            "job_over_pool": ratios(jobs, pools, "rows_per_second"),
+            "job_with_start_up_over_pool": ratios(jobs, pools, "rows_per_second", "_of_all"),
             "microseconds_a_row_in_one_process": stages,
             "bound_by": max(parts, key=parts.__getitem__),
         },
@@ -136,6 +136,13 @@ def prepare(data: Path, out: Path) -> dict[str, Any]:
     if not facts["splits"]["train"]["prepared"]:
         raise UserError(f"no row of {data} was prepared")
     return ran
+
+
+def run_pool(rows: list[Row], work: Path) -> float:
+    """The pool; returns its rows a second, from the first read to the last write."""
+    shutil.rmtree(work / "pool", ignore_errors=True)
+    (work / "pool").mkdir()
+    return len(rows) / max(on_every_core(prepare_share, rows, str(work / "all" / IMAGES), str(work / "pool")))
 
 
 def prepare_share(rows: list[Row], folder: str, out: str) -> float:
@@ -184,8 +191,8 @@ def on_canvas(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
 def profile(data: str) -> dict[str, float]:
     """Microseconds a row of the job's functions, medians of five, in this process with one thread.
 
-    `decode` holds `header`; `prepare_table` is `read`, `decode`, `fit`, `hash` and `other`: cleaning the labels and
-    building the table. `shard` is `tally` and `write`.
+    `decode` holds `header`; `prepare_rows` is `read`, `decode`, `fit`, `hash` and `other`, such as cleaning the labels.
+    `shard` is `tally` and `write`.
     """
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
@@ -195,8 +202,7 @@ def profile(data: str) -> dict[str, float]:
     names = rows["id"].to_pylist()
     files = [data for data in read_files(file.images, names) if isinstance(data, bytes)]
     pictures = [decode(data) for data in files]
-    table = prepare_table(rows, cleaning=cleaning, canvas=canvas)
-    records, tally = table.drop_columns("image").to_pylist(), Tally()
+    records, tally = prepare_rows(rows, cleaning=cleaning, canvas=canvas), Tally()
     with tempfile.TemporaryDirectory(dir=Path(data).parent) as out:
         writer = ShardWriter(out, cleaning, canvas)
         steps: dict[str, Callable[[], object]] = {
@@ -206,12 +212,12 @@ def profile(data: str) -> dict[str, float]:
             "decode": lambda: [decode(data) for data in files],
             "fit": lambda: [fit(picture, canvas) for picture in pictures],
             "hash": lambda: [sha256(data).digest() for data in files],
-            "prepare_table": lambda: prepare_table(rows, cleaning=cleaning, canvas=canvas),
+            "prepare_rows": lambda: prepare_rows(rows, cleaning=cleaning, canvas=canvas),
             "tally": lambda: [count_row(row, tally) for row in records],
-            "shard": lambda: writer.write(table, "0.parquet"),
+            "shard": lambda: writer.write(records, "0.parquet"),
         }
         found = {name: median_seconds(step) / len(rows) * 1e6 for name, step in steps.items()}
-    found["other"] = found["prepare_table"] - sum(found[name] for name in ("read", "decode", "fit", "hash"))
+    found["other"] = found["prepare_rows"] - sum(found[name] for name in ("read", "decode", "fit", "hash"))
     found["write"] = found["shard"] - found["tally"]
     return {name: round(microseconds, 1) for name, microseconds in found.items()}
 

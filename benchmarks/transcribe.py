@@ -6,7 +6,6 @@ lands in the result.
 
 import json
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import ROOT, commit, hardware
-from benchmarks.measuring import alone, copies_of, cores, medians, on_every_core, run_job, started, write
+from benchmarks.measuring import alone, copies_of, cores, figures, on_every_core, ratios, run_job, started, write
 from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
 from hwr_ray.codec import collapse
 from hwr_ray.errors import UserError
@@ -100,14 +99,7 @@ def result_of(
     rounds: dict[str, list[dict[str, Any]]], memory: dict[int, dict[str, Any]], images: list[Path], command: str
 ) -> dict[str, Any]:
     """The figures with what they are compared to."""
-    figures: dict[str, Any] = {}
-    for name, rows in rounds.items():
-        numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in rows]
-        figures[name] = {"what": WHAT[name], "command": rows[0].get("command", command), **medians(numbers)}
-        for key in ("images_per_second", "before", "after"):
-            if key in rows[0]:
-                figures[name][f"{key}_of_rounds"] = [round(row[key], 1) for row in rows]
-    jobs = rounds["job"]
+    jobs, others = rounds["job"], {name: rows for name, rows in rounds.items() if name != "job"}
     return {
         "commit": commit(),
         "hardware": hardware() | {"cores_used": len(cores())},
@@ -118,22 +110,21 @@ def result_of(
             "inodes": len({path.stat().st_ino for path in images}),  # in the page cache after the first pass
             "mean_bytes": round(np.mean([path.stat().st_size for path in images]).item()),
         },
-        "figures": figures,
-        "job_over": {name: ratios(jobs, rows) for name, rows in rounds.items() if name != "job"},
+        "figures": {
+            name: {
+                "what": WHAT[name],
+                "command": rows[0].get("command", command),
+                **figures(rows, "images_per_second"),
+            }
+            for name, rows in rounds.items()
+        },
+        "job_over": {name: ratios(jobs, rows, "images_per_second") for name, rows in others.items()},
         "job_with_start_up_over": {
-            name: ratios(jobs, rows, "images_per_second_of_all") for name, rows in rounds.items() if name != "job"
+            name: ratios(jobs, rows, "images_per_second", "_of_all") for name, rows in others.items()
         },
         "speed": [row["speed"] for row in jobs],
         "memory": [{"images": number, "command": row["command"], **row["memory"]} for number, row in memory.items()],
     }
-
-
-def ratios(
-    jobs: list[dict[str, Any]], others: list[dict[str, Any]], speed: str = "images_per_second"
-) -> dict[str, float | list[float]]:
-    """The job's speed over another's of the same round, and their median."""
-    found = [job[speed] / other["images_per_second"] for job, other in zip(jobs, others, strict=True)]
-    return {"median": round(statistics.median(found), 3), "of_rounds": [round(ratio, 3) for ratio in found]}
 
 
 def transcribe(images: Path, work: Path, *, with_memory: bool = False) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hwr_ray.bundle import SHIPPED
 from hwr_ray.errors import UserError
 from hwr_ray.forms import draw_line
 from hwr_ray.line_images import decode, encode_png
-from hwr_ray.line_reading import MAX_BYTES, line_of
+from hwr_ray.line_reading import MAX_BYTES, lines_of
 from hwr_ray.recognizer import Recognizer, placed_characters
 from hwr_ray.synthesis import Names
 
@@ -83,7 +83,7 @@ class Reader:
     def read(self, files: Sequence[tuple[str, bytes]]) -> list[tuple[Row, Details]]:
         """A row and its details for each named file, in their order; a bad file has an error in its row."""
         canvas = self.recognizer.canvas
-        lines = [line_of(data, canvas) for _, data in files]
+        lines = list(lines_of((data for _, data in files), canvas))
         images = [line.image for line in lines if line.image is not None]
         number = 1 if self.recognizer.is_greedy else NUM_CANDIDATES
         readings = iter(self.recognizer.read(np.stack(images), num_best=number, characters=True) if images else [])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +22,9 @@ FILES_AT_ONCE = 128
 """Whose bytes are in memory together."""
 NUM_PROBED, QUICK_SECONDS = 8, 0.0005
 """Local files that are read first, and the time of one below which threads would cost more than they save."""
+MOST_TOGETHER, MOST_BYTES_TOGETHER = 64, 16 << 20
+"""Files, or the pictures in them, that go through a step before the next step begins, fewer where they are large. The
+code and tables of a step stay in the processor's caches so: a fifth of the time (benchmarks/results/processes.md)."""
 MAX_BYTES = 128 << 20
 """Of an image file; a larger one is not read."""
 OF_THE_FILE = frozenset((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP))
@@ -69,19 +73,50 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | Line]:
 
 
 def lines_of(files: Iterable[bytes | Line], canvas: Canvas) -> Iterator[Line]:
-    """Decodes and fits the bytes of image files, in their order. Never raises for a bad file."""
+    """Decodes and fits the bytes of image files, in their order; what is a line already stays.
+
+    Takes files in groups, and never raises for a bad one.
+    """
     cv2.setNumThreads(1)  # many small pictures: OpenCV's own threads only fight over them
-    return (line_of(file, canvas) for file in files)
+    for group in in_groups(files):
+        for pictures in in_groups(map(_picture_of, group)):
+            yield from [_line_of(picture, canvas) for picture in pictures]
 
 
-def line_of(file: bytes | Line, canvas: Canvas) -> Line:
-    """Decodes and fits the bytes of one image file; what is a line already stays. Never raises for a bad file."""
+Item = TypeVar("Item", bound=bytes | np.ndarray | Line)
+
+
+def in_groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """The items, in their order, as many together as should go through a step together."""
+    group, num_bytes = list[Item](), 0
+    for item in items:
+        group.append(item)
+        num_bytes += _num_bytes(item)
+        if len(group) == MOST_TOGETHER or num_bytes >= MOST_BYTES_TOGETHER:
+            yield group
+            group, num_bytes = [], 0
+    if group:
+        yield group
+
+
+def _num_bytes(item: bytes | np.ndarray | Line) -> int:
+    if isinstance(item, Line):
+        return 0
+    return len(item) if isinstance(item, bytes) else item.nbytes
+
+
+def _picture_of(file: bytes | Line) -> np.ndarray | Line:
     if isinstance(file, Line):
         return file
     try:
-        picture = decode(file)
+        return decode(file)
     except UndecodableImageError as error:
         return Line(reason="undecodable_image", detail=str(error))
+
+
+def _line_of(picture: np.ndarray | Line, canvas: Canvas) -> Line:
+    if isinstance(picture, Line):
+        return picture
     height, width = picture.shape
     return Line(image=fit(picture, canvas), height=height, width=width)
 

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -17,7 +18,7 @@ from hwr_ray import prepared, storage
 from hwr_ray.cleaning import REASONS, CleaningSettings, normalize, reason_for
 from hwr_ray.cluster import Needs, check_shared, connect, preflight, rows_of
 from hwr_ray.errors import UserError
-from hwr_ray.labels import ROWS, LabelFile, Split, find_label_files, read_rows
+from hwr_ray.labels import LabelFile, Split, find_label_files, read_rows
 from hwr_ray.line_images import Canvas
 from hwr_ray.line_reading import Line, lines_of, read_files
 from hwr_ray.monitoring import count_lines
@@ -186,28 +187,24 @@ def _shards_of(files: pa.Table, *, rows_per_shard: int) -> Iterable[pa.Table]:
             yield pa.table({"name": [f"{number:02d}-{shard:06d}.parquet"], "rows": [sink.getvalue().to_pybytes()]})
 
 
-def prepare_table(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> pa.Table:
+def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> list[dict[str, Any]]:
     """Rows (schema ROWS) cleaned, their images decoded and fitted.
 
-    Adds `kept_text`, `height`, `width`, `image` and `digest`, the SHA-256 of the image file or nothing where it could
-    not be read. Every row stays; those that are to leave carry their reason.
+    Adds `kept_text`, `height`, `width`, `image`, (H, W) uint8 on the canvas, and `digest`, the SHA-256 of the image
+    file or nothing where it could not be read. Every row stays; those that are to leave carry their reason.
     """
     records = rows.to_pylist()
     for row in records:
         row["kept_text"] = normalize(row["text"])
         row["reason"] = row["reason"] or reason_for(row["kept_text"], cleaning, is_training=row["split"] == "train")
+        row |= {"height": None, "width": None, "image": None, "digest": b""}
     for folder in {row["folder"] for row in records}:
         good = [row for row in records if row["reason"] is None and row["folder"] == folder]
         to_hash, to_decode = tee(read_files(folder, [row["id"] for row in good]))
         for row, file, line in zip(good, to_hash, lines_of(to_decode, canvas), strict=True):
-            row |= {"reason": line.reason, "detail": line.detail, "height": line.height, "width": line.width}
-            row |= {"digest": b"" if isinstance(file, Line) else sha256(file).digest(), "image": line.image}
-    images = prepared.column_of([row.pop("image", None) for row in records], canvas)
-    columns = pa.schema([*ROWS, *(pa.field(n, t) for n, t in _ADDED.items())])
-    return pa.Table.from_pylist(records, schema=columns).append_column("image", images)
-
-
-_ADDED = {"kept_text": pa.string(), "height": pa.int32(), "width": pa.int32(), "digest": pa.binary()}
+            row |= vars(line)
+            row["digest"] = b"" if isinstance(file, Line) else sha256(file).digest()
+    return records
 
 
 class ShardWriter:
@@ -221,22 +218,24 @@ class ShardWriter:
         tallies = []
         for shard in shards.to_pylist():
             rows = pa.ipc.open_stream(shard["rows"]).read_all()
-            table = prepare_table(rows, cleaning=self.cleaning, canvas=self.canvas)
+            records = prepare_rows(rows, cleaning=self.cleaning, canvas=self.canvas)
             # Under the same name, whichever process writes it, and however often.
-            tallies.append(pickle.dumps(self.write(table, shard["name"])))
+            tallies.append(pickle.dumps(self.write(records, shard["name"])))
         return pa.table({"tally": tallies})
 
-    def write(self, table: pa.Table, name: str) -> Tally:
+    def write(self, rows: list[dict[str, Any]], name: str) -> Tally:
         """Writes prepared rows as files of that name in the folders of the splits and of the rejected."""
-        tally = Tally()
-        folders = [count_row(row, tally) for row in table.drop_columns("image").to_pylist()]
-        for folder in dict.fromkeys(folders):
-            rows = table.filter(pa.array([other == folder for other in folders]))
-            if folder != "rejected":
-                rows = rows.set_column(rows.column_names.index("text"), "text", rows["kept_text"])
+        tally, folders = Tally(), defaultdict[str, list[dict[str, Any]]](list)
+        for row in rows:
+            folders[count_row(row, tally)].append(row)
+        for folder, found in folders.items():
             columns = prepared.REJECTED if folder == "rejected" else prepared.schema(self.canvas)
+            values: dict[str, Any] = {column: [row[column] for row in found] for column in columns.names}
+            if folder != "rejected":
+                values["text"] = [row["kept_text"] for row in found]
+                values["image"] = prepared.column_of(values["image"], self.canvas)
             sink = pa.BufferOutputStream()
-            pq.write_table(rows.select(columns.names).cast(columns), sink, compression="zstd", compression_level=1)
+            pq.write_table(pa.table(values, schema=columns), sink, compression="zstd", compression_level=1)
             storage.write_bytes(storage.join(self.out, folder, name), sink.getvalue().to_pybytes())
         return tally
 
@@ -250,6 +249,6 @@ def count_row(row: dict[str, Any], tally: Tally) -> str:
         kept_text=row["kept_text"] if is_kept else None,
         reason=row["reason"],
         size=(row["height"], row["width"]) if row["height"] else None,
-        content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"] or b""],
+        content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"]],
     )
     return row["split"] if is_kept else "rejected"

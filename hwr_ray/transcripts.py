@@ -5,7 +5,6 @@ Nothing here or below imports torch, which would take the processes that load fo
 
 import time
 from collections import Counter
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 from hwr_ray import storage
 from hwr_ray.inputs import Inputs
 from hwr_ray.line_images import Canvas
-from hwr_ray.line_reading import Line, lines_of
+from hwr_ray.line_reading import Line, in_groups, lines_of
 from hwr_ray.parts import OUTPUTS, Parts, inputs_of, read_parquet, write_output
 from hwr_ray.prepared import column_of
 
@@ -42,8 +41,6 @@ TRANSCRIPTS = pa.schema(
 """Columns of OUT/*.parquet."""
 STAGES = ("read", "decode", "model", "write")
 """Of a part: bytes from files, pictures from bytes, texts from pictures, rows to a file."""
-FILES_TOGETHER = 16
-"""Files of a part that are read, then decoded: looking at the clock for each would cost a twelfth of both."""
 
 
 def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
@@ -57,7 +54,7 @@ def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> p
     found, lines = inputs.fetch(rows), list[Line]()
     read_seconds = decode_seconds = 0.0
     start = time.monotonic()
-    while files := list(islice(found, FILES_TOGETHER)):
+    for files in in_groups(found):  # looking at the clock for each would cost a twelfth of both
         read_seconds += time.monotonic() - start
         cpu_start = time.thread_time()
         lines += lines_of(files, canvas)

@@ -15,7 +15,7 @@ from pyarrow import fs
 from hwr_ray import line_reading
 from hwr_ray.errors import UserError
 from hwr_ray.line_images import Canvas, UndecodableImageError, decode, encode_png, fit
-from hwr_ray.line_reading import line_of, lines_of, read_files
+from hwr_ray.line_reading import lines_of, read_files
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_fitting_does_not_write_into_the_picture(picture):
 
 
 def test_one_page_stored_grey_and_rgb_gives_one_line(picture):
-    grey, rgb = (line_of(encode(picture, "PNG", mode), Canvas(32, 96)) for mode in ("L", "RGB"))
+    grey, rgb = lines_of([encode(picture, "PNG", mode) for mode in ("L", "RGB")], Canvas(32, 96))
     assert np.array_equal(grey.image, rgb.image)
 
 
@@ -218,7 +218,7 @@ def test_a_picture_wider_than_opencv_reads_is_a_row_and_no_crash():
     width, height = 2_000_000, 9
     row = (width * 3 + 3) // 4 * 4
     header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + row * height, 0, 0, 54, 40, width, height, 1, 24, *[0] * 6)
-    line = line_of(header + bytes(row * height), Canvas())
+    (line,) = lines_of([header + bytes(row * height)], Canvas())
     assert line.reason == "undecodable_image"
 
 
@@ -233,7 +233,7 @@ def test_lines_come_in_the_order_of_their_paths_each_with_its_picture_or_its_rea
     (tmp_path / "bad.png").write_bytes(b"no picture")
     (tmp_path / "folder.png").mkdir()
     names = ["bad.png", "good é #1.png", "gone.png", "folder.png", "bad.png/inner.png", "x" * 300]
-    lines = list(lines_of(read_files(str(tmp_path), names * 5), Canvas(48, 160)))
+    lines = list(lines_of(read_files(str(tmp_path), names * 30), Canvas(48, 160)))
     assert [line.reason for line in lines] == [
         "undecodable_image",
         None,
@@ -241,7 +241,7 @@ def test_lines_come_in_the_order_of_their_paths_each_with_its_picture_or_its_rea
         "undecodable_image",
         "undecodable_image",
         "undecodable_image",
-    ] * 5
+    ] * 30
     assert (lines[1].height, lines[1].width) == (40, 120)
     assert np.array_equal(lines[1].image, fit(picture, Canvas(48, 160)))
     assert list(read_files(str(tmp_path), [])) == []
@@ -298,6 +298,13 @@ def test_a_file_too_large_to_be_a_line_is_not_read(tmp_path):
         file.truncate(line_reading.MAX_BYTES + 1)
     (line,) = line_reading.read_files(str(tmp_path), ["film.png"])
     assert line.reason == "undecodable_image" and "more than 128 MiB" in line.detail
+
+
+def test_files_go_through_a_step_together_few_where_they_are_large():
+    files = [bytes(9 << 20)] * 3 + [b"small"] * 130
+    groups = list(line_reading.in_groups(files))
+    assert [len(group) for group in groups] == [2, 64, 64, 3]
+    assert [file for group in groups for file in group] == files
 
 
 def test_few_files_are_in_memory_at_once(tmp_path, monkeypatch):
