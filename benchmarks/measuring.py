@@ -184,10 +184,11 @@ def figures(rounds: list[dict[str, Any]], speed: str) -> dict[str, float | list[
 
 
 def ratios(
-    jobs: list[dict[str, Any]], others: list[dict[str, Any]], speed: str, suffix: str = ""
+    jobs: list[dict[str, Any]], others: list[dict[str, Any]], speed: str, *, of_job: str | None = None
 ) -> dict[str, float | list[float]]:
-    """A speed of the job, that with the suffix, over the speed of another of the same round, and the ratios' median."""
-    found = [job[speed + suffix] / other[speed] for job, other in zip(jobs, others, strict=True)]
+    """The job's speed, under a name of its own where one is given, over another's of the same round, each and their
+    median."""
+    found = [job[of_job or speed] / other[speed] for job, other in zip(jobs, others, strict=True)]
     return {"median": round(statistics.median(found), 3), "of_rounds": [round(ratio, 3) for ratio in found]}
 
 

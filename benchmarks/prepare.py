@@ -58,7 +58,8 @@ class PrepareBenchmark:
     copies: int = 10
     """Hard links of each training image, each with a row of its own."""
     rounds: int = 3
-    """In each of which the pool is measured, the job, and the pool again; medians are told."""
+    """In each of which the job is measured on few rows, then the pool, the job and the pool again on all; medians are
+    told."""
     out: str = str(ROOT / "benchmarks/results/prepare.json")
     """The result, a JSON file."""
 
@@ -78,8 +79,10 @@ def measure(settings: PrepareBenchmark) -> None:
     few = lay_out(data, work / "few", copies=1)  # enough for all of Ray's processes to start
     jobs, pools = [], []
     for _ in range(settings.rounds):
+        small = prepare(work / "few", work / "prepared")
         before = run_pool(rows, work)
-        small, whole = (prepare(work / name, work / "prepared") for name in ("few", "all"))
+        whole = prepare(work / "all", work / "prepared")
+        after = run_pool(rows, work)
         working = whole["seconds"] - small["seconds"]
         jobs.append(
             {
@@ -90,7 +93,6 @@ def measure(settings: PrepareBenchmark) -> None:
                 "rows_per_second_of_all": len(rows) / whole["seconds"],
             }
         )
-        after = run_pool(rows, work)
         pools.append({"rows_per_second": (before + after) / 2, "before": before, "after": after})
     stages = alone(profile, str(work / "all"))
     parts = {name: stages[name] for name in ("rows", "read", "decode", "fit", "hash", "other", "tally", "write")}
@@ -106,7 +108,7 @@ def measure(settings: PrepareBenchmark) -> None:
             "job": {"command": jobs[0]["command"], **figures(jobs, "rows_per_second")},
             "pool": {"what": WHAT, **figures(pools, "rows_per_second")},
             "job_over_pool": ratios(jobs, pools, "rows_per_second"),
-            "job_with_start_up_over_pool": ratios(jobs, pools, "rows_per_second", "_of_all"),
+            "job_with_start_up_over_pool": ratios(jobs, pools, "rows_per_second", of_job="rows_per_second_of_all"),
             "microseconds_a_row_in_one_process": stages,
             "bound_by": max(parts, key=parts.__getitem__),
         },
@@ -191,8 +193,8 @@ def on_canvas(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
 def profile(data: str) -> dict[str, float]:
     """Microseconds a row of the job's functions, medians of five, in this process with one thread.
 
-    `decode` holds `header`; `prepare_rows` is `read`, `decode`, `fit`, `hash` and `other`, such as cleaning the labels.
-    `shard` is `tally` and `write`.
+    `decode` holds `header`; `prepare_rows` is `read`, `decode`, `fit`, `hash` and `other`: rows to records, cleaning
+    labels. `shard` is `tally` and `write`: building the columns, Parquet, the file.
     """
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)

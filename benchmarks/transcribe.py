@@ -120,7 +120,8 @@ def result_of(
         },
         "job_over": {name: ratios(jobs, rows, "images_per_second") for name, rows in others.items()},
         "job_with_start_up_over": {
-            name: ratios(jobs, rows, "images_per_second", "_of_all") for name, rows in others.items()
+            name: ratios(jobs, rows, "images_per_second", of_job="images_per_second_of_all")
+            for name, rows in others.items()
         },
         "speed": [row["speed"] for row in jobs],
         "memory": [{"images": number, "command": row["command"], **row["memory"]} for number, row in memory.items()],

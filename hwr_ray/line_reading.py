@@ -19,12 +19,12 @@ from hwr_ray.storage import join, locate
 
 READ_THREADS = 32
 FILES_AT_ONCE = 128
-"""Whose bytes are in memory together."""
+"""Whose bytes threads hold ahead of those that are decoded."""
 NUM_PROBED, QUICK_SECONDS = 8, 0.0005
 """Local files that are read first, and the time of one below which threads would cost more than they save."""
 MOST_TOGETHER, MOST_BYTES_TOGETHER = 64, 16 << 20
-"""Files, or the pictures in them, that go through a step before the next step begins, fewer where they are large. The
-code and tables of a step stay in the processor's caches so: a fifth of the time (benchmarks/results/processes.md)."""
+"""Files, or the pictures in them, that go through a step before the next step begins: a group ends with the one that
+reaches either. It saves a fifth of the time of one after another (benchmarks/results/processes.md)."""
 MAX_BYTES = 128 << 20
 """Of an image file; a larger one is not read."""
 OF_THE_FILE = frozenset((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP))
@@ -46,6 +46,9 @@ class Line:
     """`missing_image`, `undecodable_image` or `unsafe_path`, None where there is a picture."""
     detail: str | None = None
     """One sentence about the reason."""
+
+
+Item = TypeVar("Item", bound=bytes | np.ndarray | Line)
 
 
 def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | Line]:
@@ -75,7 +78,7 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | Line]:
 def lines_of(files: Iterable[bytes | Line], canvas: Canvas) -> Iterator[Line]:
     """Decodes and fits the bytes of image files, in their order; what is a line already stays.
 
-    Takes files in groups, and never raises for a bad one.
+    Takes files in groups, and never raises for a bad one. While a group is made, the one before is still in memory.
     """
     cv2.setNumThreads(1)  # many small pictures: OpenCV's own threads only fight over them
     for group in in_groups(files):
@@ -83,26 +86,17 @@ def lines_of(files: Iterable[bytes | Line], canvas: Canvas) -> Iterator[Line]:
             yield from [_line_of(picture, canvas) for picture in pictures]
 
 
-Item = TypeVar("Item", bound=bytes | np.ndarray | Line)
-
-
 def in_groups(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """The items, in their order, as many together as should go through a step together."""
+    """The items, in their order, in groups that should go through a step together."""
     group, num_bytes = list[Item](), 0
     for item in items:
         group.append(item)
-        num_bytes += _num_bytes(item)
+        num_bytes += 0 if isinstance(item, Line) else memoryview(item).nbytes  # type: ignore[arg-type]
         if len(group) == MOST_TOGETHER or num_bytes >= MOST_BYTES_TOGETHER:
             yield group
             group, num_bytes = [], 0
     if group:
         yield group
-
-
-def _num_bytes(item: bytes | np.ndarray | Line) -> int:
-    if isinstance(item, Line):
-        return 0
-    return len(item) if isinstance(item, bytes) else item.nbytes
 
 
 def _picture_of(file: bytes | Line) -> np.ndarray | Line:

@@ -190,8 +190,9 @@ def _shards_of(files: pa.Table, *, rows_per_shard: int) -> Iterable[pa.Table]:
 def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> list[dict[str, Any]]:
     """Rows (schema ROWS) cleaned, their images decoded and fitted.
 
-    Adds `kept_text`, `height`, `width`, `image`, (H, W) uint8 on the canvas, and `digest`, the SHA-256 of the image
-    file or nothing where it could not be read. Every row stays; those that are to leave carry their reason.
+    Adds `kept_text`; `height` and `width` of the image file in pixels and `image`, (H, W) uint8 on the canvas, None in
+    rows that are to leave; and `digest`, the SHA-256 of the file, empty where it was not read. Every row stays; those
+    that are to leave carry their `reason`.
     """
     records = rows.to_pylist()
     for row in records:
@@ -202,8 +203,8 @@ def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) 
         good = [row for row in records if row["reason"] is None and row["folder"] == folder]
         to_hash, to_decode = tee(read_files(folder, [row["id"] for row in good]))
         for row, file, line in zip(good, to_hash, lines_of(to_decode, canvas), strict=True):
-            row |= vars(line)
-            row["digest"] = b"" if isinstance(file, Line) else sha256(file).digest()
+            row |= {"reason": line.reason, "detail": line.detail, "height": line.height, "width": line.width}
+            row |= {"digest": b"" if isinstance(file, Line) else sha256(file).digest(), "image": line.image}
     return records
 
 
@@ -223,19 +224,19 @@ class ShardWriter:
             tallies.append(pickle.dumps(self.write(records, shard["name"])))
         return pa.table({"tally": tallies})
 
-    def write(self, rows: list[dict[str, Any]], name: str) -> Tally:
+    def write(self, records: list[dict[str, Any]], name: str) -> Tally:
         """Writes prepared rows as files of that name in the folders of the splits and of the rejected."""
         tally, folders = Tally(), defaultdict[str, list[dict[str, Any]]](list)
-        for row in rows:
+        for row in records:
             folders[count_row(row, tally)].append(row)
-        for folder, found in folders.items():
-            columns = prepared.REJECTED if folder == "rejected" else prepared.schema(self.canvas)
-            values: dict[str, Any] = {column: [row[column] for row in found] for column in columns.names}
+        for folder, members in folders.items():
+            schema = prepared.REJECTED if folder == "rejected" else prepared.schema(self.canvas)
+            columns: dict[str, Any] = {column: [row[column] for row in members] for column in schema.names}
             if folder != "rejected":
-                values["text"] = [row["kept_text"] for row in found]
-                values["image"] = prepared.column_of(values["image"], self.canvas)
+                columns["text"] = [row["kept_text"] for row in members]
+                columns["image"] = prepared.column_of(columns["image"], self.canvas)
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.table(values, schema=columns), sink, compression="zstd", compression_level=1)
+            pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd", compression_level=1)
             storage.write_bytes(storage.join(self.out, folder, name), sink.getvalue().to_pybytes())
         return tally
 

@@ -54,7 +54,7 @@ def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> p
     found, lines = inputs.fetch(rows), list[Line]()
     read_seconds = decode_seconds = 0.0
     start = time.monotonic()
-    for files in in_groups(found):  # looking at the clock for each would cost a twelfth of both
+    for files in in_groups(found):  # as lines_of takes them; a look at the clock for each would cost a twelfth of both
         read_seconds += time.monotonic() - start
         cpu_start = time.thread_time()
         lines += lines_of(files, canvas)

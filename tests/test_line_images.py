@@ -307,6 +307,17 @@ def test_files_go_through_a_step_together_few_where_they_are_large():
     assert [file for group in groups for file in group] == files
 
 
+def test_few_pictures_are_decoded_before_they_are_fitted(picture, monkeypatch):
+    monkeypatch.setattr(line_reading, "MOST_BYTES_TOGETHER", 3 * picture.nbytes)
+    steps = []
+    for name, step in {"decode": decode, "fit": fit}.items():
+        monkeypatch.setattr(line_reading, name, lambda *args, name=name, step=step: steps.append(name) or step(*args))
+    data = encode_png(picture)
+    assert len(data) * 7 < 3 * picture.nbytes  # one group of files
+    assert len(list(lines_of([data] * 7, Canvas(48, 160)))) == 7
+    assert steps == [*(["decode"] * 3 + ["fit"] * 3) * 2, "decode", "fit"]
+
+
 def test_few_files_are_in_memory_at_once(tmp_path, monkeypatch):
     names = [f"{n:03}" for n in range(600)]
     for name in names:

@@ -99,19 +99,27 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
 def test_prepares_result_takes_the_start_up_out_and_names_no_label(tmp_path, data, monkeypatch):
     def run(*words: str) -> dict[str, object]:
         written(words, "dataset.json", {"splits": {"train": {"prepared": 1}}})
+        ran.append(Path(words[2]).name)
         return {"command": " ".join(words), "seconds": next(job_seconds)}
 
+    def run_pool(*_: object) -> list[float]:
+        ran.append("pool")
+        return [0.25, next(pool_seconds)]
+
+    ran: list[str] = []
     job_seconds = iter([3, 5, 3, 4, 2, 6])  # in each round of the few, of all
     pool_seconds = iter([1, 0.5, 2, 2, 1, 1])  # in each round before the job, after it
     monkeypatch.setattr(prepare, "run_job", run)
-    monkeypatch.setattr(prepare, "on_every_core", lambda *_: [0.25, next(pool_seconds)])
+    monkeypatch.setattr(prepare, "on_every_core", run_pool)
     stages = dict.fromkeys(("rows", "read", "decode", "fit", "hash", "other", "tally"), 1.0) | {"write": 2.0}
     monkeypatch.setattr(prepare, "alone", lambda *_: stages)
     out, work = tmp_path / "out.json", tmp_path / "work"
     prepare.measure(prepare.PrepareBenchmark(data=str(data), work=str(work), copies=5, out=str(out)))
     result = json.loads(out.read_text())
     assert result["rows"] == 10 and len(list((work / "all/train_v2/train").iterdir())) == 10
+    assert ran == ["few", "pool", "all", "pool"] * 3
     assert result["job"]["rows_per_second"] == 4 and result["pool"]["rows_per_second"] == 10
+    assert (result["pool"]["before_of_rounds"], result["pool"]["after_of_rounds"]) == ([10, 5, 10], [20, 5, 10])
     assert result["job_over_pool"] == {"median": 0.267, "of_rounds": [0.267, 1.6, 0.2]}
     assert result["job_with_start_up_over_pool"] == {"median": 0.167, "of_rounds": [0.133, 0.5, 0.167]}
     assert result["bound_by"] == "write"

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from hwr_ray import line_reading, prepared
 from hwr_ray.cleaning import CleaningSettings
 from hwr_ray.errors import UserError
 from hwr_ray.labels import ROWS, LabelFile
@@ -55,19 +57,19 @@ def rows(tmp_path: Path, draw_text) -> pa.Table:
     return pa.Table.from_pylist(records, schema=ROWS)
 
 
-def prepared(rows: pa.Table) -> list[dict[str, Any]]:
+def prepare(rows: pa.Table) -> list[dict[str, Any]]:
     return prepare_rows(rows, cleaning=CleaningSettings(), canvas=CANVAS)
 
 
 def test_every_row_comes_back_once_with_its_own_reason(rows):
-    found = pa.Table.from_pylist(prepared(rows), schema=ROWS)
+    found = pa.Table.from_pylist(prepare(rows), schema=ROWS)
     assert found["row"].to_pylist() == list(range(1, len(LINES) + 1))
     assert found["reason"].to_pylist() == [reason for *_, reason in LINES]
     assert found.select(["split", "id", "path", "text"]) == rows.select(["split", "id", "path", "text"])
 
 
 def test_kept_rows_hold_the_normalized_label_the_first_size_and_the_fitted_picture(rows):
-    for row in prepared(rows):
+    for row in prepare(rows):
         if row["reason"] is None:
             assert (row["height"], row["width"]) == (20, 60)
             data = Path(row["path"]).read_bytes()
@@ -77,15 +79,36 @@ def test_kept_rows_hold_the_normalized_label_the_first_size_and_the_fitted_pictu
             assert row["image"] is row["height"] is None
         if row["reason"] == "undecodable_image":
             assert row["digest"] == sha256(b"no picture").digest()
-    assert prepared(rows)[1]["kept_text"] == "BOB DOE"
+    assert prepare(rows)[1]["kept_text"] == "BOB DOE"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, len(LINES)])
-def test_a_row_does_not_depend_on_its_neighbours(rows, cut):
-    parts = [*prepared(rows.slice(0, cut)), *prepared(rows.slice(cut))]
-    for alone, whole in zip(parts, prepared(rows), strict=True):
+def test_a_row_does_not_depend_on_its_neighbours(rows, cut, monkeypatch):
+    monkeypatch.setattr(line_reading, "MOST_TOGETHER", 2)
+    parts = [*prepare(rows.slice(0, cut)), *prepare(rows.slice(cut))]
+    for alone, whole in zip(parts, prepare(rows), strict=True):
         assert np.array_equal(alone.pop("image"), whole.pop("image"))
         assert alone == whole
+
+
+def test_what_is_written_is_each_split_and_the_rejected_in_their_order(tmp_path, rows):
+    dealt = rows.set_column(0, "split", pa.array(["train", "validation", "train"] * 3))
+    ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS).write(prepare(dealt), "0.parquet")
+    expected = {"train": [("a.png", "ANNA"), ("e.png", "NULL")], "validation": [("b.png", "BOB DOE")]}
+    for split, lines in expected.items():
+        table = pq.read_table(tmp_path / "out" / split / "0.parquet", partitioning=None)
+        assert table.schema.equals(prepared.schema(CANVAS))
+        assert list(zip(*table.select(["id", "text"]).to_pydict().values(), strict=True)) == lines
+        for row in table.to_pylist():
+            assert row["path"] == str(tmp_path / row["id"]) and (row["height"], row["width"]) == (20, 60)
+            assert row["image"] == fit(decode(Path(row["path"]).read_bytes()), CANVAS).tobytes()
+    table = pq.read_table(tmp_path / "out/rejected/0.parquet", partitioning=None)
+    assert table.schema.equals(prepared.REJECTED)
+    left = [(number, *line[:2], line[3]) for number, line in enumerate(LINES, start=1) if line[3]]
+    assert list(zip(*table.select(["row", "id", "text", "reason"]).to_pydict().values(), strict=True)) == left
+    assert table["split"].to_pylist() == [dealt["split"].to_pylist()[number - 1] for number, *_ in left]
+    details = dict(zip(table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True))
+    assert details["undecodable_image"] == "the file is not an image" and details["lowercase"] is None
 
 
 def test_shards_that_are_written_again_replace_themselves(tmp_path, draw_text):
@@ -114,7 +137,7 @@ def test_shards_that_are_written_again_replace_themselves(tmp_path, draw_text):
 
 def test_what_a_killed_process_left_half_written_is_no_part_of_the_data_set(tmp_path, rows):
     writer, out = ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS), str(tmp_path / "out")
-    tally = writer.write(prepared(rows), "0.parquet")
+    tally = writer.write(prepare(rows), "0.parquet")
     left = tmp_path / "out/train/1.parquet.partial-0a1b2c3d"
     left.write_bytes(b"PAR1 and no end")
     check_whole(out, tally)
@@ -132,7 +155,7 @@ def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):
         return iter([b""] * len(names))
 
     monkeypatch.setattr("hwr_ray.preparation.read_files", no_files)
-    prepared(rows)
+    prepare(rows)
     assert asked == Counter(["a.png", "b.png", "gone.png", "bad.png", "e.png"])
 
 
