@@ -1,5 +1,6 @@
 """What the tests share: small pictures, a small model, a small disk, a Ray cluster and jobs on it."""
 
+import random
 import re
 import shutil
 import signal
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 
@@ -247,9 +248,13 @@ def mistake(job, *arguments, cwd=ROOT):
 
 
 def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
+    """A free port that is neither among those of Ray's workers, nor of those that Linux gives to connections: Ray opens
+    many between the choice of a port and its use."""
+    for port in random.sample(range(20_000, 32_768), 100):
+        with socket.socket() as opened, suppress(OSError):
+            opened.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("all ports are taken")
 
 
 def wait_for(process, condition, timeout=200):
