@@ -216,18 +216,20 @@ def test_two_workers_count_the_same_validation_lines_as_one(folder, prepared, tr
         assert {row[name] for row in rows} == {history(trained)[0][name]}
 
 
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_prepare_killed_half_way_leaves_no_half_data_set(folder, drawn, ray_cluster, by):
-    out = folder / f"half-{by.name}"
-    process = start("prepare", "--data", drawn, "--out", out)
-    wait_for(process, lambda: list(folder.glob(f"{out.name}.partial-*/*/*.parquet")))
-    process.send_signal(by)
-    process.communicate()
-    assert process.returncode != 0
-    assert not out.exists()
-    run("prepare", "--data", drawn, "--out", out)
-    assert [p.name for p in folder.glob(f"{out.name}*")] == [out.name]
-    assert (out / "dataset.json").exists()
+def test_prepare_killed_half_way_leaves_no_half_data_set(folder, drawn, ray_cluster):
+    killed = {folder / f"half-{by.name}": by for by in (signal.SIGKILL, signal.SIGTERM)}
+    commands = [["prepare", "--data", drawn, "--out", out] for out in killed]
+    for command, (out, by) in zip(commands, killed.items(), strict=True):
+        process = start(*command)
+        wait_for(process, lambda out=out: list(folder.glob(f"{out.name}.partial-*/*/*.parquet")))
+        process.send_signal(by)
+        process.communicate()
+        assert process.returncode != 0
+        assert not out.exists()
+    run_together(*commands)
+    for out in killed:
+        assert [p.name for p in folder.glob(f"{out.name}*")] == [out.name]
+        assert (out / "dataset.json").exists()
 
 
 def test_a_csv_of_ones_own_is_dealt_out_to_the_three_splits(folder, drawn, ray_cluster):
@@ -255,8 +257,10 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     rejected = [split["rejected"] for split in facts["splits"].values() if split["rejected"]]
     assert rejected == [{"too_long": 1}]
     run("train", "--data", out / "prepared", "--out", out / "run", *RECIPE, "--epochs", 1)
-    run("evaluate", "--data", out / "prepared", "--model", out / "run/best", "--out", out / "evaluation")
-    run("transcribe", "--images", images, "--model", out / "run/best", "--out", out / "transcripts")
+    run_together(
+        ["evaluate", "--data", out / "prepared", "--model", out / "run/best", "--out", out / "evaluation"],
+        ["transcribe", "--images", images, "--model", out / "run/best", "--out", out / "transcripts"],
+    )
     config = json.loads((out / "run/best/config.json").read_text())
     assert config["charset"] == facts["charset"] and config["canvas"] == [16, 320]
     predictions = pd.read_parquet(out / "evaluation/predictions")
