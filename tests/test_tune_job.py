@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import REPORT_INTERVAL, check_report, documented, draw_easy_lines
+from conftest import check_report, documented, draw_easy_lines
 
 ROOT = Path(__file__).parents[1]
 # Not the session's cluster: two CPUs, the fewest that a sweep must do with, and a dashboard, through which Ray gives
@@ -23,9 +23,11 @@ print(context.address_info["address"], flush=True)
 for line in sys.stdin:
     print(ray.available_resources().get("CPU", 0), flush=True)
 """
-EPOCHS, SEED = 8, 11
-# With this seed the third trial is to learn with the lower rate, which is as good as nothing, after two that learn.
-SWEEP = ["--choose", "best", "--trials", "4", "--epochs", EPOCHS, "--search", "random", "--repeat", "1", "--seed", SEED]
+EPOCHS, GRACE, SEED = 8, 4, 7
+# With this seed only the second trial learns: the others have the lower rate, which is as good as nothing. So it is in
+# the better half at each rung, on any processor, and the third is in the worse.
+SWEEP = ["--choose", "best", "--trials", "4", "--epochs", EPOCHS, "--grace-epochs", GRACE, "--search", "random"]
+SWEEP += ["--repeat", "1", "--seed", SEED]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=16", "augmentation=false", "dropout=0"]
 SWEEP += ["learning_rate=1e-2,1e-5", "average_decay=0.9"]
 
@@ -36,7 +38,6 @@ class Cluster:
     def __init__(self) -> None:
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
         environment.pop("RAY_ADDRESS", None)
-        environment.pop(REPORT_INTERVAL)  # told at once, a trial would end with its second epoch, before it is killed
         command = [sys.executable, "-c", CLUSTER]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -122,9 +123,8 @@ def sweep(cluster, prepared):
 def test_a_trial_that_raises_is_marked_and_the_sweep_goes_on(sweep):
     trials = trials_in(sweep)
     assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
-    assert [trial["state"] for trial in trials if trial["number"] != 1] == ["finished", "stopped", "failed"]
-    assert trials[1]["state"] in ("finished", "stopped")  # it learns as well as the first
-    assert "ASHA: in the worse half after epoch 2" in trials[2]["reason"]
+    assert [trial["state"] for trial in trials] == ["finished", "finished", "stopped", "failed"]
+    assert f"ASHA: in the worse half after epoch {GRACE}" in trials[2]["reason"]
     assert "state" in trials[3]["reason"]
     for trial in trials[:3]:
         epochs = [row["epoch"] for row in trial["epochs"]]
