@@ -85,6 +85,8 @@ def configure_data() -> None:
     # Bars on a terminal, a line each 10 s in a log.
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     context.print_on_execution_start = False
+    # Else Ray starts 32 processes for each reading of a data set, and ends them once they know what its files hold.
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     context.issue_detectors_config.detectors = []  # they tell every half minute that a process has some memory
     for handler in logging.getLogger("ray.data").handlers:
         handler.addFilter(_tells_progress)

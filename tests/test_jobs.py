@@ -23,6 +23,7 @@ from conftest import (
     wait_for,
 )
 
+from hwr_ray.cluster import configure_data
 from hwr_ray.comparison import verdict
 from hwr_ray.folds import fold_of
 from hwr_ray.prepared import Prepared
@@ -279,6 +280,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
     replaced = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
     run_together(*([*documented(command, **words), *RECIPE, "--epochs", 1] for words in replaced), cwd=folder)
+    configure_data()
     for fold in (0, 1):
         seen = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold), seed=0)
         others = sorted(line for line in lines.index if fold_of(line, 2) != fold)

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.measuring import descendants
 from hwr_ray.training import ALLOCATOR, last_step
 
-EPOCHS, NUM_VALIDATION = 14, 9
+EPOCHS, NUM_VALIDATION = 8, 9
 RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--learning-rate", "1e-2", "--no-augmentation", "--dropout", "0"]
 RECIPE += ["--conv-widths", "8", "8", "16", "32", "--gru-size", "32", "--average-decay", "0.9", "--patience", EPOCHS]
 
@@ -140,7 +140,7 @@ def test_of_two_that_train_the_same_run_the_later_one_ends_it_and_the_other_says
     out = folder / "twice"
     command = ["train", "--data", prepared, "--out", out, *RECIPE]
     with monkeypatch.context() as patch:
-        patch.setenv(REPORT_INTERVAL, "5")  # so that the later one has a minute to start
+        patch.setenv(REPORT_INTERVAL, "10")  # so that the later one has a minute to start
         first = start(*command)
     wait_for(first, lambda: len(history(out)) >= 1)
     run(*command)
