@@ -24,6 +24,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from benchmarks.measuring import descendants
 from hwr_ray.bundle import Bundle, new_model, save_bundle
 from hwr_ray.codec import Codec
 from hwr_ray.line_images import Canvas
@@ -219,7 +220,7 @@ def run_together(*commands, status=0, cwd=ROOT):
     """The stdout and stderr of each of some jobs that run at the same time, once all are finished."""
     processes = [start(*command, cwd=cwd) for command in commands]
     try:
-        told = [process.communicate(timeout=400) for process in processes]
+        told = [process.communicate(timeout=900) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -245,6 +246,16 @@ def mistakes(*commands, cwd=ROOT):
 def mistake(job, *arguments, cwd=ROOT):
     (said,) = mistakes((job, *arguments), cwd=cwd)
     return said
+
+
+def named_below(pid, name):
+    """The processes below another one that have such a name."""
+    found = []
+    for child in descendants(pid):
+        with suppress(OSError):  # it has ended
+            if name in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(child)
+    return found
 
 
 def free_port() -> int:

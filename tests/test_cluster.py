@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray.data
+from ray.data._internal.datasource_v2.formats.parquet.footer_file_indexer import FooterFileIndexer
 from ray.exceptions import AuthenticationError
 
 from hwr_ray import cluster
-from hwr_ray.cluster import Needs, jobs_at_once, preflight, rows_of, threads_per_worker
+from hwr_ray.cluster import Needs, configure_data, jobs_at_once, preflight, rows_of, threads_per_worker
 from hwr_ray.errors import UserError
 
 
@@ -106,6 +107,13 @@ def test_however_jobs_come_to_lie_a_whole_cpu_stays_free_on_some_node(seed):
         node = max(fitting, key=lambda node: free[node])
         free[node] -= part
     assert max(free) >= 1
+
+
+def test_one_process_reads_the_footers_of_a_data_set_and_not_32(monkeypatch):
+    monkeypatch.delenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", raising=False)
+    assert FooterFileIndexer(ignore_missing_paths=False)._num_actors == 32  # else Ray has changed
+    configure_data()
+    assert FooterFileIndexer(ignore_missing_paths=False)._num_actors == 1
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -162,7 +162,7 @@ def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path, ra
         ask = f"import ray; ray.init('127.0.0.1:{port}', log_to_driver=False)"
         ask += "; print(sorted(node['Resources'].get('CPU', 0) for node in ray.nodes()))"
         done = sh(f"{sys.executable} -c {shlex.quote(ask)}")
-        assert done.stdout.splitlines()[-1:] == [str([0, float(os.cpu_count())])], done.stdout + done.stderr
+        assert re.fullmatch(r"\[0, [1-9][\d.]*\]", done.stdout.splitlines()[-1]), done.stdout + done.stderr
         environment["RAY_API_SERVER_ADDRESS"] = re.search(r"http://127\.0\.0\.1:\d+", said)[0]
         deadline = time.monotonic() + 90  # the head takes jobs a while after it is up
         while (

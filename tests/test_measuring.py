@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 from benchmarks import prepare, transcribe
 from benchmarks.measuring import Memory, copies_of, descendants, medians
@@ -32,8 +32,7 @@ def test_memory_is_that_of_a_process_and_of_those_below_it():
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     with subprocess.Popen([sys.executable, "-c", parent]) as process:
         memory = Memory(process.pid)
-        time.sleep(2)
-        assert len(descendants(process.pid)) == 2
+        wait_for(process, lambda: len(descendants(process.pid)) == 2)
         process.wait()
         peaks = memory.stop()
     assert 64 <= peaks["processes_mib"] < 200 and peaks["processes"] == 2

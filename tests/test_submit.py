@@ -44,6 +44,7 @@ class Head:
             "metrics-export-port": self.metrics_port,
             "temp-dir": folder,
             "num-cpus": 4,
+            "num-gpus": 0,  # also where there are some
             "object-store-memory": 200 << 20,
         }
         command = [*RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]

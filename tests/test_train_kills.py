@@ -9,10 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import EASY_TEXTS, REPORT_INTERVAL, documented, draw_easy_lines, draw_lines, mistake, run, start, wait_for
+from conftest import (
+    EASY_TEXTS,
+    REPORT_INTERVAL,
+    documented,
+    draw_easy_lines,
+    draw_lines,
+    mistake,
+    named_below,
+    run,
+    start,
+    wait_for,
+)
 from ray.cluster_utils import Cluster
 
-from benchmarks.measuring import descendants
 from hwr_ray.training import ALLOCATOR, last_step
 
 EPOCHS, NUM_VALIDATION = 8, 9
@@ -49,16 +59,11 @@ def check_same(rows, undisturbed):
     assert {row["num_lines"] for row in rows} == {NUM_VALIDATION}
     assert [row["step"] for row in rows] == [row["step"] for row in undisturbed]
     for row, expected in zip(rows, undisturbed, strict=True):
-        assert row["loss"] == pytest.approx(expected["loss"], rel=0.5, abs=0.05)
+        assert row["loss"] == pytest.approx(expected["loss"], rel=0.5, abs=0.2)
     for row, expected in list(zip(rows, undisturbed, strict=True))[:2]:
         assert row["loss"] == pytest.approx(expected["loss"], rel=0.1)
         assert row["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=0.3)
     assert rows[-1]["cer"] == pytest.approx(undisturbed[-1]["cer"], abs=0.08)
-
-
-def workers_of(pid):
-    """Processes below another one that train."""
-    return [child for child in descendants(pid) if b"RayTrainWorker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @contextmanager
@@ -82,12 +87,13 @@ def test_a_worker_killed_within_an_epoch_costs_no_result(folder, prepared, undis
     process = start("train", "--data", prepared, "--out", out, *RECIPE, *often)
     steps = undisturbed[0]["step"]
     wait_for(process, lambda: len(history(out)) >= 1)
-    victims = workers_of(os.getpid())  # the session's cluster is this process's child
+    victims = named_below(os.getpid(), "RayTrainWorker")  # the session's cluster is this process's child
     assert len(victims) == 2
     for victim in victims:
         variables = Path(f"/proc/{victim}/environ").read_text().split("\0")
         assert {f"{name}={value}" for name, value in ALLOCATOR.items()} <= set(variables)
-    wait_for(process, lambda: last_step(str(out)) % steps)
+    # not at its end, where the next checkpoint might be that of the whole epoch
+    wait_for(process, lambda: 0 < last_step(str(out)) % steps < steps / 2)
     os.kill(victims[1], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -109,7 +115,7 @@ def test_the_same_command_goes_on_after_ctrl_c_within_an_epoch_a_damaged_checkpo
     assert "to go on: python" in err.splitlines()[-1] and f"--out {out}" in err.splitlines()[-1]
     assert "Traceback" not in err
     before = history(out)
-    assert last_step(str(out)) % undisturbed[0]["step"]  # within an epoch
+    assert last_step(str(out)) > before[-1]["step"]  # within an epoch, or at its end without the validation
     assert len(before) < EPOCHS
     assert (out / "curves.png").stat().st_size > 10_000
     newest = sorted((out / "checkpoints").glob("*.pt"))[-1]
@@ -185,8 +191,8 @@ def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(folder,
         out = folder / "node"
         command = ["--data", prepared, "--out", out, *RECIPE, "--num-workers", "1:2", "--cpus-per-worker", "1.5"]
         process = start("train", *command)
-        wait_for(process, lambda: len(history(out)) >= 3)
-        assert workers_of(node.all_processes["raylet"][0].process.pid)
+        wait_for(process, lambda: history(out))
+        assert named_below(node.all_processes["raylet"][0].process.pid, "RayTrainWorker")
         cluster.remove_node(node, allow_graceful=False)
         _, err = process.communicate(timeout=400)
     finally:
@@ -197,12 +203,12 @@ def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(folder,
 
 
 def test_lines_that_are_streamed_to_two_workers_teach_as_well(folder, prepared, undisturbed):
-    out, epochs = folder / "streamed", 4
+    out, epochs = folder / "streamed", 6
     run("train", "--data", prepared, "--out", out, *RECIPE, "--epochs", epochs, "--stream", "--num-workers", "2")
     rows = history(out)
     assert [row["step"] for row in rows] == [row["step"] for row in undisturbed[:epochs]]
     assert {row["num_lines"] for row in rows} == {NUM_VALIDATION}
-    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]  # 0.44 of it remain as long as no letter is told from another
 
 
 def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text, prepared, undisturbed):

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import new_tiny_bundle, start, wait_for
+from conftest import named_below, new_tiny_bundle, start, wait_for
 from PIL import Image
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
-from benchmarks.measuring import descendants
 from hwr_ray.batch_reading import ReadingSettings
 from hwr_ray.bundle import save_bundle
 from hwr_ray.errors import UserError
@@ -218,10 +217,9 @@ def test_a_node_lost_on_the_way_costs_no_row(folder, many, model, truth, monkeyp
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         out = folder / "node"
         process = start("transcribe", *command(many, model, out), "--num-workers", 2, "--cpus-per-worker", 1)
-        wait_for(process, lambda: is_read(out, 0.1))
-        assert number_of(out, "outputs") < number_of(out, "inputs"), "too late: this test needs more images"
         raylet = node.all_processes["raylet"][0].process.pid
-        assert any("PartReader" in Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(raylet))
+        wait_for(process, lambda: is_read(out, 0.1) and named_below(raylet, "PartReader"))
+        assert number_of(out, "outputs") < number_of(out, "inputs"), "too late: this test needs more images"
         cluster.remove_node(node, allow_graceful=False)
         _, err = process.communicate()
     finally:

@@ -25,7 +25,7 @@ for line in sys.stdin:
 """
 EPOCHS, GRACE, SEED = 8, 4, 7
 # With this seed only the second trial learns: the others have the lower rate, which is as good as nothing. So it is in
-# the better half at each rung, on any processor, and the third is in the worse.
+# the better half at the rung, on any processor, and the third is in the worse.
 SWEEP = ["--choose", "best", "--trials", "4", "--epochs", EPOCHS, "--grace-epochs", GRACE, "--search", "random"]
 SWEEP += ["--repeat", "1", "--seed", SEED]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=16", "augmentation=false", "dropout=0"]
