@@ -1,5 +1,6 @@
 """What a job asks of a cluster before it starts, without one, and how results come from it."""
 
+import logging
 import time
 
 import numpy as np
@@ -110,6 +111,7 @@ def test_however_jobs_come_to_lie_a_whole_cpu_stays_free_on_some_node(seed):
 
 
 def test_one_process_reads_the_footers_of_a_data_set_and_not_32(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ray.data"), "handlers", [])  # pytest's, which get a filter
     monkeypatch.delenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", raising=False)
     assert FooterFileIndexer(ignore_missing_paths=False)._num_actors == 32  # else Ray has changed
     configure_data()

@@ -23,7 +23,6 @@ from conftest import (
     wait_for,
 )
 
-from hwr_ray.cluster import configure_data
 from hwr_ray.comparison import verdict
 from hwr_ray.folds import fold_of
 from hwr_ray.prepared import Prepared
@@ -270,7 +269,9 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     assert len(transcripts) == len(texts) and transcripts.error.isna().all()
 
 
-def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_out(folder, drawn, browser, ray_cluster):
+def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_out(
+    folder, drawn, browser, ray_cluster, monkeypatch
+):
     labels = pd.read_csv(drawn / "written_name_train_v2.csv", keep_default_na=False).head(150)
     labels.loc[[3, 4], "IDENTITY"] = labels.loc[[4, 3], "IDENTITY"].to_numpy()
     labels.to_csv(folder / "swapped.csv", index=False)
@@ -280,7 +281,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
     replaced = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
     run_together(*([*documented(command, **words), *RECIPE, "--epochs", 1] for words in replaced), cwd=folder)
-    configure_data()  # as jobs do, or 32 processes read the footers
+    monkeypatch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # as in jobs
     for fold in (0, 1):
         seen = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold), seed=0)
         others = sorted(line for line in lines.index if fold_of(line, 2) != fold)
