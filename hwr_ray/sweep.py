@@ -92,8 +92,6 @@ class Sweep:
         """Goes on with unfinished trials, then tries what is proposed until there are `limit` trials, or until the
         deadline on the monotonic clock, in seconds."""
         unfinished = self.ledger.in_state("unfinished")
-        for trial in unfinished:  # of a driver that was killed
-            give_back(trial)
         to_come = len(unfinished) + max(0, limit - len(self.ledger.trials))
         seconds = deadline - time.monotonic()
         if not to_come or seconds <= 0:
@@ -106,6 +104,7 @@ class Sweep:
         os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
         with TrialsView(self.ledger, self.base.epochs, limit) as view:
+            record = _Record(self.ledger, learn, view, resumed={trial.number for trial in unfinished})
             ray.tune.run(
                 self.trainable(at_once),
                 name="state",
@@ -114,16 +113,15 @@ class Sweep:
                 num_samples=to_come,
                 search_alg=_Proposals(self, propose, unfinished),
                 scheduler=scheduler,
-                callbacks=[_Record(self.ledger, learn, view, resumed={trial.number for trial in unfinished})],
+                callbacks=[record],
                 max_concurrent_trials=at_once,
                 time_budget_s=None if math.isinf(seconds) else seconds,
                 raise_on_failed_trial=False,
                 verbose=0,
             )
         storage.delete(state)
-        broken_off = self.ledger.in_state("unfinished")
-        for trial in broken_off:
-            give_back(trial)
+        for trial in (broken_off := self.ledger.in_state("unfinished")):
+            record.give_back(trial)
             self.ledger.save(trial)
         if broken_off:
             log.info("%d trials are broken off: the same command goes on with them", len(broken_off))
@@ -146,19 +144,14 @@ class Sweep:
                     out,
                     f"{run_id}-{trial.number}",
                     num_lines=prepared.num_lines("train"),
-                    callbacks=[TuneReportCallback()],
+                    callbacks=[_Reports(out)],
                     runs_at_once=at_once,
                     claim=claim,
                     witness="trial.json",
                 )
             except Exception as error:
-                failures = list(getattr(error, "worker_failures", {}).values())
-                cause = failures[0] if failures else getattr(error, "controller_failure", error)
-                lines = str(cause).strip().splitlines() or [type(cause).__name__]
-                is_traceback = any(line.startswith('  File "') for line in lines)  # as Ray passes on what workers raise
-                reason = lines[-1 if is_traceback else 0]
-                said = f"{reason}\n\n{traceback.format_exc()}"
-                storage.write_bytes(storage.join(out, FAILURE), said.encode())
+                if read_trial(out).state == "unfinished":  # else its workers were taken away
+                    write_failure(out, error)
                 raise
             storage.write_bytes(storage.join(out, FINISHED), b"")
 
@@ -179,15 +172,31 @@ class Sweep:
         return trial
 
 
-def give_back(trial: Trial) -> None:
-    """Frees what the workers of a trial hold, and ends them, where they still do.
+def write_failure(out: str, error: Exception) -> None:
+    """Writes why the trial in a folder failed, in a line, and the traceback."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    cause = failures[0] if failures else getattr(error, "controller_failure", error)
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    is_traceback = any(line.startswith('  File "') for line in lines)  # as Ray passes on what workers raise
+    reason = lines[-1 if is_traceback else 0]
+    said = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
+    storage.write_bytes(storage.join(out, FAILURE), said.encode())
 
-    Ray Train's own cleaner asks the dashboard, which may not be there, and gives up where a machine has two clusters.
+
+class _Reports(TuneReportCallback):
+    """Tells Ray Tune of the epochs of the trial whose run is in a folder, from the process that follows its workers.
+
+    That process would start new workers where those of a trial that is over are taken away before it has ended, and
+    nobody would free what they hold.
     """
-    if trial.placement_group:
-        group = ray.PlacementGroupID(bytes.fromhex(trial.placement_group))
-        remove_placement_group(PlacementGroup(group))
-        trial.placement_group = None
+
+    def __init__(self, out: str) -> None:
+        super().__init__()
+        self.out = out
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        if (state := read_trial(self.out).state) != "unfinished":
+            raise RuntimeError(f"the trial is {state}: its workers are not started again")
 
 
 class _Proposals(Searcher):
@@ -216,6 +225,8 @@ class _Record(ray.tune.Callback):
     def __init__(self, ledger: Ledger, learn: Callable[[Trial], None], view: TrialsView, *, resumed: set[int]) -> None:
         self.ledger, self.learn, self.view, self.resumed = ledger, learn, view, resumed
         self.started: dict[int, float] = {}
+        self.held: dict[int, str] = {}
+        """Of each trial, Ray's id of the placement group of its workers."""
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         known = self.ledger.trials[trial.config["number"]]
@@ -226,9 +237,8 @@ class _Record(ray.tune.Callback):
         known = self.ledger.trials[trial.config["number"]]
         known.epochs.append({name: result[name] for name in KEPT})
         self.view.advanced(known)
-        if (holds := result.get("placement_group", known.placement_group)) != known.placement_group:
-            known.placement_group = holds
-            self.ledger.save(known)
+        if group := result.get("placement_group"):
+            self.held[known.number] = group
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         known = self.ledger.trials[trial.config["number"]]
@@ -252,10 +262,19 @@ class _Record(ray.tune.Callback):
             known.reason = storage.read_bytes(told).decode().splitlines()[0]
         self._close(known)
 
+    def give_back(self, known: Trial) -> None:
+        """Frees what the workers of a trial hold, and ends them, where they still do.
+
+        Ray Train's own cleaner asks the dashboard, which may not be there, and gives up where a machine has two
+        clusters.
+        """
+        if group := self.held.pop(known.number, None):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+
     def _close(self, known: Trial) -> None:
-        give_back(known)
         if known.number in self.started and known.number not in self.resumed:  # it may have failed to start
             known.seconds = time.monotonic() - self.started[known.number]
         self.ledger.save(known)
+        self.give_back(known)  # now that the trial is known to be over: see _Reports
         self.learn(known)
         self.view.ended(known)

@@ -34,8 +34,6 @@ class Trial:
     """From its start to its end, of a trial that was not interrupted."""
     reading_speed: float | None = None
     """Lines a second on one core, read greedily."""
-    placement_group: str | None = None
-    """Ray's id of what its workers hold, while it may."""
 
     @property
     def best(self) -> dict[str, Any]:

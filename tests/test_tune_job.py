@@ -16,12 +16,14 @@ ROOT = Path(__file__).parents[1]
 # Not the session's cluster: two CPUs, the fewest that a sweep must do with, and a dashboard, through which Ray gives
 # back what stopped trials held.
 CLUSTER = """
-import sys
+import json, sys
 import ray
+from ray.util import placement_group_table
 context = ray.init("local", num_cpus=2, include_dashboard=True, object_store_memory=200 << 20, log_to_driver=False)
 print(context.address_info["address"], flush=True)
 for line in sys.stdin:
-    print(ray.available_resources().get("CPU", 0), flush=True)
+    groups = [list(group["bundles"].values()) for group in placement_group_table().values()]
+    print(json.dumps({"free": ray.available_resources().get("CPU", 0), "groups": groups}), flush=True)
 """
 EPOCHS, GRACE, SEED = 8, 4, 7
 # With this seed only the second trial learns: the others have the lower rate, which is as good as nothing. So it is in
@@ -46,11 +48,12 @@ class Cluster:
         address = next(line.strip() for line in lines if re.fullmatch(r"[\d.]+:\d+\n", line))
         self.environment = {**environment, "RAY_ADDRESS": address}
 
-    def free_cpus(self):
+    def state(self):
+        """Free CPUs, and the bundles of all placement groups that there were."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         lines = iter(self.process.stdout.readline, "")  # Ray warns there, too
-        return next(float(line) for line in lines if re.fullmatch(r"[\d.]+\n", line))
+        return next(json.loads(line) for line in lines if line.startswith("{"))
 
     def start(self, job, *arguments):
         command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
@@ -133,7 +136,12 @@ def test_a_trial_that_raises_is_marked_and_the_sweep_goes_on(sweep):
 
 
 def test_every_cpu_is_free_after_a_sweep(cluster, sweep):
-    wait_for(lambda: cluster.free_cpus() == 2, timeout=60)
+    wait_for(lambda: cluster.state()["free"] == 2, timeout=60)
+
+
+def test_workers_are_started_once_for_each_training_and_not_again_for_a_trial_that_is_stopped(cluster, sweep):
+    trainings = ["trial 0", "trial 1", "trial 1, resumed", "trial 2", "the repeat of the chosen one"]
+    assert cluster.state()["groups"].count([{"CPU": 0.5}]) == len(trainings)
 
 
 def test_the_table_and_the_report_tell_of_all_trials(sweep, browser):
