@@ -1,4 +1,4 @@
-"""Speed and memory of jobs/transcribe.py, against the bare network, a plain script and reading one image at a time.
+"""Speed and memory of jobs/transcribe.py, against bare reading, a plain script and reading one image at a time.
 
 Run on an idle machine as `python -m benchmarks.transcribe --data FOLDER --work FOLDER`. Neither an image nor a text
 lands in the result.
@@ -64,12 +64,18 @@ class TranscribeBenchmark:
 
 
 WHAT = {
-    "job": "jobs/transcribe.py from start to end, as a process of its own",
-    "bare_network": "hwr_ray.network on pixels in memory, one process with one thread a core",
-    "bare_read": "the same with the beam search, Recognizer.read: the mean of just before the job and just after it",
+    "job": "jobs/transcribe.py from start to end, as a process of its own: beam search with the language model",
+    "job_greedy": "the same with --greedy",
+    "bare_read": "Recognizer.read, beams and all, on pixels in memory, one process with one thread a core: the mean of "
+    "just before `job` and just after it",
+    "bare_network": "hwr_ray.network alone, as bare_read, just before `job_greedy` and just after it",
     "plain_script": "OpenCV and a DataLoader with a worker a core, eager float32 in batches of 64, greedy",
     "one_at_a_time": "OpenCV and eager float32, image by image in one process, greedy",
 }
+
+
+PAIRS = {"job": ("bare_read", []), "job_greedy": ("bare_network", ["--greedy"])}
+"""Each job with the bare reading that is like it, and its flags."""
 
 
 def measure(settings: TranscribeBenchmark) -> None:
@@ -83,12 +89,12 @@ def measure(settings: TranscribeBenchmark) -> None:
         memory[len(images)] = transcribe(work / "all", work, with_memory=True)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in WHAT}
     for _ in range(settings.rounds):
-        bare = (read_bare, spread(images, settings.bare), settings.seconds)
-        before = sum(on_every_core(*bare))
-        rounds["job"].append(transcribe(work / "all", work))
-        after = sum(on_every_core(*bare))
-        rounds["bare_read"].append({"images_per_second": (before + after) / 2, "before": before, "after": after})
-        rounds["bare_network"].append({"images_per_second": sum(on_every_core(*bare, True))})
+        for job, (bare, flags) in PAIRS.items():
+            reading = (read_bare, spread(images, settings.bare), settings.seconds, bare == "bare_network")
+            before = sum(on_every_core(*reading))
+            rounds[job].append(transcribe(work / "all", work, *flags))
+            after = sum(on_every_core(*reading))
+            rounds[bare].append({"images_per_second": (before + after) / 2, "before": before, "after": after})
         rounds["plain_script"].append(alone(read_plainly, spread(images, settings.plain), len(cores())))
         rounds["one_at_a_time"].append(alone(read_singly, spread(images, settings.single), len(cores())))
     command = f"python -m benchmarks.transcribe {' '.join(sys.argv[1:])}"
@@ -99,7 +105,7 @@ def result_of(
     rounds: dict[str, list[dict[str, Any]]], memory: dict[int, dict[str, Any]], images: list[Path], command: str
 ) -> dict[str, Any]:
     """The figures with what they are compared to."""
-    jobs, others = rounds["job"], {name: rows for name, rows in rounds.items() if name != "job"}
+    others = {name: rows for name, rows in rounds.items() if name not in PAIRS}
     return {
         "commit": commit(),
         "hardware": hardware() | {"cores_used": len(cores())},
@@ -118,21 +124,24 @@ def result_of(
             }
             for name, rows in rounds.items()
         },
-        "job_over": {name: ratios(jobs, rows, "images_per_second") for name, rows in others.items()},
+        **{
+            f"{job}_over": {name: ratios(rounds[job], rows, "images_per_second") for name, rows in others.items()}
+            for job in PAIRS
+        },
         "job_with_start_up_over": {
-            name: ratios(jobs, rows, "images_per_second", of_job="images_per_second_of_all")
+            name: ratios(rounds["job"], rows, "images_per_second", of_job="images_per_second_of_all")
             for name, rows in others.items()
         },
-        "speed": [row["speed"] for row in jobs],
+        "speed": [row["speed"] for row in rounds["job"]],
         "memory": [{"images": number, "command": row["command"], **row["memory"]} for number, row in memory.items()],
     }
 
 
-def transcribe(images: Path, work: Path, *, with_memory: bool = False) -> dict[str, Any]:
-    """The job on a folder of images, all of which it must read."""
+def transcribe(images: Path, work: Path, *flags: str, with_memory: bool = False) -> dict[str, Any]:
+    """The job with some flags on a folder of images, all of which it must read."""
     out = work / "transcripts"
     shutil.rmtree(out, ignore_errors=True)
-    ran = run_job("jobs/transcribe.py", "--images", str(images), "--out", str(out), with_memory=with_memory)
+    ran = run_job("jobs/transcribe.py", "--images", str(images), "--out", str(out), *flags, with_memory=with_memory)
     summary = json.loads((out / "_run.json").read_text())
     speed = summary["speed"]
     if summary["num_read"] != summary["num_images"]:

@@ -31,13 +31,13 @@ def greedy_labels(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return labels, is_label.sum(1, dtype=np.int32)
 
 
-def ctc_log_probs(log_probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def ctc_log_probs(probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Log-probability (N, K) float64 of each of a line's texts, summed over all alignments (Graves et al. 2006, 4.1).
 
-    `log_probs` is (N, T, C), `labels` (N, K, L), `lengths` (N, K), below 0 for no text: -inf.
+    `probs` is (N, T, C) float64, `labels` (N, K, L), `lengths` (N, K), below 0 for no text: -inf.
     """
     total = np.full(lengths.shape, -np.inf)
-    _forward(np.exp(log_probs, dtype=np.float64), labels.astype(np.int32), lengths.astype(np.int32), total)
+    _forward(probs, labels.astype(np.int32), lengths.astype(np.int32), total)
     return total
 
 
@@ -84,37 +84,44 @@ def _viterbi(log_probs, labels, frames):
 @compiled
 def _forward(probs, labels, lengths, total):
     """Fills `total` (N, K)."""
-    room = np.empty(2 * labels.shape[2] + 1)
+    symbols, room = np.empty(2 * labels.shape[2] + 1, np.int32), np.empty((3, 2 * labels.shape[2] + 1))
     for n in range(lengths.shape[0]):
         for k in range(lengths.shape[1]):
             if lengths[n, k] >= 0:
-                total[n, k] = _log_prob(probs[n], labels[n, k], 2 * lengths[n, k] + 1, room)
+                total[n, k] = _log_prob(probs[n], labels[n, k, : lengths[n, k]], symbols, room)
 
 
 @compiled
-def _log_prob(probs, labels, positions, forward):
-    """Log-probability of the labels of one text given a line (T, C).
+def _log_prob(probs, labels, symbols, room):
+    """Log-probability of the labels of a text given a line (T, C).
 
-    `forward` is room for the text's positions, blanks at the even ones. Each frame is scaled to a sum of 1.
+    `symbols` and `room` are for what is known of its positions, blanks at the even ones. Each frame is scaled to a sum
+    of 1.
     """
-    log_scale = 0.0
+    positions = 2 * len(labels) + 1
+    forward, after, may_skip = room[0], room[1], room[2]
     for s in range(positions):
         forward[s] = 0.0
+        symbols[s] = labels[s // 2] if s % 2 == 1 else BLANK
+        may_skip[s] = 1.0 if s > 1 and symbols[s] != BLANK and symbols[s] != symbols[s - 2] else 0.0
     forward[0] = 1.0  # before the first frame: a path may begin at position 0 or 1
+    log_scale = 0.0
     for t in range(probs.shape[0]):
         total = 0.0
-        for s in range(min(positions, 2 * t + 2) - 1, -1, -1):
+        for s in range(positions):
             mass = forward[s]
             if s > 0:
                 mass += forward[s - 1]
-            if s % 2 == 1 and s > 1 and labels[s // 2] != labels[s // 2 - 1]:
-                mass += forward[s - 2]
-            forward[s] = mass * probs[t, labels[s // 2] if s % 2 == 1 else BLANK]
-            total += forward[s]
+            if s > 1:
+                mass += may_skip[s] * forward[s - 2]
+            after[s] = mass * probs[t, symbols[s]]
+            total += after[s]
         if total == 0:
             return -np.inf
+        scale = 1 / total
         for s in range(positions):
-            forward[s] /= total
+            after[s] *= scale
+        forward, after = after, forward
         log_scale += np.log(total)
     end = forward[positions - 1] + (forward[positions - 2] if positions > 1 else 0.0)
     return np.log(end) + log_scale if end > 0 else -np.inf

@@ -57,8 +57,9 @@ def beam_search(
         float(min_prob),
         float(max_gap),
     )
-    labels, lengths = _with_greedy(log_probs, *search(log_probs, settings, num_best))
-    ctc = ctc_log_probs(log_probs, labels, lengths)
+    probs = np.exp(log_probs, dtype=np.float64)
+    labels, lengths = _with_greedy(log_probs, *search(probs, settings, num_best))
+    ctc = ctc_log_probs(probs, labels, lengths)
     scores = ctc + lm_weight * lm_log_probs(model, labels, lengths) + length_bonus * lengths
     order = np.argsort(-scores, axis=1, kind="stable")[:, :num_best]
     return Hypotheses(

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from hwr_ray.alignment import align
-from hwr_ray.beam_search import beam_search
+from hwr_ray.beam_search import Hypotheses, beam_search
 from hwr_ray.calibration import Calibration, fit_calibration
 from hwr_ray.codec import Codec
 from hwr_ray.language_model import LanguageModel
@@ -92,29 +92,32 @@ class Decoding:
             length_bonus=self.length_bonus,
             num_best=NUM_CANDIDATES,
         )
-        prior = TextPrior(self.language_model, codec, names) if names else None
+        scores = found.scores
+        if names:
+            scores = self._rescore(found, TextPrior(self.language_model, codec, names), codec)
+        shares = np.exp(scores - scores.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :num_best]
         readings = []
-        for labels, lengths, ctc, scores in zip(
-            found.labels, found.lengths, found.ctc_log_probs, found.scores, strict=True
-        ):
-            is_there = np.isfinite(scores)
-            lines = [line[:n].tolist() for line, n in zip(labels[is_there], lengths[is_there], strict=True)]
-            scores = scores[is_there]
-            if prior:
-                texts = map(codec.decode, lines)
-                weighed = [self.lm_weight * prior.log_prob(t) + self.length_bonus * len(t) for t in texts]
-                scores = ctc[is_there] + np.array(weighed)
-            readings.append(_reading(lines, scores, num_best, codec))
+        for n, places in enumerate(order.tolist()):
+            best, *others = (
+                (_spell(found, (n, k), codec), float(shares[n, k])) for k in places if scores[n, k] > -np.inf
+            )
+            readings.append(Reading(*best, alternatives=tuple(others)))
         return calibrated(readings, self.beam_calibration)
 
+    def _rescore(self, found: Hypotheses, prior: TextPrior, codec: Codec) -> np.ndarray:
+        """Scores (N, K) of candidates with another prior than the one they were found with; -inf where missing."""
+        scores = found.ctc_log_probs.copy()
+        for place in np.argwhere(scores > -np.inf):
+            text = _spell(found, tuple(place), codec)
+            scores[tuple(place)] += self.lm_weight * prior.log_prob(text) + self.length_bonus * len(text)
+        return scores
 
-def _reading(lines: list[list[int]], scores: np.ndarray, num_best: int, codec: Codec) -> Reading:
-    """Of candidates' labels and scores; only the chosen ones are spelled, since that takes a while."""
-    shares = np.exp(scores - scores.max())
-    shares /= shares.sum()
-    order = np.argsort(-scores, kind="stable")[:num_best]
-    best, *others = ((codec.decode(lines[k]), float(shares[k])) for k in order)
-    return Reading(*best, alternatives=tuple(others))
+
+def _spell(found: Hypotheses, place: tuple[int, ...], codec: Codec) -> str:
+    """The text of the candidate at a place (line, candidate)."""
+    return codec.decode(found.labels[place][: found.lengths[place]].tolist())
 
 
 def with_characters(

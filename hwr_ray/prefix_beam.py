@@ -63,13 +63,13 @@ class Extensions(NamedTuple):
     """Scores of the beam's prefixes, then those of the extensions."""
 
 
-def search(log_probs: np.ndarray, settings: Settings, num_best: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best texts that the search finds in lines (N, T, C): labels (N, K, T) int32, padded with BLANK, and lengths
-    (N, K) int32, below 0 where there are fewer than K = `num_best`."""
-    num_lines, frames, _ = log_probs.shape
+def search(probs: np.ndarray, settings: Settings, num_best: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best texts that the search finds in lines (N, T, C) float64: labels (N, K, T) int32, padded with BLANK, and
+    lengths (N, K) int32, below 0 where there are fewer than K = `num_best`."""
+    num_lines, frames, _ = probs.shape
     labels = np.full((num_lines, num_best, frames), BLANK, np.int32)
     lengths = np.full((num_lines, num_best), NONE, np.int32)
-    _search(np.exp(log_probs, dtype=np.float64), settings, labels, lengths)
+    _search(probs, settings, labels, lengths)
     return labels, lengths
 
 
@@ -144,15 +144,10 @@ def _extend(beam, width, prefixes, extensions, frame, labels, settings):
 @compiled
 def _limit(scores, settings):
     """The score below which a prefix is given up."""
-    best = np.full(settings.beam_width, -np.inf)  # the highest scores, ascending
-    for score in scores:
-        if score > best[0]:
-            place = 0
-            while place + 1 < len(best) and best[place + 1] < score:
-                best[place] = best[place + 1]
-                place += 1
-            best[place] = score
-    return max(best[0], best[-1] - settings.max_gap)
+    limit = scores.max() - settings.max_gap
+    near = scores[scores >= limit]
+    surplus = len(near) - settings.beam_width
+    return np.partition(near, surplus)[surplus] if surplus > 0 else limit
 
 
 @compiled
@@ -189,9 +184,10 @@ def _rescale(beam, width):
     total = 0.0
     for slot in range(width):
         total += beam.next_blank[slot] + beam.next_label[slot]
+    scale = 1 / total if total else 0.0
     for slot in range(width):
-        beam.blank[slot] = beam.next_blank[slot] / total if total else 0.0
-        beam.label[slot] = beam.next_label[slot] / total if total else 0.0
+        beam.blank[slot] = beam.next_blank[slot] * scale
+        beam.label[slot] = beam.next_label[slot] * scale
 
 
 @compiled

@@ -70,8 +70,9 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
         memory = {"memory": {"total_mib": 7}} if with_memory else {}
         return {"command": " ".join(words), "seconds": 2 * seconds, **memory}
 
-    job_seconds = iter([2.0, 1.0, 4.0])
-    bare_speeds = iter([20, 12, 8, 2, 6, 8, 10, 6, 8])  # in each round before the job, after it, of the network
+    job_seconds = iter([2.0, 1.0, 1.0, 0.5, 4.0, 2.0])  # in each round of the job as it is, then with --greedy
+    # In each round before and after the job as it is, before and after the one with --greedy.
+    bare_speeds = iter([20, 12, 6, 10, 2, 6, 8, 8, 10, 6, 12, 4])
     monkeypatch.setattr(transcribe, "run_job", run)
     monkeypatch.setattr(transcribe, "on_every_core", lambda *_: [next(bare_speeds) / 2] * 2)
     monkeypatch.setattr(transcribe, "alone", lambda *_: {"images_per_second": 2.0})
@@ -88,6 +89,8 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
         "plain_script": {"median": 2, "of_rounds": [2, 4, 1]},
         "one_at_a_time": {"median": 2, "of_rounds": [2, 4, 1]},
     }
+    assert result["job_greedy_over"]["bare_network"] == {"median": 1, "of_rounds": [1, 2, 0.5]}
+    assert ["--greedy" in result["figures"][job]["command"] for job in ("job", "job_greedy")] == [False, True]
     bare = result["figures"]["bare_read"]
     assert (bare["before_of_rounds"], bare["after_of_rounds"]) == ([20, 2, 10], [12, 6, 6])
     assert result["job_with_start_up_over"]["bare_network"] == {"median": 0.25, "of_rounds": [0.25, 0.5, 0.125]}
