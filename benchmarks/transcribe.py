@@ -75,7 +75,7 @@ WHAT = {
 
 
 PAIRS = {"job": ("bare_read", []), "job_greedy": ("bare_network", ["--greedy"])}
-"""Each job with the bare reading that is like it, and its flags."""
+"""Each job with what is measured just before and just after it, and the flags of the job."""
 
 
 def measure(settings: TranscribeBenchmark) -> None:

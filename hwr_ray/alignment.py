@@ -5,6 +5,9 @@ import numpy as np
 
 from hwr_ray.codec import BLANK
 
+TINY = np.finfo(np.float64).tiny
+"""A sum of probabilities below it counts as 0: it has no reciprocal."""
+
 
 def compiled(function):
     """The function compiled at its first call, and kept on disk where numba finds a folder that it may write.
@@ -95,8 +98,8 @@ def _forward(probs, labels, lengths, total):
 def _log_prob(probs, labels, symbols, room):
     """Log-probability of the labels of a text given a line (T, C).
 
-    `symbols` and `room` are for what is known of its positions, blanks at the even ones. Each frame is scaled to a sum
-    of 1.
+    `symbols` and `room` are room for the text's positions, blanks at the even ones: the class of each, its mass before
+    and after a frame, and 1 where paths may come from two positions back. Each frame is scaled to a sum of 1.
     """
     positions = 2 * len(labels) + 1
     forward, after, may_skip = room[0], room[1], room[2]
@@ -116,7 +119,7 @@ def _log_prob(probs, labels, symbols, room):
                 mass += may_skip[s] * forward[s - 2]
             after[s] = mass * probs[t, symbols[s]]
             total += after[s]
-        if total == 0:
+        if total < TINY:
             return -np.inf
         scale = 1 / total
         for s in range(positions):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hwr_ray.alignment import compiled
+from hwr_ray.alignment import TINY, compiled
 from hwr_ray.codec import BLANK
 from hwr_ray.language_model import END
 
@@ -184,7 +184,7 @@ def _rescale(beam, width):
     total = 0.0
     for slot in range(width):
         total += beam.next_blank[slot] + beam.next_label[slot]
-    scale = 1 / total if total else 0.0
+    scale = 1 / total if total >= TINY else 0.0
     for slot in range(width):
         beam.blank[slot] = beam.next_blank[slot] * scale
         beam.label[slot] = beam.next_label[slot] * scale

@@ -36,6 +36,8 @@ TRIAL_CPUS = 0.25
 """Logical CPUs of the process that follows a trial's workers."""
 REDUCTION = 2
 """ASHA goes on with one in so many trials at each rung; each rung has so many times the epochs of the one before."""
+BROKEN_OFF = "broken off: the time was over"
+"""The reason of a trial that the same command goes on with."""
 
 
 def asha_scheduler(epochs: int, grace_epochs: int | None, ledger: Ledger) -> TrialScheduler:
@@ -96,6 +98,9 @@ class Sweep:
         seconds = deadline - time.monotonic()
         if not to_come or seconds <= 0:
             return
+        for trial in unfinished:
+            trial.reason = None
+            self.ledger.save(trial)
         at_once = min(self.at_once, to_come)
         state = storage.join(self.ledger.folder, "state")  # Ray Tune's own; nothing is read from it
         storage.delete(state)
@@ -120,9 +125,11 @@ class Sweep:
                 verbose=0,
             )
         storage.delete(state)
-        for trial in (broken_off := self.ledger.in_state("unfinished")):
-            record.give_back(trial)
+        broken_off = self.ledger.in_state("unfinished")
+        for trial in broken_off:
+            trial.reason = BROKEN_OFF
             self.ledger.save(trial)
+            record.give_back(trial)
         if broken_off:
             log.info("%d trials are broken off: the same command goes on with them", len(broken_off))
 
@@ -150,8 +157,13 @@ class Sweep:
                     witness="trial.json",
                 )
             except Exception as error:
-                if read_trial(out).state == "unfinished":  # else its workers were taken away
-                    write_failure(out, error)
+                failures = list(getattr(error, "worker_failures", {}).values())
+                cause = failures[0] if failures else getattr(error, "controller_failure", error)
+                lines = str(cause).strip().splitlines() or [type(cause).__name__]
+                is_traceback = any(line.startswith('  File "') for line in lines)  # as Ray passes on what workers raise
+                reason = lines[-1 if is_traceback else 0]
+                said = f"{reason}\n\n{traceback.format_exc()}"
+                storage.write_bytes(storage.join(out, FAILURE), said.encode())
                 raise
             storage.write_bytes(storage.join(out, FINISHED), b"")
 
@@ -172,22 +184,11 @@ class Sweep:
         return trial
 
 
-def write_failure(out: str, error: Exception) -> None:
-    """Writes why the trial in a folder failed, in a line, and the traceback."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    cause = failures[0] if failures else getattr(error, "controller_failure", error)
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    is_traceback = any(line.startswith('  File "') for line in lines)  # as Ray passes on what workers raise
-    reason = lines[-1 if is_traceback else 0]
-    said = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
-    storage.write_bytes(storage.join(out, FAILURE), said.encode())
-
-
 class _Reports(TuneReportCallback):
-    """Tells Ray Tune of the epochs of the trial whose run is in a folder, from the process that follows its workers.
+    """Tells Ray Tune, from Ray Train's controller, of the epochs of the trial whose run is in a folder.
 
-    That process would start new workers where those of a trial that is over are taken away before it has ended, and
-    nobody would free what they hold.
+    A sweep takes away the workers of a trial that is over while the controller still lives. It would start new ones, in
+    a placement group that the sweep does not know.
     """
 
     def __init__(self, out: str) -> None:
@@ -195,8 +196,14 @@ class _Reports(TuneReportCallback):
         self.out = out
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        if (state := read_trial(self.out).state) != "unfinished":
-            raise RuntimeError(f"the trial is {state}: its workers are not started again")
+        """What it raises ends the controller."""
+        try:
+            reason = read_trial(self.out).reason
+        except OSError as error:  # which may pass; workers that were lost are to be started again
+            log.warning("%s: %s", self.out, error)
+            return
+        if reason:
+            raise RuntimeError(f"the trial is over, its workers are not started again: {reason}")
 
 
 class _Proposals(Searcher):
@@ -275,6 +282,6 @@ class _Record(ray.tune.Callback):
         if known.number in self.started and known.number not in self.resumed:  # it may have failed to start
             known.seconds = time.monotonic() - self.started[known.number]
         self.ledger.save(known)
-        self.give_back(known)  # now that the trial is known to be over: see _Reports
+        self.give_back(known)  # after the trial is known to be over: see _Reports
         self.learn(known)
         self.view.ended(known)

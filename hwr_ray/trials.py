@@ -28,7 +28,7 @@ class Trial:
     state: str = "unfinished"
     """`unfinished`, `finished` (all its epochs, or patience ran out), `stopped` (by ASHA), `failed`."""
     reason: str | None = None
-    """Why it was stopped, or failed."""
+    """Why it was stopped or broken off, or failed."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     seconds: float | None = None
     """From its start to its end, of a trial that was not interrupted."""
@@ -64,7 +64,9 @@ def run_folder(folder: str, number: int) -> str:
 
 def read_trial(path: str) -> Trial:
     """The trial whose run is in a folder."""
-    return Trial(**storage.read_json(storage.join(path, "trial.json")))
+    found = storage.read_json(storage.join(path, "trial.json"))
+    found.pop("placement_group", None)  # of sweeps that were begun before 7acfb2c
+    return Trial(**found)
 
 
 class Ledger:

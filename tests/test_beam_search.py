@@ -216,3 +216,9 @@ def test_a_text_that_needs_more_frames_is_impossible():
     total = ctc_log_probs(np.exp(lines), labels, np.array([[3, 3]]))
     assert total[0, 0] == -np.inf  # A-A-A: five frames
     assert total[0, 1] == pytest.approx(np.log(text_probabilities(lines[0])[1, 2, 1]))
+
+
+def test_a_frame_whose_probabilities_have_no_reciprocal_makes_a_text_impossible():
+    probs = np.full((1, 3, 2), 0.5)
+    probs[0, 1:] = 1e-310
+    assert ctc_log_probs(probs, np.array([[[1]]]), np.array([[1]])) == -np.inf

@@ -74,7 +74,13 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
     # In each round before and after the job as it is, before and after the one with --greedy.
     bare_speeds = iter([20, 12, 6, 10, 2, 6, 8, 8, 10, 6, 12, 4])
     monkeypatch.setattr(transcribe, "run_job", run)
-    monkeypatch.setattr(transcribe, "on_every_core", lambda *_: [next(bare_speeds) / 2] * 2)
+    is_network = []
+
+    def read_bare(function, paths, seconds, network):
+        is_network.append(network)
+        return [next(bare_speeds) / 2] * 2
+
+    monkeypatch.setattr(transcribe, "on_every_core", read_bare)
     monkeypatch.setattr(transcribe, "alone", lambda *_: {"images_per_second": 2.0})
     out = tmp_path / "out.json"
     work = str(tmp_path / "work")
@@ -89,6 +95,7 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
         "plain_script": {"median": 2, "of_rounds": [2, 4, 1]},
         "one_at_a_time": {"median": 2, "of_rounds": [2, 4, 1]},
     }
+    assert is_network == [False, False, True, True] * 3
     assert result["job_greedy_over"]["bare_network"] == {"median": 1, "of_rounds": [1, 2, 0.5]}
     assert ["--greedy" in result["figures"][job]["command"] for job in ("job", "job_greedy")] == [False, True]
     bare = result["figures"]["bare_read"]

@@ -13,8 +13,8 @@ import pytest
 from conftest import check_report, documented, draw_easy_lines
 
 ROOT = Path(__file__).parents[1]
-# Not the session's cluster: two CPUs, the fewest that a sweep must do with, and a dashboard, through which Ray gives
-# back what stopped trials held.
+# Not the session's cluster: two CPUs, the fewest that a sweep must do with, and a dashboard, which Ray Train asks for
+# what it must clean up.
 CLUSTER = """
 import json, sys
 import ray
@@ -140,7 +140,7 @@ def test_every_cpu_is_free_after_a_sweep(cluster, sweep):
 
 
 def test_workers_are_started_once_for_each_training_and_not_again_for_a_trial_that_is_stopped(cluster, sweep):
-    trainings = ["trial 0", "trial 1", "trial 1, resumed", "trial 2", "the repeat of the chosen one"]
+    trainings = ["trial 0", "trial 1", "trial 1 resumed", "trial 2", "a repeat"]  # trial 3 fails before it has workers
     assert cluster.state()["groups"].count([{"CPU": 0.5}]) == len(trainings)
 
 
