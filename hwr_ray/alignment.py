@@ -21,12 +21,12 @@ def compiled(function):
         return numba.njit(function, nogil=True)
 
 
-def greedy_labels(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The texts of the best paths of lines (N, T, C), as `codec.collapse` reads them.
+def greedy_labels(path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The texts of the paths of lines (N, T), the likeliest class of each frame, as `codec.collapse` reads them.
 
     Returns labels (N, T) int32, padded with BLANK, and their lengths (N) int32.
     """
-    path = log_probs.argmax(-1).astype(np.int32)
+    path = path.astype(np.int32)
     before = np.concatenate([np.full_like(path[:, :1], BLANK), path[:, :-1]], axis=1)
     is_label = (path != BLANK) & (path != before)
     labels = np.full_like(path, BLANK)

@@ -159,13 +159,19 @@ def fit(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
 
 
 def _median(picture: np.ndarray) -> int:
-    """The median of a picture (h, w) uint8, rounded down; a quarter of the time of np.median."""
-    # numpy partitions 32 bits with AVX2 or any AVX-512, 16 bits with the newest AVX-512 only, 8 bits one by one.
-    pixels = picture.ravel().astype(np.uint32)
-    half = (len(pixels) - 1) // 2
-    parted = np.partition(pixels, half)
-    upper = parted[half] if len(pixels) % 2 else parted[half + 1 :].min()
-    return (int(parted[half]) + int(upper)) // 2
+    """The median of a picture (h, w) uint8, rounded down.
+
+    Counted from the median of some pixels on, a good guess where most are paper: a third of the time of np.median.
+    """
+    pixels = picture.ravel()
+    half, some = (len(pixels) - 1) // 2, pixels[::32]
+    median = int(np.partition(some, len(some) // 2)[len(some) // 2])
+    while np.count_nonzero(pixels < median) > half:
+        median -= 1
+    while (reached := np.count_nonzero(pixels <= median)) <= half:
+        median += 1
+    upper = median if len(pixels) % 2 or reached > half + 1 else int(pixels[pixels > median].min())
+    return (median + upper) // 2
 
 
 def encode_png(picture: np.ndarray) -> bytes:

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hwr_ray.alignment import ctc_log_probs, greedy_labels
 from hwr_ray.bundle import load_bundle
-from hwr_ray.codec import BLANK, Codec, collapse
+from hwr_ray.codec import BLANK, Codec
 from hwr_ray.decoding import Reading, calibrated, with_characters
 from hwr_ray.errors import UserError
 from hwr_ray.line_images import Canvas
@@ -106,9 +107,11 @@ def compare_log_probs(log_probs: Tensor, codec: Codec, texts: list[str]) -> list
 
 def read_log_probs(log_probs: Tensor, codec: Codec) -> list[Reading]:
     """Greedy readings (N): the likeliest class of each frame, collapsed; `log_probs` is (N, T, C) float32."""
-    labels = [collapse(path) for path in log_probs.argmax(-1).tolist()]
-    confidences = (-ctc_losses(log_probs, labels)).exp().clamp(max=1).tolist()
-    return [Reading(codec.decode(line), p) for line, p in zip(labels, confidences, strict=True)]
+    labels, lengths = greedy_labels(log_probs.argmax(-1).cpu().numpy())
+    probs = log_probs.exp().double().cpu().numpy()  # on a CPU, torch's CTC loss takes several times as long
+    confidences = np.exp(ctc_log_probs(probs, labels[:, None], lengths[:, None])[:, 0]).clip(max=1)
+    lines = zip(labels.tolist(), lengths.tolist(), confidences.tolist(), strict=True)
+    return [Reading(codec.decode(line[:length]), confidence) for line, length, confidence in lines]
 
 
 def text_log_probs(log_probs: Tensor, codec: Codec, texts: list[str]) -> list[float]:

@@ -198,6 +198,16 @@ def test_the_papers_grey_is_the_median_rounded_down(pixels, paper):
     assert (fitted[0] == paper).all() and paper == int(np.median(pixels))
 
 
+@pytest.mark.parametrize("size", [(4, 32), (5, 33), (40, 64)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_papers_grey_is_the_median_also_where_few_pixels_tell_little_of_it(size, seed):
+    """Every 32nd pixel is of another grey than the others, below it or above."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(100, 140, size, dtype=np.uint8)
+    pixels.ravel()[::32] = rng.choice([0, 80, 160, 255])
+    assert (fit(pixels, Canvas(48, 160))[0] == int(np.median(pixels))).all()
+
+
 def test_fitting_does_not_write_into_the_picture(picture):
     picture.setflags(write=False)
     before = picture.copy()
