@@ -25,6 +25,7 @@ from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, cores, medians, run_job, write
 from hwr_ray.augmentation import augment
 from hwr_ray.bundle import new_model
+from hwr_ray.cluster import ALLOCATOR
 from hwr_ray.codec import Codec
 from hwr_ray.cost import multiply_adds
 from hwr_ray.errors import UserError
@@ -34,7 +35,6 @@ from hwr_ray.optimization import TrainState, train_step, update_average
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.provenance import versions
 from hwr_ray.train_settings import TrainSettings
-from hwr_ray.training import ALLOCATOR
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices whose product measures what a device can do at most."""

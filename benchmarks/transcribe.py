@@ -5,6 +5,7 @@ lands in the result.
 """
 
 import json
+import logging
 import shutil
 import sys
 import time
@@ -30,6 +31,8 @@ from hwr_ray.line_reading import lines_of
 from hwr_ray.model import to_ink
 from hwr_ray.provenance import versions
 from hwr_ray.recognizer import Recognizer
+
+log = logging.getLogger(__name__)
 
 BATCH = 64
 
@@ -88,7 +91,7 @@ def measure(settings: TranscribeBenchmark) -> None:
     if len(images) > len(few):
         memory[len(images)] = transcribe(work / "all", work, with_memory=True)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in WHAT}
-    for _ in range(settings.rounds):
+    for number in range(settings.rounds):
         for job, (bare, flags) in PAIRS.items():
             reading = (read_bare, spread(images, settings.bare), settings.seconds, bare == "bare_network")
             before = sum(on_every_core(*reading))
@@ -97,6 +100,8 @@ def measure(settings: TranscribeBenchmark) -> None:
             rounds[bare].append({"images_per_second": (before + after) / 2, "before": before, "after": after})
         rounds["plain_script"].append(alone(read_plainly, spread(images, settings.plain), len(cores())))
         rounds["one_at_a_time"].append(alone(read_singly, spread(images, settings.single), len(cores())))
+        found = ", ".join(f"{name} {rows[-1]['images_per_second']:.0f}" for name, rows in rounds.items())
+        log.info("round %d of %d, images a second: %s", number + 1, settings.rounds, found)
     command = f"python -m benchmarks.transcribe {' '.join(sys.argv[1:])}"
     write(settings.out, result_of(rounds, memory, images, command))
 

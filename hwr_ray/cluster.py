@@ -27,6 +27,9 @@ PASSED_ON = ("WANDB_", "AWS_", "RAY_ADDRESS")
 """How the names of environment variables begin that workers need: the settings and keys of the tracker and of an object
 store, which must not stand on a command line, and for Ray Train's cleaner the address, where a machine has two
 clusters."""
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+"""Environment of the workers: glibc keeps up to 4 GiB of what a step or a part frees, and maps only blocks above 32 MiB
+apart. Left to itself it asks the system for the same memory again and again (benchmarks/results/processes.md)."""
 WAIT_SECONDS = 10
 """Between two lines that say for which nodes a job waits."""
 
@@ -52,7 +55,7 @@ def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
     """
     if not ray.is_initialized():
         passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-        passed_on["RAY_DATA_LOG_LEVEL"] = "WARNING"
+        passed_on |= {"RAY_DATA_LOG_LEVEL": "WARNING", **ALLOCATOR}
         # What `ray job submit` set reaches the workers by itself, and Ray refuses to be told twice.
         told = submitted_environment().get("env_vars") or {}
         new = {name: value for name, value in passed_on.items() if name not in told}

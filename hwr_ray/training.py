@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 
 INGEST_CPUS = 1
 """Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-"""Environment of the workers: glibc keeps up to 4 GiB of what a step frees, and maps only blocks above 32 MiB apart.
-Left to itself it asks the system for the same memory in every step (benchmarks/results/processes.md)."""
 HANG_SECONDS = 600
 """After which a worker that waits for another one gives up."""
 
@@ -224,9 +221,7 @@ def fit(
             storage_path=out,
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             # Ray Train's own print shows every line twice.
-            worker_runtime_env={  # type: ignore[call-arg]
-                "env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", **ALLOCATOR}
-            },
+            worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},  # type: ignore[call-arg]
             # A worker group that can't start would otherwise be tried again for ever.
             failure_config=ray.train.FailureConfig(
                 max_failures=settings.max_failures,

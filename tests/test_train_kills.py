@@ -23,7 +23,8 @@ from conftest import (
 )
 from ray.cluster_utils import Cluster
 
-from hwr_ray.training import ALLOCATOR, last_step
+from hwr_ray.cluster import ALLOCATOR
+from hwr_ray.training import last_step
 
 EPOCHS, NUM_VALIDATION = 8, 9
 RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--learning-rate", "1e-2", "--no-augmentation", "--dropout", "0"]
