@@ -21,16 +21,16 @@ def compiled(function):
         return numba.njit(function, nogil=True)
 
 
-def greedy_labels(path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The texts of the paths of lines (N, T), the likeliest class of each frame, as `codec.collapse` reads them.
+def greedy_labels(paths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The texts that paths (N, T), the likeliest class of each frame of a line, spell: `codec.collapse` for many.
 
     Returns labels (N, T) int32, padded with BLANK, and their lengths (N) int32.
     """
-    path = path.astype(np.int32)
-    before = np.concatenate([np.full_like(path[:, :1], BLANK), path[:, :-1]], axis=1)
-    is_label = (path != BLANK) & (path != before)
-    labels = np.full_like(path, BLANK)
-    labels[np.nonzero(is_label)[0], (is_label.cumsum(1) - 1)[is_label]] = path[is_label]
+    paths = paths.astype(np.int32)
+    before = np.concatenate([np.full_like(paths[:, :1], BLANK), paths[:, :-1]], axis=1)
+    is_label = (paths != BLANK) & (paths != before)
+    labels = np.full_like(paths, BLANK)
+    labels[np.nonzero(is_label)[0], (is_label.cumsum(1) - 1)[is_label]] = paths[is_label]
     return labels, is_label.sum(1, dtype=np.int32)
 
 

@@ -114,7 +114,8 @@ class LineReader:
             num_best=settings.num_best,
             characters=settings.characters,
         )
-        gc.freeze()  # what is loaded by now stays: a full collection, once in some parts, takes a tenth of a second
+        gc.collect()
+        gc.freeze()  # else each full collection looks through all that is loaded: a tenth of a second every few parts
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table without its `image`, with `prediction`, `confidence`, `alternatives` and `characters`, null without

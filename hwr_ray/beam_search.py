@@ -94,7 +94,7 @@ def _no_model(num_classes: int) -> LanguageModel:
 
 def _with_greedy(log_probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The candidates (N, K + 1) of a search with the greedy reading as one more, missing where it is there already."""
-    path, length = greedy_labels(log_probs.argmax(-1))
-    is_same = (labels == path[:, None]).all(-1) & (lengths == length[:, None])
+    greedy, length = greedy_labels(log_probs.argmax(-1))
+    is_same = (labels == greedy[:, None]).all(-1) & (lengths == length[:, None])
     length = np.where(is_same.any(1), -1, length).astype(np.int32)
-    return np.concatenate([labels, path[:, None]], axis=1), np.concatenate([lengths, length[:, None]], axis=1)
+    return np.concatenate([labels, greedy[:, None]], axis=1), np.concatenate([lengths, length[:, None]], axis=1)

@@ -48,7 +48,10 @@ class Codec:
 
 
 def collapse(path: Sequence[int]) -> list[int]:
-    """Labels of a path (one class a frame): repeats merged, then blanks dropped (Graves et al. 2006, the map B)."""
+    """Labels of a path (one class a frame): repeats merged, then blanks dropped (Graves et al. 2006, the map B).
+
+    `alignment.greedy_labels` does the same for many lines at once.
+    """
     starts = [label for i, label in enumerate(path) if i == 0 or label != path[i - 1]]
     return [label for label in starts if label != BLANK]
 

@@ -16,6 +16,8 @@ MAX_PIXELS = 40_000_000
 """A header that promises more is refused before a pixel is decoded (decompression bombs)."""
 
 PAPER = 255
+SAMPLED_EVERY = 31
+"""Of the pixels that a picture's median is guessed from; no divisor of a width, which would leave out columns."""
 
 
 class UndecodableImageError(Exception):
@@ -161,10 +163,11 @@ def fit(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
 def _median(picture: np.ndarray) -> int:
     """The median of a picture (h, w) uint8, rounded down.
 
-    Counted from the median of some pixels on, a good guess where most are paper: a third of the time of np.median.
+    Counted from the median of some pixels on, which is right or close where most are paper, and at most 255 steps away.
+    Counting is quick on any processor; np.partition and np.median are so only where numpy has vectorized them.
     """
     pixels = picture.ravel()
-    half, some = (len(pixels) - 1) // 2, pixels[::32]
+    half, some = (len(pixels) - 1) // 2, pixels[::SAMPLED_EVERY]
     median = int(np.partition(some, len(some) // 2)[len(some) // 2])
     while np.count_nonzero(pixels < median) > half:
         median -= 1

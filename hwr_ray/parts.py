@@ -33,7 +33,8 @@ WRITTEN = (SUMMARY, f"{FILE}-00000.parquet", STATE, f"{INPUTS}/0-0.parquet", f"{
 OWN = re.compile(rf"{WORK}/.*|({re.escape(SUMMARY)}|{FILE}-\d+\.parquet)({re.escape(storage.PARTIAL)}.*)?")
 DIGEST = np.dtype("S16")
 FIRST_PART, PARTS_OF_A_SIZE = 256, 4
-"""Rows of the first parts, and after how many they double, up to the most: small jobs, too, keep all workers busy."""
+"""Rows of the first parts, and after how many they double, up to the most: small jobs, too, keep all workers busy,
+above all where the small parts are read last."""
 BYTES_PER_FILE = 128 << 20
 """Of a merged file, at least; less than half as many again."""
 ROWS_PER_GROUP = 65_536

@@ -157,7 +157,7 @@ class Job:
                     wait([listing], LISTING_SECONDS)
                     is_last = listing.done()  # before the queue is emptied: nothing comes after
                     wave = [self.waiting.get() for _ in range(self.waiting.qsize())]
-                    for result in self._read(wave[::-1]):  # the small parts, dealt first, fill the processes' last gaps
+                    for result in self._read(wave[::-1]):  # a job's small parts, dealt first, fill the last gaps
                         progress.advance(result["num_rows"])
                         self._count(result)
                 listing.result()

@@ -11,7 +11,7 @@ from ray.data._internal.datasource_v2.formats.parquet.footer_file_indexer import
 from ray.exceptions import AuthenticationError
 
 from hwr_ray import cluster
-from hwr_ray.cluster import Needs, configure_data, jobs_at_once, preflight, rows_of, threads_per_worker
+from hwr_ray.cluster import ALLOCATOR, Needs, configure_data, jobs_at_once, preflight, rows_of, threads_per_worker
 from hwr_ray.errors import UserError
 
 
@@ -67,6 +67,22 @@ def test_a_cluster_that_does_not_let_a_job_in_is_told_in_a_sentence(monkeypatch,
     monkeypatch.setattr(cluster.ray, "init", refuse)
     with pytest.raises(UserError, match=r"can't be joined \(no (answer|token).*\): is it up"):
         cluster.connect()
+
+
+def test_workers_keep_what_they_free_unless_who_submitted_the_job_said_otherwise(monkeypatch):
+    started = {}
+
+    def init(**settings):
+        started.update(settings)
+        raise ConnectionError("far enough")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster, "submitted_environment", lambda: {"env_vars": {"MALLOC_TRIM_THRESHOLD_": "1"}})
+    with pytest.raises(UserError):
+        cluster.connect()
+    given = started["runtime_env"]["env_vars"]
+    assert ALLOCATOR.items() - given.items() == {("MALLOC_TRIM_THRESHOLD_", ALLOCATOR["MALLOC_TRIM_THRESHOLD_"])}
 
 
 def test_threads_are_shared_by_the_workers_of_a_node_and_an_idle_head_counts_for_none(nodes, monkeypatch):
