@@ -23,9 +23,9 @@ from benchmarks.machine import commit, hardware
 from hwr_ray.bundle import Bundle, load_bundle
 from hwr_ray.comparison import compare
 from hwr_ray.cost import multiply_adds, num_parameters
-from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.job import run_job
+from hwr_ray.label_list import language_model_texts
 from hwr_ray.prepared import Prepared
 from hwr_ray.provenance import versions
 from hwr_ray.train_settings import TrainSettings

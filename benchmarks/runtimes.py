@@ -25,7 +25,8 @@ from torch import Tensor
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, write
-from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
+from hwr_ray.bundle import Bundle, load_bundle
+from hwr_ray.bundle_config import SHIPPED
 from hwr_ray.codec import collapse
 from hwr_ray.errors import UserError
 from hwr_ray.job import run_job as run_benchmark

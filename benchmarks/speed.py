@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 import torch
 
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.augmentation import augment
 from hwr_ray.beam_search import beam_search
 from hwr_ray.bundle import Bundle, new_model
 from hwr_ray.codec import BLANK, Codec
 from hwr_ray.language_model import fit_language_model
 from hwr_ray.line_images import Canvas, decode, fit
-from hwr_ray.model import ModelSettings, to_ink
+from hwr_ray.model import to_ink
 from hwr_ray.optimization import TrainState, train_step, update_average
 from hwr_ray.provenance import versions
 from hwr_ray.recognizer import read_batch

@@ -23,6 +23,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, cores, medians, run_job, write
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.augmentation import augment
 from hwr_ray.bundle import new_model
 from hwr_ray.cluster import ALLOCATOR
@@ -30,7 +31,7 @@ from hwr_ray.codec import Codec
 from hwr_ray.cost import multiply_adds
 from hwr_ray.errors import UserError
 from hwr_ray.job import run_job as run_benchmark
-from hwr_ray.model import ModelSettings, to_ink
+from hwr_ray.model import to_ink
 from hwr_ray.optimization import TrainState, train_step, update_average
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.provenance import versions

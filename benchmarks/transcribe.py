@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, copies_of, cores, figures, on_every_core, ratios, run_job, started, write
-from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
+from hwr_ray.bundle import Bundle, load_bundle
+from hwr_ray.bundle_config import SHIPPED
 from hwr_ray.codec import collapse
 from hwr_ray.errors import UserError
 from hwr_ray.job import run_job as run_benchmark

@@ -5,23 +5,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 
 from hwr_ray import storage
+from hwr_ray.bundle_config import BundleConfig
 from hwr_ray.cluster import Needs, preflight, threads_per_worker
-from hwr_ray.decoding import NUM_CANDIDATES, Reading
+from hwr_ray.decoding import NUM_CANDIDATES, Reading, names_for, placed_characters
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of
 from hwr_ray.line_images import PAPER
 from hwr_ray.prepared import images_of
-from hwr_ray.recognizer import Recognizer, placed_characters
 from hwr_ray.transcripts import ALTERNATIVES, CHARACTERS, store_part
+
+if TYPE_CHECKING:
+    from hwr_ray.recognizer import Recognizer
 
 ROWS_PER_BLOCK = 512
 """Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
@@ -63,17 +65,25 @@ class ReadingSettings:
         if self.num_best > NUM_CANDIDATES:
             raise UserError(f"--num-best can be {NUM_CANDIDATES} at most, not {self.num_best}")
 
-    def recognizer(self, bundle_path: str) -> Recognizer:
-        """The bundle as these settings read it. Raises UserError where it can't be read so."""
+    def recognizer(self, bundle_path: str) -> "Recognizer":
+        """The bundle as these settings read it, with this worker's share of its node's threads. Raises UserError where
+        it can't be read so."""
+        import torch  # not in the driver, which only names this class
+
+        from hwr_ray.recognizer import Recognizer
+
+        torch.set_num_threads(threads_per_worker(self.num_workers or 1))
         device = "cuda" if self.use_gpu else "cpu"
         return Recognizer(bundle_path, device=device, batch_size=self.batch_size, greedy=self.greedy, names=self.names)
 
-    def for_workers(self, bundle_path: str) -> "ReadingSettings":
-        """The same for processes with a working folder of their own, tried once on this one's CPU."""
+    def for_workers(self, bundle_path: str, config: BundleConfig) -> "ReadingSettings":
+        """The same for processes with a working folder of their own. Raises UserError where they can't read the bundle
+        so."""
         settings = replace(self, names=storage.absolute(self.names) if self.names else None)
-        recognizer = replace(settings, use_gpu=False).recognizer(bundle_path)
-        if recognizer.is_greedy and self.num_best > 1:
+        is_greedy = self.greedy or config.decoding.language_model is None
+        if is_greedy and self.num_best > 1:
             raise UserError(f"{bundle_path} has no language model and gives one candidate: leave --num-best out")
+        names_for(bundle_path, settings.names, config.codec, is_greedy=is_greedy)
         return settings
 
     def admitted(self, feed_cpus: float = FEED_CPUS) -> "ReadingSettings":
@@ -105,7 +115,6 @@ class LineReader:
     """The actor: loads a bundle once, then turns tables with an `image` column into tables with readings."""
 
     def __init__(self, bundle_path: str, settings: ReadingSettings) -> None:
-        torch.set_num_threads(threads_per_worker(settings.num_workers or 1))
         self.recognizer, self.settings = settings.recognizer(bundle_path), settings
         canvas = self.recognizer.canvas
         # What the first batch costs, such as loading what numba compiled, belongs to the start, not to the first part.
@@ -181,9 +190,7 @@ class FoldReader:
     """The actor: loads the bundle of each fold once, then compares tables of training lines out of fold."""
 
     def __init__(self, bundle_paths: list[str], settings: ReadingSettings) -> None:
-        torch.set_num_threads(threads_per_worker(settings.num_workers or 1))
-        device = "cuda" if settings.use_gpu else "cpu"
-        self.recognizers = [Recognizer(path, device=device, batch_size=settings.batch_size) for path in bundle_paths]
+        self.recognizers = [settings.recognizer(path) for path in bundle_paths]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table without its `image`, its rows by fold, each compared by the model that did not train on it.

@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hwr_ray.errors import UserError
+from hwr_ray.progress import ten_seconds
+from hwr_ray.ray_address import find_ray, own_folder
 from hwr_ray.submission import submitted_environment
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,11 @@ clusters."""
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 """Environment of the workers: glibc keeps up to 4 GiB of what a step or a part frees, and maps only blocks above 32 MiB
 apart. Left to itself it asks the system for the same memory again and again (benchmarks/results/processes.md)."""
+WORKER_VARIABLES = {"RAY_DATA_LOG_LEVEL": "WARNING", **ALLOCATOR}
+"""Environment of all workers of a job."""
+OWN_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Environment of a Ray that ends with the job, unless it is set: no report of its use to Ray's makers, and no process
+that looks out for a notice that this machine will go."""
 WAIT_SECONDS = 10
 """Between two lines that say for which nodes a job waits."""
 
@@ -48,34 +54,53 @@ class Needs:
 def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
     """Joins the running cluster (RAY_ADDRESS, a job, a local head), or starts one on this machine.
 
-    Raises UserError where it is not let in.
+    Raises UserError where there is none to join at RAY_ADDRESS, it does not let this job in, or Ray can't start here.
 
-    Of a cluster that is gone with the job nobody looks at the dashboard, which takes a dozen processes; but Ray Train
+    Of a cluster that is gone with the job nobody looks at the dashboard, which takes a dozen processes; but a sweep
     asks it for what it must clean up. What workers print is shown, unless it would be too much.
     """
     if not ray.is_initialized():
-        passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-        passed_on |= {"RAY_DATA_LOG_LEVEL": "WARNING", **ALLOCATOR}
-        # What `ray job submit` set reaches the workers by itself, and Ray refuses to be told twice.
-        told = submitted_environment().get("env_vars") or {}
-        new = {name: value for name, value in passed_on.items() if name not in told}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        address = find_ray()
+        options = _own_ray(with_dashboard) if address is None else _running_ray(address)
         try:
-            ray.init(
-                runtime_env={"env_vars": new},
-                logging_level=logging.ERROR,
-                include_dashboard=with_dashboard,
-                log_to_driver=show_workers,
-            )
+            with ten_seconds("starting Ray" if address is None else f"joining the Ray at {address}"):
+                ray.init(**options, logging_level=logging.ERROR, log_to_driver=show_workers)
         except (ConnectionError, AuthenticationError) as error:
             raise UserError(
                 f"the running Ray cluster can't be joined ({str(error).splitlines()[0]}): is it up, and are "
                 "RAY_ADDRESS, RAY_AUTH_MODE and the token its own? RAY_ADDRESS=local starts another"
             ) from error
-    # Ray leaves a handler that ends the process on the spot; this one lets half-written output be cleared away.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        except Exception as error:  # Ray raises nothing more telling
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError(
+                "Ray did not start within 30 s: is this machine very busy, or out of memory? Try again; "
+                f"{options.get('_temp_dir')}/session_latest/logs/raylet.out says more"
+            ) from error
+        # Ray leaves a handler that ends the process on the spot; the job's own clears half-written output away.
+        signal.signal(signal.SIGTERM, on_sigterm)
     configure_data()
     resources = ray.cluster_resources()
     log.info("on Ray: %s nodes, %g CPUs, %g GPUs", len(ray.nodes()), resources.get("CPU", 0), resources.get("GPU", 0))
+
+
+def _own_ray(with_dashboard: bool) -> dict[str, Any]:
+    """What starts a Ray that ends with this process. Its processes inherit the environment: no key is passed on."""
+    os.environ.update(WORKER_VARIABLES)
+    for name, value in OWN_RAY.items():
+        os.environ.setdefault(name, value)
+    return {"address": "local", "include_dashboard": with_dashboard, "_temp_dir": own_folder()}
+
+
+def _running_ray(address: str) -> dict[str, Any]:
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | WORKER_VARIABLES
+    # What `ray job submit` set reaches the workers by itself, and Ray refuses to be told twice.
+    told = submitted_environment().get("env_vars") or {}
+    return {
+        "address": address,
+        "runtime_env": {"env_vars": {name: value for name, value in passed_on.items() if name not in told}},
+    }
 
 
 def configure_data() -> None:
@@ -90,6 +115,7 @@ def configure_data() -> None:
     context.print_on_execution_start = False
     # Else Ray starts 32 processes for each reading of a data set, and ends them once they know what its files hold.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")  # else a process more, for statistics that nobody reads
     context.issue_detectors_config.detectors = []  # they tell every half minute that a process has some memory
     for handler in logging.getLogger("ray.data").handlers:
         handler.addFilter(_tells_progress)

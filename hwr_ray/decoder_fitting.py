@@ -1,31 +1,22 @@
 """The last step of a training run: the language model, its weight and the calibration, fitted to the best weights."""
 
 import json
-import logging
 from collections import Counter
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
-from hwr_ray import storage
 from hwr_ray.bundle import load_bundle, save_bundle
 from hwr_ray.calibration import errors_before_and_after
-from hwr_ray.cleaning import CleaningSettings, normalize, reason_for
 from hwr_ray.decoding import fit_decoding
-from hwr_ray.errors import UserError
-from hwr_ray.folds import leave_out
 from hwr_ray.language_model import fit_language_model
 from hwr_ray.metrics import count
 from hwr_ray.network import Network
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.recognizer import read_log_probs
-from hwr_ray.train_settings import TrainSettings
-
-log = logging.getLogger(__name__)
 
 MOST_LINES = 5_000
 """Validation lines that the decoder is fitted to, the first by id."""
@@ -64,40 +55,3 @@ def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, de
     training = {**bundle.training, "decoder": figures}
     save_bundle(replace(bundle, decoding=decoding, training=training), bundle_path)
     return said
-
-
-def language_model_texts(prepared: Prepared, settings: TrainSettings) -> Counter[str]:
-    """Texts that the run trains on, or those of its label list that the cleaning rules keep, with their counts.
-
-    Raises UserError where the list is missing, lacks the column or holds no text.
-    """
-    label_list = settings.label_list
-    if label_list is None:
-        table = prepared.table("train", ["id", "text"])
-        if settings.fold is not None:
-            table = leave_out(table, fold=settings.fold, num_folds=settings.num_folds)
-        return Counter(table["text"].to_pylist())
-    cleaning = prepared.facts["settings"]["cleaning"]
-    rules = CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])})
-    raw = Counter(read_column(label_list, settings.label_column))
-    texts: Counter[str] = Counter()
-    for text, number in raw.items():
-        if reason_for(normalize(text), rules, is_training=True) is None:
-            texts[normalize(text)] += number
-    if not texts:
-        raise UserError(f"{label_list} holds no text that the cleaning rules of {prepared.path} keep")
-    log.info("%s: %s of %s texts for the language model", label_list, texts.total(), raw.total())
-    return texts
-
-
-def read_column(path: str, column: str) -> list[str]:
-    """A column of a CSV file, packed (.gz) or not. Raises UserError where the file or the column is missing."""
-    if not storage.is_file(path):
-        raise UserError(f"there is no file {path}")
-    filesystem, inner = storage.locate(path)
-    with filesystem.open_input_stream(inner, compression="detect") as stream:
-        try:
-            table = pd.read_csv(stream, usecols=[column], keep_default_na=False, dtype=str)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path} can't be read as a CSV with a column {column}: {error}") from error
-    return table[column].to_list()

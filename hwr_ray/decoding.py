@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwr_ray.alignment import align
-from hwr_ray.beam_search import Hypotheses, beam_search
+from hwr_ray.architecture import WIDTH_STRIDE
 from hwr_ray.calibration import Calibration, fit_calibration
 from hwr_ray.codec import Codec
+from hwr_ray.errors import UserError
 from hwr_ray.language_model import LanguageModel
+from hwr_ray.line_images import Canvas
 from hwr_ray.metrics import count
-from hwr_ray.text_prior import NameList, TextPrior
+from hwr_ray.text_prior import NameList, TextPrior, read_name_list
+
+if TYPE_CHECKING:
+    from hwr_ray.beam_search import Hypotheses
 
 LM_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 LENGTH_BONUSES = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -85,6 +90,8 @@ class Decoding:
             raise ValueError(f"a beam search gives {NUM_CANDIDATES} candidates, not {num_best}")
         if self.language_model is None:
             raise ValueError("a beam search needs a language model")
+        from hwr_ray.beam_search import beam_search  # loads numba, which only reading needs
+
         found = beam_search(
             log_probs,
             language_model=self.language_model,
@@ -131,12 +138,36 @@ def with_characters(
 
 
 def _characters(text: str, log_probs: np.ndarray, shortcut: np.ndarray, codec: Codec) -> tuple[Character, ...]:
+    from hwr_ray.alignment import align  # loads numba
+
     labels = np.array(codec.encode(text), np.int32)
     written, places = align(log_probs, labels).tolist(), align(shortcut, labels).tolist()
     return tuple(
         Character(character, float(np.exp(log_probs[start:end, label].max())), tuple(place))
         for character, label, (start, end), place in zip(text, labels, written, places, strict=True)
     )
+
+
+def placed_characters(reading: Reading, canvas: Canvas, height: int, width: int) -> list[dict[str, Any]]:
+    """The characters of a reading with their confidence and where they stand: `left` and `right`, in pixels of an image
+    file of that size, which fitting has shrunk."""
+    pixels = WIDTH_STRIDE / canvas.scale_for(height, width)
+    return [
+        {
+            "character": c.character,
+            "confidence": c.confidence,
+            "left": min(width, round(c.frames[0] * pixels)),
+            "right": min(width, round(c.frames[1] * pixels)),
+        }
+        for c in reading.characters
+    ]
+
+
+def names_for(bundle_path: str, names: str | None, codec: Codec, *, is_greedy: bool) -> NameList | None:
+    """The file of known names, if one is given. Raises UserError where a greedy reading has no use for it."""
+    if names and is_greedy:
+        raise UserError(f"--names needs a language model, and {bundle_path} is read greedily")
+    return read_name_list(names, codec) if names else None
 
 
 def calibrated(readings: list[Reading], calibration: Calibration | None) -> list[Reading]:

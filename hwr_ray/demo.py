@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 
 from hwr_ray import storage
-from hwr_ray.bundle import SHIPPED
+from hwr_ray.bundle_config import SHIPPED_WORD, bundle_path
+from hwr_ray.decoding import placed_characters
 from hwr_ray.errors import UserError
 from hwr_ray.forms import draw_line
 from hwr_ray.line_images import decode, encode_png
 from hwr_ray.line_reading import MAX_BYTES, lines_of
-from hwr_ray.recognizer import Recognizer, placed_characters
+from hwr_ray.recognizer import Recognizer
 from hwr_ray.synthesis import Names
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ GREEN, AMBER, RED = (40, 140, 60), (200, 130, 0), (190, 60, 40)
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    model: str = SHIPPED
-    """A bundle, such as RUN/best (jobs/train.py); by default the one that comes with the package."""
+    model: str = SHIPPED_WORD
+    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
     names: str | None = None
     """File of known names, one a line or `name,count`: candidates among them are raised, others are not forbidden."""
     precision: float = 0.99
@@ -75,7 +76,7 @@ class Reader:
 
     def __init__(self, settings: DemoSettings) -> None:
         names = storage.absolute(settings.names) if settings.names else None
-        self.recognizer = Recognizer(storage.absolute(settings.model), names=names)
+        self.recognizer = Recognizer(bundle_path(settings.model), names=names)
         self.threshold, _ = self.recognizer.decoding.review_threshold(
             settings.precision, greedy=self.recognizer.is_greedy
         )

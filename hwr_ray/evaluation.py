@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow.dataset
 
 from hwr_ray import storage
 from hwr_ray.batch_reading import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
-from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
+from hwr_ray.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
 from hwr_ray.calibration import calibration_error
 from hwr_ray.cluster import check_shared, connect
 from hwr_ray.comparison import compare, verdict
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class EvaluateSettings:
     data: str
     """A prepared data set (jobs/prepare.py)."""
-    model: str = SHIPPED
-    """A bundle, such as RUN/best (jobs/train.py); by default the one that comes with the package."""
+    model: str = SHIPPED_WORD
+    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
     out: str
     """Folder or URI for metrics.json, predictions/*.parquet and report.html, or suspects.parquet and suspects.html."""
     split: Split = "validation"
@@ -60,12 +60,12 @@ def evaluate(settings: EvaluateSettings) -> None:
     if settings.suspects:
         rank_suspects(settings, prepared)
         return
-    model_path = storage.absolute(settings.model)
-    bundle = load_bundle(model_path)
+    model_path = bundle_path(settings.model)
+    bundle = read_config(model_path)
     check_canvas(prepared, bundle, model_path)
     num_lines = prepared.num_lines(settings.split)
     other = read_other(settings.compare, prepared, settings.split) if settings.compare else None
-    reading = settings.reading.for_workers(model_path)
+    reading = settings.reading.for_workers(model_path, bundle)
     with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         connect()
         reading = reading.admitted()
@@ -89,6 +89,7 @@ def evaluate(settings: EvaluateSettings) -> None:
             "prepared": prepared.path,
             "content_hash": prepared.facts["content_hash"],
             "model_id": bundle.model_id,
+            "settings": asdict(settings),
             "versions": versions(),
         }
         if other:
@@ -120,14 +121,14 @@ def rank_suspects(settings: EvaluateSettings, prepared: Prepared) -> None:
     """Writes the ranking of the training lines; see `evaluate`."""
     if settings.reading.names or settings.reading.num_best > 1 or settings.reading.characters:
         raise UserError("--suspects compares greedy readings: leave --names, --num-best and --characters out")
-    bundles = [(path, load_bundle(path)) for path in map(storage.absolute, settings.suspects)]
+    bundles = [(path, read_config(path)) for path in map(bundle_path, settings.suspects)]
     for path, bundle in bundles:
         check_canvas(prepared, bundle, path)
     paths = in_fold_order([(path, bundle.training) for path, bundle in bundles], prepared)
     find_suspects(prepared, paths, settings.out, settings.reading, overwrite=settings.overwrite)
 
 
-def check_canvas(prepared: Prepared, bundle: Bundle, model_path: str) -> None:
+def check_canvas(prepared: Prepared, bundle: BundleConfig, model_path: str) -> None:
     """Raises UserError with the command to run where the lines were prepared for another canvas than the bundle's."""
     if prepared.canvas != bundle.canvas:
         again = {"out": "NEW_FOLDER", "canvas": [bundle.canvas.height, bundle.canvas.width], "overwrite": None}
@@ -161,7 +162,7 @@ def training_texts(prepared: Prepared) -> set[str] | None:
 
 
 def measure(
-    predictions: pa.Table, bundle: Bundle, *, seed: int, training_texts: Collection[str] | None
+    predictions: pa.Table, bundle: BundleConfig, *, seed: int, training_texts: Collection[str] | None
 ) -> dict[str, Any]:
     """Figures over all predictions and over groups of them, and which characters were read as which."""
     texts, edits = predictions["text"].to_pylist(), predictions["num_edits"].to_pylist()

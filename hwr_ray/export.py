@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from hwr_ray import storage
-from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
+from hwr_ray.bundle import Bundle, load_bundle
+from hwr_ray.bundle_config import SHIPPED_WORD, bundle_path
 from hwr_ray.codec import BLANK
 from hwr_ray.errors import UserError
 from hwr_ray.forms import draw_line
@@ -35,8 +36,8 @@ TOLERANCE = 1e-3
 class ExportSettings:
     out: str
     """Folder or URI for the network and reading.json, which says how to use it."""
-    model: str = SHIPPED
-    """A bundle, such as RUN/best (jobs/train.py); by default the one that comes with the package."""
+    model: str = SHIPPED_WORD
+    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
     format: Literal["onnx", "torchscript"] = "onnx"
     """`onnx` needs the extra `export`."""
     overwrite: bool = False
@@ -45,7 +46,7 @@ class ExportSettings:
 
 def export(settings: ExportSettings) -> None:
     """Writes the export of the settings and prints its path. Raises UserError for what its user can mend."""
-    bundle = load_bundle(storage.absolute(settings.model))
+    bundle = load_bundle(bundle_path(settings.model))
     data, read = (to_onnx if settings.format == "onnx" else to_torchscript)(bundle)
     parity = compare(bundle, read, drawn_lines(bundle))
     with storage.staged(storage.absolute(settings.out), mark="reading.json", overwrite=settings.overwrite) as out:

@@ -1,34 +1,11 @@
 """Starting from a bundle's weights instead of from random ones."""
 
-from dataclasses import asdict, replace
-
 import torch
 from torch import Tensor, nn
 
 from hwr_ray.bundle import Bundle
 from hwr_ray.codec import BLANK, Codec
-from hwr_ray.errors import UserError
-from hwr_ray.line_images import Canvas
-from hwr_ray.model import CRNN, ModelSettings
-
-
-def architecture_from(bundle: Bundle, settings: ModelSettings, canvas: Canvas) -> ModelSettings:
-    """The bundle's architecture with the dropout of the settings.
-
-    Raises UserError where the settings ask for an architecture that is neither this nor the default, or the canvas has
-    another height.
-    """
-    asked, default, there = asdict(settings), asdict(ModelSettings()), asdict(bundle.settings)
-    for name in sorted(asked.keys() - {"dropout"}):
-        if asked[name] not in (default[name], there[name]):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} {asked[name]} is not the architecture of --init-from, which has {there[name]}")
-    if canvas.height != bundle.canvas.height:
-        raise UserError(
-            f"--init-from reads lines of {bundle.canvas.height} pixels of height and the prepared ones have "
-            f"{canvas.height}: prepare them with --canvas {bundle.canvas.height} {canvas.width}"
-        )
-    return replace(bundle.settings, dropout=settings.dropout)
+from hwr_ray.model import CRNN
 
 
 @torch.no_grad()

@@ -1,6 +1,10 @@
 """How every job runs: settings from the command line, the user's mistakes in one sentence, an exit status to trust."""
 
+import io
 import logging
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -12,19 +16,27 @@ from hwr_ray.submission import check_lasting
 
 Settings = TypeVar("Settings")
 
-log = logging.getLogger(__name__)
+NOISE = "has constructor arguments in the object store and max_restarts > 0"
+"""Of an error that Ray's C++ code prints at each start of Ray Data, and that means nothing (ray-project/ray#53727)."""
+FILTER = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+for line in sys.stdin.buffer:
+    if {NOISE.encode()!r} not in line:
+        os.write(2, line)
+"""
 
 
 def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> None:
-    """Parses `settings_type` from the command line, logs it and calls `run` with it.
+    """Parses `settings_type` from the command line and calls `run` with it.
 
     Exits with status 2 after one sentence on stderr where the user can mend what is wrong (`UserError`), with 130 at
-    Ctrl-C; any other exception passes through with its traceback, and Python exits with status 1.
+    Ctrl-C and 143 at SIGTERM; any other exception passes through with its traceback, and Python exits with status 1.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    set_up_console()
     try:
         settings = tyro.cli(settings_type, config=(tyro.conf.OmitArgPrefixes,))
-        log.info("%s", settings)
         check_lasting(getattr(settings, "out", None))
         run(settings)
     except KeyboardInterrupt:
@@ -38,6 +50,31 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> N
         # The innermost, since Ray's wrapping of a UserError is one too, and its first line, since Ray adds advice.
         print(f"{sys.argv[0]}: {str(mistakes[-1]).splitlines()[0]}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def set_up_console() -> None:
+    """Any path can be printed, whatever the console's encoding; the log goes to stderr; Ray's noise does not."""
+    if sys.stderr is sys.__stderr__:  # else a program that runs this job, such as a test, has its own
+        _filter_stderr()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
+def _filter_stderr() -> None:
+    """Lets what is not written by Python, such as by Ray's C++ code, pass through a process that leaves out NOISE.
+
+    A process, since it still passes on the last words of this one when it is aborted.
+    """
+    console = os.dup(2)
+    command = [sys.executable, "-I", "-S", "-c", FILTER]
+    reader, writer = os.pipe()
+    subprocess.Popen(command, stdin=reader, stdout=subprocess.DEVNULL)  # noqa: S603
+    os.close(reader)
+    os.dup2(writer, 2)
+    os.close(writer)
+    sys.stderr = os.fdopen(console, "w", buffering=1, encoding=sys.stderr.encoding)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,34 +1,11 @@
 """The recognizer's network: convolutions, bidirectional GRUs, one distribution over classes a frame."""
 
-from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from hwr_ray.errors import UserError
-
-POOLS = ((2, 2), (2, 2), (2, 1), (2, 1))
-"""(height, width) by which each convolution layer shrinks its input: the first by its stride, the others by pooling."""
-HEIGHT_STRIDE, WIDTH_STRIDE = 16, 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    conv_widths: tuple[int, int, int, int] = (24, 32, 64, 128)
-    """Output channels of the four convolution layers."""
-    gru_size: int = 128
-    """Units of a GRU layer in each direction."""
-    residual: bool = True
-    """Deepen the second, third and fourth convolution layer by a separable residual block each."""
-    dropout: float = 0.2
-    """Share of features dropped before each GRU layer and before the classifier."""
-
-    def __post_init__(self) -> None:
-        if len(self.conv_widths) != len(POOLS) or min(self.conv_widths) < 1:
-            raise UserError(f"--conv-widths takes {len(POOLS)} positive numbers, not {self.conv_widths}")
-        if self.gru_size < 1:
-            raise UserError(f"--gru-size must be positive, not {self.gru_size}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout must lie in 0 to 1 (excluded), not {self.dropout}")
+from hwr_ray.architecture import HEIGHT_STRIDE, POOLS, ModelSettings, num_frames
 
 
 class SeparableResidual(nn.Module):
@@ -63,12 +40,7 @@ class CRNN(nn.Module):
     def __init__(self, settings: ModelSettings, *, canvas: tuple[int, int], num_classes: int) -> None:
         super().__init__()
         height, width = canvas
-        if height % HEIGHT_STRIDE or width % WIDTH_STRIDE:
-            raise UserError(
-                f"the canvas {height}x{width} does not suit the model: "
-                f"its height must be a multiple of {HEIGHT_STRIDE}, its width of {WIDTH_STRIDE}"
-            )
-        self.frames = width // WIDTH_STRIDE
+        self.frames = num_frames(height, width)
         widths = settings.conv_widths
         layers = [
             nn.Conv2d(1, widths[0], 5, stride=POOLS[0], padding=2, bias=False),
@@ -108,3 +80,11 @@ class CRNN(nn.Module):
 def to_ink(images: Tensor) -> Tensor:
     """Line images (N, H, W) uint8, 255 paper, to the model's input (N, 1, H, W) float32, 0 paper to 1 ink."""
     return 1 - images.unsqueeze(1).float() / 255
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, where autocast then saves time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

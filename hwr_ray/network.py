@@ -9,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hwr_ray.bundle import Bundle
-from hwr_ray.model import CRNN, to_ink
-
-# OpenVINO would tell its makers of every import; without this package it uses a stub of its own.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-import openvino as ov  # noqa: E402
-from openvino.frontend import FrontEndManager  # noqa: E402
-from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: E402
+from hwr_ray.model import CRNN, has_bfloat16, to_ink
 
 
 class Network:
@@ -70,8 +64,15 @@ class Head(nn.Module):
 def compile_for_cpu(head: nn.Module, canvas: tuple[int, int], **settings: Any) -> Any:
     """A module of line images compiled for this machine's CPU, with as many threads as torch has in this process.
 
-    `settings` are OpenVINO's; by default it computes in bfloat16 where the processor does.
+    `settings` are OpenVINO's; by default it computes in bfloat16 where the processor does. OpenVINO is imported here:
+    nothing but reading on a CPU needs it.
     """
+    # OpenVINO would tell its makers of every import; without this package it uses a stub of its own.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino as ov
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
     example = (torch.zeros((2, *canvas), dtype=torch.uint8),)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the GRU, whose checks hold for any batch
@@ -90,11 +91,3 @@ def log_probs_of(model: CRNN, images: Tensor) -> Tensor:
     """Log-probabilities (N, T, C) float32 of the classes in each frame of line images (N, H, W) uint8, 255 paper."""
     logits, _ = model(to_ink(images).contiguous(memory_format=torch.channels_last))
     return logits.float().log_softmax(-1)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, where autocast then saves time."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hwr_ray.model import CRNN
-from hwr_ray.network import has_bfloat16
+from hwr_ray.model import CRNN, has_bfloat16
 from hwr_ray.recognizer import ctc_losses
 
 WARM_UP_STEPS, MOST_WARM_UP = 500, 0.15

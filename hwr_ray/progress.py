@@ -2,8 +2,10 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 log = logging.getLogger(__name__)
@@ -12,17 +14,25 @@ TERMINAL_SECONDS, LOG_SECONDS = 1.0, 10.0
 
 
 class Progress:
-    """Counts what is done of a total, which may not be known yet (None)."""
+    """Counts what is done of a total, which may not be known yet (None).
+
+    The rate and the time left count from the first items: what comes before, such as the start of Ray's workers, says
+    nothing of them.
+    """
 
     def __init__(self, unit: str, total: Callable[[], int | None], *, done: int = 0) -> None:
         self.unit, self.total, self.done, self.before = unit, total, done, done
-        self.start = self.shown = time.monotonic()
+        self.start: float | None = None
+        """When the first items were done."""
+        self.shown = time.monotonic()
         self.on_terminal = sys.stderr.isatty()
 
     def advance(self, number: int) -> None:
         """Counts `number` more, and shows it now and then."""
         self.done += number
         now = time.monotonic()
+        if self.start is None or self.done < self.before:  # the first items, or a loss
+            self.start, self.before = now, self.done
         if now - self.shown >= (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS):
             self.shown = now
             line = self.line(now - self.start)
@@ -32,15 +42,35 @@ class Progress:
                 log.info("%s", line)
 
     def line(self, seconds: float) -> str:
-        """Done, total, rate and time left after some seconds."""
-        rate, total = (self.done - self.before) / max(seconds, 1e-9), self.total()
-        said = f"{self.done:,} {self.unit}, {rate:,.0f} a second"
-        if total is None:
+        """Done, total, rate and time left, some seconds after the first items."""
+        counted, total = self.done - self.before, self.total()
+        said = f"{self.done:,} {self.unit}" if total is None else f"{self.done:,} of {total:,} {self.unit}"
+        if counted <= 0 or seconds <= 0:
             return said
-        left = timedelta(seconds=round((total - self.done) / rate)) if rate else "unknown time"
-        return f"{self.done:,} of {total:,} {self.unit}, {rate:,.0f} a second, {left} left"
+        rate = counted / seconds
+        said += f", {rate:,.0f} a second" if rate >= 10 else f", {rate:.1f} a second"
+        return said if total is None else f"{said}, {timedelta(seconds=round((total - self.done) / rate))} left"
 
     def close(self) -> None:
         """Leaves the terminal on a fresh line."""
         if self.on_terminal:
             print(file=sys.stderr)
+
+
+@contextmanager
+def ten_seconds(what: str) -> Iterator[None]:
+    """Says each ten seconds that something still goes on; says nothing of what takes less."""
+    is_over = threading.Event()
+    start = time.monotonic()
+
+    def tell() -> None:
+        while not is_over.wait(LOG_SECONDS):
+            log.info("%s: %.0f s so far", what, time.monotonic() - start)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cache
 from math import inf
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +12,9 @@ from torch import Tensor
 from hwr_ray.alignment import ctc_log_probs, greedy_labels
 from hwr_ray.bundle import load_bundle
 from hwr_ray.codec import BLANK, Codec
-from hwr_ray.decoding import Reading, calibrated, with_characters
-from hwr_ray.errors import UserError
-from hwr_ray.line_images import Canvas
-from hwr_ray.model import CRNN, WIDTH_STRIDE
+from hwr_ray.decoding import Reading, calibrated, names_for, with_characters
+from hwr_ray.model import CRNN
 from hwr_ray.network import Network, log_probs_of
-from hwr_ray.text_prior import NameList, read_name_list
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,7 @@ class Recognizer:
         bundle = load_bundle(bundle_path)
         self.codec, self.canvas, self.model_id = bundle.codec, bundle.canvas, bundle.model_id
         self.decoding, self.is_greedy = bundle.decoding, greedy or bundle.decoding.language_model is None
-        if names and self.is_greedy:
-            raise UserError(f"--names needs a language model, and {bundle_path} is read greedily")
-        self.names: NameList | None = read_name_list(names, self.codec) if names else None
+        self.names = names_for(bundle_path, names, self.codec, is_greedy=self.is_greedy)
         self.network = Network(bundle, device=device, batch_size=batch_size)
         self._shortcut = cache(lambda: Network(bundle, device=device, batch_size=batch_size, shortcut=True))
 
@@ -73,21 +67,6 @@ class Recognizer:
     def compare(self, images: np.ndarray, texts: list[str]) -> list[Comparison]:
         """Each text (N) against the greedy reading, whatever the decoder, of its line image (N, H, W) uint8."""
         return compare_log_probs(self.network(images), self.codec, texts) if len(images) else []
-
-
-def placed_characters(reading: Reading, canvas: Canvas, height: int, width: int) -> list[dict[str, Any]]:
-    """The characters of a reading with their confidence and where they stand: `left` and `right`, in pixels of an image
-    file of that size, which fitting has shrunk."""
-    pixels = WIDTH_STRIDE / canvas.scale_for(height, width)
-    return [
-        {
-            "character": c.character,
-            "confidence": c.confidence,
-            "left": min(width, round(c.frames[0] * pixels)),
-            "right": min(width, round(c.frames[1] * pixels)),
-        }
-        for c in reading.characters
-    ]
 
 
 @torch.inference_mode()

@@ -1,7 +1,6 @@
 """What a training worker works on, and how it comes by it: from the beginning, or from a checkpoint."""
 
 import copy
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from hwr_ray.cluster import threads_per_worker
 from hwr_ray.codec import Codec
 from hwr_ray.errors import UserError
 from hwr_ray.fine_tuning import freeze_convolutions, parameters_to_learn, start_from
+from hwr_ray.history import CHECKPOINTS, check_fresh
 from hwr_ray.ingest import Lines, Share, ValidationLines, training_lines
 from hwr_ray.lookout import Lookout
 from hwr_ray.optimization import TrainState
@@ -25,8 +25,6 @@ from hwr_ray.prepared import Prepared
 from hwr_ray.resuming import Claim
 from hwr_ray.synced_norm import synchronized
 from hwr_ray.train_settings import TrainSettings
-
-CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 
 
 @dataclass
@@ -114,19 +112,6 @@ def begin(config: dict[str, Any]) -> Run:
         where = f"epoch {len(state.history) + 1}, after {state.epoch_step} of {run.lines.steps} steps"
         run.lookout.tell({"text": f"going on from checkpoint {checkpoint}: {where}"})
     return run
-
-
-def check_fresh(out: str) -> None:
-    """Raises UserError where a run without a checkpoint has epochs: a new first one would replace its best bundle."""
-    if history := read_history(out):
-        raise UserError(f"{out} has {len(history)} epochs and no whole checkpoint to go on from: name another --out")
-
-
-def read_history(out: str) -> list[dict[str, Any]]:
-    """The metrics of a run's epochs so far, from its metrics.jsonl."""
-    path = storage.join(out, METRICS)
-    lines = storage.read_bytes(path).decode().splitlines() if storage.is_file(path) else []
-    return [json.loads(line) for line in lines]
 
 
 def new_state(

@@ -8,8 +8,8 @@ from typing import Any, get_type_hints
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.errors import UserError
-from hwr_ray.model import ModelSettings
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.trials import Ledger, Trial
 

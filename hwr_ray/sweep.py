@@ -21,9 +21,9 @@ from hwr_ray.bundle import new_model
 from hwr_ray.cluster import configure_data
 from hwr_ray.codec import Codec
 from hwr_ray.cost import multiply_adds, num_parameters
+from hwr_ray.history import read_history
 from hwr_ray.prepared import Prepared
 from hwr_ray.resuming import Claim
-from hwr_ray.run import read_history
 from hwr_ray.search_space import settings_of
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import fit

@@ -19,6 +19,7 @@ from hwr_ray import storage
 from hwr_ray.augmentation import augment
 from hwr_ray.bundle import Bundle, save_bundle
 from hwr_ray.fine_tuning import freeze_convolutions
+from hwr_ray.history import METRICS, read_history
 from hwr_ray.ingest import Batch
 from hwr_ray.lookout import Stopwatch
 from hwr_ray.metrics import Counts, count
@@ -29,7 +30,7 @@ from hwr_ray.prepared import images_of
 from hwr_ray.provenance import versions
 from hwr_ray.recognizer import read_batch
 from hwr_ray.resuming import TakenOverError
-from hwr_ray.run import METRICS, Run, begin, read_history
+from hwr_ray.run import Run, begin
 from hwr_ray.tracking import Sample, Tracker
 from hwr_ray.train_settings import TrainSettings
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.errors import UserError
-from hwr_ray.model import ModelSettings
 
 
 def parse_workers(text: str) -> int | tuple[int, int]:
@@ -54,8 +54,8 @@ class TrainSettings:
     patience: int = 12
     """Epochs without a better validation CER after which training stops."""
     init_from: str | None = None
-    """A bundle to start from, of the same architecture and canvas height. Characters that it does not know start
-    anew."""
+    """A bundle to start from, or `shipped`, of the same architecture and canvas height. Characters that it does not
+    know start anew."""
     freeze_convolutions: bool = False
     """Leave the convolution layers as they are, with their batch statistics."""
     num_folds: int = 1

@@ -12,25 +12,21 @@ from uuid import uuid4
 
 import ray
 import ray.data
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from hwr_ray import storage
+from hwr_ray.architecture import num_frames
 from hwr_ray.board import follow, new_board
-from hwr_ray.bundle import load_bundle, new_model, weights_digest
+from hwr_ray.bundle_config import architecture_from, bundle_path, read_config, weights_digest
 from hwr_ray.checkpoints import Checkpoints
 from hwr_ray.cluster import Needs, check_shared, configure_data, connect, preflight
-from hwr_ray.codec import Codec
 from hwr_ray.curves import write_curves
-from hwr_ray.decoder_fitting import fit_decoder, language_model_texts
 from hwr_ray.errors import UserError
-from hwr_ray.fine_tuning import architecture_from
 from hwr_ray.folds import folds_of, leave_out
+from hwr_ray.history import CHECKPOINTS, check_fresh, read_history
+from hwr_ray.label_list import language_model_texts
 from hwr_ray.prepared import Prepared
 from hwr_ray.resuming import Claim, difference
-from hwr_ray.run import CHECKPOINTS, check_fresh, read_history
 from hwr_ray.tracking import check_key
-from hwr_ray.train_loop import train_loop_per_worker
 from hwr_ray.train_settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -47,8 +43,8 @@ def train(settings: TrainSettings) -> None:
     num_lines = count_train_lines(prepared, settings)
     origin: dict[str, Any] = {}
     if settings.init_from:
-        settings = replace(settings, init_from=storage.absolute(settings.init_from))
-        bundle = load_bundle(str(settings.init_from))
+        settings = replace(settings, init_from=bundle_path(settings.init_from))
+        bundle = read_config(str(settings.init_from))
         settings = replace(settings, model=architecture_from(bundle, settings.model, prepared.canvas))
         origin = {"init_from": weights_digest(str(settings.init_from))}
     check_feasible(prepared, settings, num_lines)
@@ -113,10 +109,16 @@ def show_curves(out: str) -> None:
 
 def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], settings: TrainSettings) -> None:
     """Fits the decoder of a bundle on a node with what a training worker has."""
-    fit_remotely: Any = ray.remote(fit_decoder)  # type: ignore[arg-type]
+    fit_remotely: Any = ray.remote(_fit_decoder)
     fit_remotely = fit_remotely.options(num_cpus=settings.cpus_per_worker, num_gpus=1 if settings.use_gpu else 0)
     device = "cuda" if settings.use_gpu else "cpu"
     log.info("decoder fitted: %s", ray.get(fit_remotely.remote(best, prepared, texts, device=device)))
+
+
+def _fit_decoder(*args: Any, **settings: Any) -> str:
+    from hwr_ray.decoder_fitting import fit_decoder  # in the worker: the driver needs neither torch nor numba for it
+
+    return fit_decoder(*args, **settings)
 
 
 def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:
@@ -134,7 +136,7 @@ def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) 
         raise UserError(
             f"{num_lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}"
         )
-    frames = new_model(settings.model, Codec(prepared.charset), prepared.canvas).frames
+    frames = num_frames(prepared.canvas.height, prepared.canvas.width)
     needed = prepared.facts["splits"]["train"]["most_frames_needed"]
     if needed > frames:
         raise UserError(
@@ -186,6 +188,11 @@ def fit(
     by which the workers know that they see it. Raises ray.train.TrainingFailedError where workers fail again and again,
     FloatingPointError where the loss is not finite, and UserError where another process took over.
     """
+    # Imported here, while Ray's workers start, and not by jobs that are refused before.
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from hwr_ray.train_loop import train_loop_per_worker
 
     def train_lines() -> ray.data.Dataset:
         """Built anew with each group of workers, in another order each time."""

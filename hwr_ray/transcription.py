@@ -18,7 +18,7 @@ import ray.data
 
 from hwr_ray import storage
 from hwr_ray.batch_reading import ReadingSettings, read_parts_with
-from hwr_ray.bundle import SHIPPED, Bundle, load_bundle
+from hwr_ray.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
 from hwr_ray.cluster import check_shared, connect, rows_of
 from hwr_ray.errors import UserError
 from hwr_ray.inputs import Inputs, InputSettings, open_inputs
@@ -51,8 +51,8 @@ FEWEST_ROWS = 1000
 @dataclass(frozen=True, kw_only=True)
 class TranscribeSettings:
     inputs: InputSettings
-    model: str = SHIPPED
-    """A bundle, such as RUN/best (jobs/train.py); by default the one that comes with the package."""
+    model: str = SHIPPED_WORD
+    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
     out: str
     """Folder or URI for *.parquet and _run.json. The same command again goes on, and adds images that are new."""
     precision: float = 0.99
@@ -72,9 +72,9 @@ class TranscribeSettings:
 def transcribe(settings: TranscribeSettings) -> None:
     """Writes the transcripts of the settings. Raises UserError for what its user can mend."""
     start = time.time()
-    model_path, out = storage.absolute(settings.model), storage.absolute(settings.out)
-    bundle, inputs = load_bundle(model_path), open_inputs(settings.inputs)
-    reading = settings.reading.for_workers(model_path)
+    model_path, out = bundle_path(settings.model), storage.absolute(settings.out)
+    bundle, inputs = read_config(model_path), open_inputs(settings.inputs)
+    reading = settings.reading.for_workers(model_path, bundle)
     if inputs.holds(out, WRITTEN):
         raise UserError(f"--out {out} lies in --images {settings.inputs.images}: name one outside of it")
     if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
@@ -121,7 +121,7 @@ class Job:
         self,
         settings: TranscribeSettings,
         inputs: Inputs,
-        bundle: Bundle,
+        bundle: BundleConfig,
         reading: ReadingSettings,
         parts: Parts,
         threshold: float | None,
@@ -200,7 +200,7 @@ class Job:
             parts = parts.map_batches(load, batch_format="pyarrow", batch_size=None, num_cpus=LOADER_CPUS)
         stored = read_parts_with(
             parts,
-            storage.absolute(self.settings.model),
+            bundle_path(self.settings.model),
             self.reading,
             load=None if self.reading.use_gpu else load,
             out=self.parts.out,
@@ -264,7 +264,7 @@ def parts_at_once(images: str, out: str, *, use_gpu: bool) -> int:
     return PARTS_AT_ONCE if use_gpu or "://" in images + out else 1
 
 
-def facts_of(settings: TranscribeSettings, bundle: Bundle, reading: ReadingSettings) -> dict[str, Any]:
+def facts_of(settings: TranscribeSettings, bundle: BundleConfig, reading: ReadingSettings) -> dict[str, Any]:
     """What decides the rows of a job: another attempt must have the same."""
     names = sha256(storage.read_bytes(reading.names)).hexdigest() if reading.names else None
     return {

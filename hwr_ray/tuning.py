@@ -17,9 +17,9 @@ from hwr_ray import storage
 from hwr_ray.bundle import load_bundle, save_bundle
 from hwr_ray.cluster import Needs, check_shared, connect, preflight, room_for
 from hwr_ray.cost import reading_speed
-from hwr_ray.decoder_fitting import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.front import choose, parse_choice
+from hwr_ray.label_list import language_model_texts
 from hwr_ray.prepared import Prepared, images_of
 from hwr_ray.resuming import Claim
 from hwr_ray.search_space import Search, corners, settings_of, space_of

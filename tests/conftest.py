@@ -25,10 +25,10 @@ from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.measuring import descendants
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.bundle import Bundle, new_model, save_bundle
 from hwr_ray.codec import Codec
 from hwr_ray.line_images import Canvas
-from hwr_ray.model import ModelSettings
 
 ROOT = Path(__file__).parents[1]
 TINY_MODEL = ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8, dropout=0.1)

@@ -64,25 +64,53 @@ def test_a_cluster_that_does_not_let_a_job_in_is_told_in_a_sentence(monkeypatch,
         raise error
 
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "find_ray", lambda: "head:6379")
     monkeypatch.setattr(cluster.ray, "init", refuse)
     with pytest.raises(UserError, match=r"can't be joined \(no (answer|token).*\): is it up"):
         cluster.connect()
 
 
-def test_workers_keep_what_they_free_unless_who_submitted_the_job_said_otherwise(monkeypatch):
-    started = {}
+@pytest.fixture
+def started(monkeypatch):
+    """What `connect` would start or join Ray with; it then ends with a UserError."""
+    found = {}
 
     def init(**settings):
-        started.update(settings)
+        found.update(settings)
         raise ConnectionError("far enough")
 
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", init)
+    return found
+
+
+def test_workers_keep_what_they_free_unless_who_submitted_the_job_said_otherwise(started, monkeypatch):
+    monkeypatch.setattr(cluster, "find_ray", lambda: "head:6379")
     monkeypatch.setattr(cluster, "submitted_environment", lambda: {"env_vars": {"MALLOC_TRIM_THRESHOLD_": "1"}})
     with pytest.raises(UserError):
         cluster.connect()
     given = started["runtime_env"]["env_vars"]
     assert ALLOCATOR.items() - given.items() == {("MALLOC_TRIM_THRESHOLD_", ALLOCATOR["MALLOC_TRIM_THRESHOLD_"])}
+
+
+def test_a_ray_of_its_own_inherits_the_jobs_environment_and_is_told_no_key(started, monkeypatch):
+    monkeypatch.setattr(cluster, "find_ray", lambda: None)
+    monkeypatch.setattr(cluster.os, "environ", environment := {"AWS_SECRET_ACCESS_KEY": "planted", "HOME": "/"})
+    with pytest.raises(UserError):
+        cluster.connect()
+    assert started["address"] == "local" and "planted" not in str(started)
+    assert ALLOCATOR.items() <= environment.items()
+
+
+def test_a_ray_that_does_not_start_in_time_is_told_in_a_sentence(monkeypatch):
+    def init(**_):
+        raise Exception("The current node timed out during startup. This could happen ...")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "find_ray", lambda: None)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(UserError, match="Ray did not start within 30 s: is this machine very busy"):
+        cluster.connect()
 
 
 def test_threads_are_shared_by_the_workers_of_a_node_and_an_idle_head_counts_for_none(nodes, monkeypatch):

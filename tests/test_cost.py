@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from benchmarks.ancestor import FRAMES, HEIGHT, WIDTH, Ancestor
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.codec import frames_needed
 from hwr_ray.cost import multiply_adds, num_parameters
-from hwr_ray.model import CRNN, ModelSettings
+from hwr_ray.model import CRNN
 
 CLASSES = 30  # 26 letters, space, apostrophe, hyphen, blank
 

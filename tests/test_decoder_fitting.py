@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from hwr_ray import prepared as prepared_module
-from hwr_ray.bundle import SHIPPED, load_bundle, save_bundle
+from hwr_ray.bundle import load_bundle, save_bundle
+from hwr_ray.bundle_config import SHIPPED
 from hwr_ray.calibration import errors_before_and_after
-from hwr_ray.decoder_fitting import fit_decoder, language_model_texts
+from hwr_ray.decoder_fitting import fit_decoder
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of
 from hwr_ray.forms import draw_line
+from hwr_ray.label_list import language_model_texts
 from hwr_ray.line_images import Canvas, fit
 from hwr_ray.metrics import count
 from hwr_ray.network import Network

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hwr_ray.bundle import LANGUAGE_MODEL, SHIPPED, load_bundle, save_bundle
+from hwr_ray.bundle import load_bundle, save_bundle
+from hwr_ray.bundle_config import LANGUAGE_MODEL, SHIPPED
 from hwr_ray.calibration import Calibration, calibration_error
 from hwr_ray.codec import Codec
 from hwr_ray.decoding import Decoding, Reading, calibrated, fit_decoding

@@ -10,6 +10,7 @@ from conftest import ROOT, documented, mistake, run
 
 from hwr_ray import export, storage
 from hwr_ray.bundle import save_bundle
+from hwr_ray.bundle_config import SHIPPED
 from hwr_ray.errors import UserError
 from hwr_ray.export import compare, drawn_lines, to_onnx, to_torchscript
 from hwr_ray.line_images import decode, fit
@@ -20,7 +21,7 @@ from hwr_ray.recognizer import read_batch
 def exported(tmp_path_factory):
     """The shipped model as ONNX, by the job."""
     folder = tmp_path_factory.mktemp("export")
-    command = documented("jobs/export.py --model run/best --out exported", **{"run/best": export.SHIPPED})
+    command = documented("jobs/export.py --model run/best --out exported", **{"run/best": "shipped"})
     said, _ = run(*command, cwd=folder)
     assert said.strip() == str(folder / "exported")
     return folder / "exported"
@@ -28,7 +29,7 @@ def exported(tmp_path_factory):
 
 def test_torchscript_is_written_by_the_job_and_read_by_torch_alone(tmp_path):
     command = "jobs/export.py --model run/best --out exported-torch --format torchscript"
-    run(*documented(command, **{"run/best": export.SHIPPED}), cwd=tmp_path)
+    run(*documented(command, **{"run/best": "shipped"}), cwd=tmp_path)
     network = export.torch.jit.load(tmp_path / "exported-torch/model.pt")
     facts = storage.read_json(str(tmp_path / "exported-torch/reading.json"))
     log_probs = network(export.torch.full((3, *facts["canvas"]), 255, dtype=export.torch.uint8))
@@ -56,7 +57,7 @@ def test_an_export_that_reads_differently_is_refused(tiny_bundle):
 
 
 def test_a_program_with_onnx_runtime_alone_reads_images_as_the_package_does(exported, tmp_path, draw_text):
-    bundle = export.load_bundle(export.SHIPPED)
+    bundle = export.load_bundle(SHIPPED)
     facts = storage.read_json(f"{exported}/reading.json")
     assert (facts["charset"], facts["model_id"]) == (bundle.codec.charset, bundle.model_id)
     pictures = [draw_text("MARTIN", height=40, width=200), draw_text("ANNE-SOPHIE", height=90, width=900)]

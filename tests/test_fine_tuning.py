@@ -5,12 +5,14 @@ import pytest
 import torch
 from conftest import TINY_CANVAS, TINY_MODEL
 
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.bundle import new_model
+from hwr_ray.bundle_config import architecture_from
 from hwr_ray.codec import Codec
 from hwr_ray.errors import UserError
-from hwr_ray.fine_tuning import architecture_from, freeze_convolutions, parameters_to_learn, start_from
+from hwr_ray.fine_tuning import freeze_convolutions, parameters_to_learn, start_from
 from hwr_ray.line_images import Canvas
-from hwr_ray.model import ModelSettings, to_ink
+from hwr_ray.model import to_ink
 from hwr_ray.recognizer import read_batch
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 16, 64), np.uint8))

@@ -25,6 +25,9 @@ LEVELS = {
             "progress",
             "line_images",
             "cleaning",
+            "architecture",
+            "history",
+            "ray_address",
             "model",
             "augmentation",
             "glyphs",
@@ -38,7 +41,8 @@ LEVELS = {
     # what CTC's frames spell
     **dict.fromkeys(["alignment", "prefix_beam", "beam_search", "decoding"], 2),
     # what is stored: bundles and data sets
-    **dict.fromkeys(["labels", "tally", "line_reading", "inputs", "parts", "bundle", "prepared", "synthesis"], 2),
+    **dict.fromkeys(["labels", "tally", "line_reading", "inputs", "parts", "prepared", "synthesis"], 2),
+    **dict.fromkeys(["bundle", "bundle_config", "label_list"], 2),
     **dict.fromkeys(["trials", "trials_view"], 2),
     # the recognizer and the work of one process
     **dict.fromkeys(
@@ -96,6 +100,7 @@ HOMES = {
         "batch_reading",
         "board",
         "lookout",
+        "ray_address",
         "run",
         "ingest",
         "train_loop",
@@ -109,7 +114,7 @@ HOMES = {
     "PIL": {"line_images", "forms"},
     "editdistance": {"metrics"},
     "fsspec": {"storage"},
-    "safetensors": {"bundle"},
+    "safetensors": {"bundle", "bundle_config"},
     "wandb": {"tracking"},
     "faker": {"synthesis"},
     "matplotlib": {"forms", "pages", "reports", "sweep_report", "curves"},
@@ -124,6 +129,7 @@ HOMES = {
     "kagglehub": {"kaggle"},
     "gradio": {"demo"},
     "requests": {"kaggle"},
+    "grpc": {"ray_address"},
 }
 """Packages that only these modules import."""
 
@@ -188,9 +194,14 @@ def test_the_recognizer_knows_no_ray():
     assert not reached & HOMES["ray"]
 
 
-@pytest.mark.parametrize("module", ["transcripts", "preparation"])
+@pytest.mark.parametrize("module", ["transcripts", "preparation", "transcription", "evaluation", "training"])
 def test_what_reads_and_writes_rows_starts_without_torch(module):
     code = f"import hwr_ray.{module}, sys; assert not {{'torch', 'openvino', 'numba'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_but_reading_loads_openvino():
+    code = "import hwr_ray.train_loop, hwr_ray.recognizer, hwr_ray.tuning, sys; assert 'openvino' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.bundle import new_model
 from hwr_ray.codec import Codec
 from hwr_ray.errors import UserError
 from hwr_ray.line_images import Canvas
-from hwr_ray.model import CRNN, ModelSettings, to_ink
+from hwr_ray.model import CRNN, to_ink
 
 SETTINGS = ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8)
 

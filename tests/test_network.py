@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hwr_ray.bundle import SHIPPED, load_bundle
+from hwr_ray.bundle import load_bundle
+from hwr_ray.bundle_config import SHIPPED
 from hwr_ray.network import Network, log_probs_of
 
 

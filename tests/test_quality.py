@@ -23,7 +23,8 @@ from benchmarks.quality import (
     with_table,
     write,
 )
-from hwr_ray.bundle import SHIPPED, load_bundle
+from hwr_ray.bundle import load_bundle
+from hwr_ray.bundle_config import SHIPPED
 from hwr_ray.errors import UserError
 
 ROW = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hwr_ray.bundle import SHIPPED
+from hwr_ray.bundle_config import SHIPPED
 from hwr_ray.codec import Codec
 from hwr_ray.glyphs import Writer, write
 from hwr_ray.recognizer import Recognizer, compare_log_probs, ctc_losses, read_batch, text_log_probs

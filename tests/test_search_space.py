@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.errors import UserError
-from hwr_ray.model import ModelSettings
 from hwr_ray.search_space import (
     DEFAULT_SPACE,
     SHAPES,

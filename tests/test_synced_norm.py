@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hwr_ray import optimization
+from hwr_ray.architecture import ModelSettings
 from hwr_ray.bundle import new_model
 from hwr_ray.codec import Codec
 from hwr_ray.ingest import Share
-from hwr_ray.model import ModelSettings
 from hwr_ray.optimization import TrainState, train_step, update_average
 from hwr_ray.synced_norm import synchronized
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from hwr_ray.batch_reading import LineReader, PartReader, ReadingSettings
-from hwr_ray.bundle import SHIPPED, load_bundle
+from hwr_ray.bundle import load_bundle
+from hwr_ray.bundle_config import SHIPPED
 from hwr_ray.calibration import Calibration
 from hwr_ray.decoding import Decoding
 from hwr_ray.errors import UserError
