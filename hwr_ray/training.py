@@ -1,6 +1,7 @@
 """A training run: Ray Train over a prepared data set, one folder that it can be resumed from."""
 
 import logging
+import os
 import shlex
 import sys
 from collections import Counter
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 INGEST_CPUS = 1
 """Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
+REPORT_SECONDS = "0.5"
+"""Between two looks of Ray Train at what its workers report, and whether they have ended; 2 by default."""
 HANG_SECONDS = 600
 """After which a worker that waits for another one gives up."""
 
@@ -50,7 +53,7 @@ def train(settings: TrainSettings) -> None:
     check_feasible(prepared, settings, num_lines)
     texts = language_model_texts(prepared, settings)
     check_key(settings.wandb_project)
-    connect(with_dashboard=True)
+    connect()
     preflight(
         Needs(
             num_workers=settings.worker_range[0],
@@ -179,20 +182,23 @@ def fit(
     origin: dict[str, Any] | None = None,
     claim: Claim | None = None,
     witness: str = "recipe.json",
+    is_trial: bool = False,
 ) -> dict[str, Any]:
     """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best,
     or nothing where the run was stopped before its first epoch's end.
 
     `callbacks` are Ray Train's; as many runs like this one as `runs_at_once` says share the cluster; `board` is a
     Board; `origin` tells of the weights that it begins with; `claim` is on the run's folder; `witness` is a file in it,
-    by which the workers know that they see it. Raises ray.train.TrainingFailedError where workers fail again and again,
-    FloatingPointError where the loss is not finite, and UserError where another process took over.
+    by which the workers know that they see it; `is_trial` says that the job goes on after this run. Raises
+    ray.train.TrainingFailedError where workers fail again and again, FloatingPointError where the loss is not finite,
+    and UserError where another process took over.
     """
     # Imported here, while Ray's workers start, and not by jobs that are refused before.
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from hwr_ray.train_loop import train_loop_per_worker
+    from hwr_ray.trainer import SingleRunTrainer
 
     def train_lines() -> ray.data.Dataset:
         """Built anew with each group of workers, in another order each time."""
@@ -201,7 +207,8 @@ def fit(
         lines.context.enable_progress_bars = False  # the run tells its own
         return lines
 
-    trainer = TorchTrainer(
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
+    trainer = (TorchTrainer if is_trial else SingleRunTrainer)(
         train_loop_per_worker,  # type: ignore[arg-type]
         train_loop_config={
             "settings": settings,
