@@ -20,7 +20,6 @@ from hwr_ray.board import follow, new_board
 from hwr_ray.bundle_config import architecture_from, bundle_path, read_config, weights_digest
 from hwr_ray.checkpoints import Checkpoints
 from hwr_ray.cluster import Needs, check_shared, configure_data, connect, preflight
-from hwr_ray.curves import write_curves
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of, leave_out
 from hwr_ray.history import CHECKPOINTS, check_fresh, read_history
@@ -107,6 +106,8 @@ def last_step(out: str) -> int:
 
 def show_curves(out: str) -> None:
     if history := read_history(out):
+        from hwr_ray.curves import write_curves  # with matplotlib: not in the workers
+
         write_curves(out, history)
 
 
@@ -169,6 +170,13 @@ def claim_run(out: str, recipe: dict[str, Any]) -> str:
     return run_id
 
 
+def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
+    """The same as `hwr_ray.train_loop`'s, which is imported in the worker: the driver needs nothing of it."""
+    from hwr_ray import train_loop
+
+    return train_loop.train_loop_per_worker(config)
+
+
 def fit(
     settings: TrainSettings,
     prepared: Prepared,
@@ -193,11 +201,10 @@ def fit(
     ray.train.TrainingFailedError where workers fail again and again, FloatingPointError where the loss is not finite,
     and UserError where another process took over.
     """
-    # Imported here, while Ray's workers start, and not by jobs that are refused before.
+    # Imported here, with torch: not by a job that is refused before.
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from hwr_ray.train_loop import train_loop_per_worker
     from hwr_ray.trainer import SingleRunTrainer
 
     def train_lines() -> ray.data.Dataset:
@@ -209,7 +216,7 @@ def fit(
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
     trainer = (TorchTrainer if is_trial else SingleRunTrainer)(
-        train_loop_per_worker,  # type: ignore[arg-type]
+        train_loop_per_worker,
         train_loop_config={
             "settings": settings,
             "data": prepared.path,
