@@ -216,7 +216,7 @@ def fit(
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
     trainer = (TorchTrainer if is_trial else SingleRunTrainer)(
-        train_loop_per_worker,
+        train_loop_per_worker,  # type: ignore[arg-type]
         train_loop_config={
             "settings": settings,
             "data": prepared.path,

@@ -1,0 +1,103 @@
+"""How a job starts where its environment is against it, and how it ends when it is told to while it starts."""
+
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import named_below, new_tiny_bundle, start, wait_for
+
+from benchmarks.measuring import descendants
+from hwr_ray.bundle import save_bundle
+from hwr_ray.line_images import encode_png
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory, draw_text):
+    """Two pictures and a bundle."""
+    folder = tmp_path_factory.mktemp("start")
+    (folder / "images").mkdir()
+    for text in ("A", "B"):
+        (folder / f"images/{text}.png").write_bytes(encode_png(draw_text(text)))
+    save_bundle(new_tiny_bundle(), str(folder / "bundle"))
+    return ["--images", folder / "images", "--model", folder / "bundle", "--num-workers", 1]
+
+
+@pytest.fixture
+def own_ray(monkeypatch):
+    """No Ray to join, but for what the test leaves."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_dead_heads_address_a_long_temporary_folder_and_a_narrow_encoding_stop_no_job(
+    arguments, own_ray, tmp_path, monkeypatch
+):
+    long = tmp_path / ("x" * 60)
+    (long / "ray").mkdir(parents=True)
+    with socket.socket() as taken:  # nothing listens there
+        taken.bind(("127.0.0.1", 0))
+        gone = f"127.0.0.1:{taken.getsockname()[1]}"
+        (long / "ray/ray_current_cluster").write_text(gone)
+        monkeypatch.setenv("TMPDIR", str(long))
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+        out = tmp_path / "é"
+        process = start("transcribe", *arguments, "--out", out)
+        told, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert told == f"{tmp_path}/\\xe9\n"
+    assert pd.read_parquet(out).error.isna().tolist() == [True, True]
+    assert f"no Ray answers at {gone}, the address in {long}/ray/ray_current_cluster" in said
+    assert f"Ray keeps its files in /tmp/ray, not in {long}/ray: its path is too long" in said
+    assert "on Ray: 1 nodes" in said
+    # The job's own words and nothing else.
+    assert not [line for line in said.splitlines() if not line[:8].replace(":", "").isdigit()]
+
+
+def test_an_address_where_no_ray_answers_is_a_mistake_told_at_once(arguments, own_ray, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing, as a stopped head does
+        monkeypatch.setenv("RAY_ADDRESS", address := f"127.0.0.1:{silent.getsockname()[1]}")
+        process = start("transcribe", *arguments, "--out", tmp_path / "out")
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert f"no Ray answers at RAY_ADDRESS={address}: start it, or name another" in said.splitlines()[-1]
+    assert "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sent", "latch"),
+    [
+        (signal.SIGINT, "import ray"),
+        (signal.SIGTERM, "gcs_server"),
+        (signal.SIGINT, "raylet/raylet"),
+        (signal.SIGTERM, "PartReader"),
+    ],
+)
+def test_a_job_that_is_told_to_stop_while_it_starts_ends_with_all_its_processes(
+    arguments, own_ray, tmp_path, monkeypatch, sent, latch
+):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    process = start("transcribe", *arguments, "--out", tmp_path / "out")
+    if latch == "import ray":
+        maps = Path(f"/proc/{process.pid}/maps")
+        wait_for(process, lambda: "_raylet.so" in maps.read_text())
+    else:
+        wait_for(process, lambda: named_below(process.pid, latch))
+    started = [pid for pid in descendants(process.pid) if pid != process.pid]
+    process.send_signal(sent)
+    process.communicate(timeout=100)
+    assert process.returncode != 0
+    deadline = time.monotonic() + 100
+    while left := [pid for pid in started if is_running(pid)]:
+        assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
