@@ -6,13 +6,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import boto3
 import cv2
@@ -21,16 +21,18 @@ import pandas as pd
 import pytest
 import ray
 import torch
+from jobs import ROOT
 from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser, Page, sync_playwright
+from ray._private.node import Node
+from ray.cluster_utils import Cluster
 
-from benchmarks.measuring import descendants
 from hwr_ray.architecture import ModelSettings
 from hwr_ray.bundle import Bundle, new_model, save_bundle
+from hwr_ray.cluster import connect
 from hwr_ray.codec import Codec
 from hwr_ray.line_images import Canvas
 
-ROOT = Path(__file__).parents[1]
 TINY_MODEL = ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8, dropout=0.1)
 TINY_CANVAS = Canvas(16, 64)
 PAGES = {
@@ -211,53 +213,6 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     subprocess.run(["umount", "--lazy", str(disk.path)], check=True)
 
 
-def start(job, *arguments, cwd=ROOT):
-    command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
-
-
-def run_together(*commands, status=0, cwd=ROOT):
-    """The stdout and stderr of each of some jobs that run at the same time, once all are finished."""
-    processes = [start(*command, cwd=cwd) for command in commands]
-    try:
-        told = [process.communicate(timeout=900) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (out, err) in zip(processes, told, strict=True):
-        assert process.returncode == status, f"{process.args} ended with {process.returncode}\n{out}\n{err}"
-    return told
-
-
-def run(job, *arguments, status=0, cwd=ROOT):
-    """The finished job's stdout and stderr."""
-    (told,) = run_together((job, *arguments), status=status, cwd=cwd)
-    return told
-
-
-def mistakes(*commands, cwd=ROOT):
-    """What each of some jobs, run at the same time, says on stderr of its user's mistake; the log lines before it are
-    cut off."""
-    said = [err for _, err in run_together(*commands, status=2, cwd=cwd)]
-    assert not [err for err in said if "Traceback" in err]
-    return [err.splitlines()[-1] for err in said]
-
-
-def mistake(job, *arguments, cwd=ROOT):
-    (said,) = mistakes((job, *arguments), cwd=cwd)
-    return said
-
-
-def named_below(pid, name):
-    """The processes below another one that have such a name."""
-    found = []
-    for child in descendants(pid):
-        with suppress(OSError):  # it has ended
-            if name in Path(f"/proc/{child}/cmdline").read_text():
-                found.append(child)
-    return found
-
-
 def free_port() -> int:
     """A free port that is neither among those of Ray's workers, nor of those that Linux gives to connections: Ray opens
     many between the choice of a port and its use."""
@@ -268,10 +223,11 @@ def free_port() -> int:
     raise RuntimeError("all ports are taken")
 
 
-def wait_for(process, condition, timeout=200):
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, timeout: float = 300) -> None:
+    """Waits until a condition holds, as long as a process lives."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
 
@@ -326,16 +282,62 @@ def check_report(browser: Browser, path: Path, name: str) -> None:
                 screenshot(page, f"report-{name}-{width}{'-dark' * is_dark}", whole=True)
 
 
+NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
+"""A node of the session's cluster. Two CPUs are the fewest that a sweep must do with."""
+STARTS = 5
+"""Attempts to start a node: Ray gives up where a node's agents need more than 15 seconds, as on a busy machine."""
+QUICK = {"enable_worker_prestart": False, "health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
+"""Settings of Ray: no processes that no job asks for, and a node that is lost is known to be lost after some seconds
+and not after twenty."""
+
+
+def started(start: Callable[..., Node], **settings: Any) -> Node:
+    """A node that is up. Its agent's port is a free one: Ray tries for seconds to get the usual one."""
+    for attempt in range(STARTS):
+        try:
+            return start(dashboard_agent_listen_port=free_port(), **settings)
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == STARTS - 1:
+                raise
+    raise AssertionError
+
+
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """One local cluster that every job of the session joins."""
+def ray_cluster() -> Iterator[Cluster]:
+    """A cluster that all jobs of the session join: a head that runs no work and a node that does. Without a dashboard,
+    which no job may need. This process has joined it as a job does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        # not whatever cluster runs on this machine
-        context = ray.init(
-            "local", num_cpus=4, include_dashboard=False, object_store_memory=300 << 20, logging_level="ERROR"
-        )
-        patch.setenv("RAY_ADDRESS", context.address_info["address"])
         patch.setenv("WANDB_MODE", "offline")
-        yield
-        ray.shutdown()
+        patch.setenv("PYTHONPATH", f"{ROOT / 'tests'}")  # for latches, which the workers import
+        head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
+        cluster = Cluster()
+        try:
+            started(cluster.add_node, **head)
+            started(cluster.add_node, **NODE)
+            patch.setenv("RAY_ADDRESS", cluster.address)
+            connect()
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def second_node(ray_cluster: Cluster) -> Iterator[Node]:
+    """One more node in the session's cluster, which a test may lose."""
+    node = started(ray_cluster.add_node, **NODE)
+    yield node
+    if node in ray_cluster.list_all_nodes():
+        ray_cluster.remove_node(node)
+    wait_for(lambda: sum(found["Alive"] for found in ray.nodes()) == len(ray_cluster.list_all_nodes()))
+
+
+@pytest.fixture(scope="module")
+def ray_with_bucket(ray_cluster: Cluster, bucket: Any) -> Iterator[Any]:
+    """The bucket, whose keys the jobs of this process pass on to their workers."""
+    ray.shutdown()
+    connect()
+    yield bucket
+    ray.shutdown()
+    connect()

@@ -1,0 +1,153 @@
+"""Jobs as a command line runs them: in this process, or each in a process of its own."""
+
+import io
+import logging
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.measuring import descendants
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(job, *arguments, cwd=ROOT, prelude="", env=None):
+    """A job in a process of its own. `prelude` is Python that runs there first and sees the modules of tests/."""
+    command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
+    if prelude:
+        path = str(command[1])
+        code = f"{prelude}\nimport runpy, sys\nsys.argv[0] = {path!r}\nrunpy.run_path({path!r}, run_name='__main__')"
+        command[1:2] = ["-c", code]
+        env = {**(env or os.environ), "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=env)
+
+
+def run_apart(job, *arguments, status=0, cwd=ROOT):
+    """The stdout and stderr of a job in a process of its own."""
+    process = start(job, *arguments, cwd=cwd)
+    try:
+        out, err = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    assert process.returncode == status, f"{process.args} ended with {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def run(job, *arguments, status=0, cwd=ROOT):
+    """The stdout and stderr of a job in this process, on the cluster that this process has joined."""
+    out, err = io.StringIO(), io.StringIO()
+    with _as_a_process(job, arguments, cwd), redirect_stdout(out), redirect_stderr(err):
+        try:
+            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+            ended = 0
+        except SystemExit as stop:
+            ended = stop.code
+        except Exception:  # as Python ends
+            traceback.print_exc()
+            ended = 1
+    assert ended == status, f"{job} {arguments} ended with {ended}\n{out.getvalue()}\n{err.getvalue()}"
+    return out.getvalue(), err.getvalue()
+
+
+@contextmanager
+def _as_a_process(job, arguments, cwd) -> Iterator[None]:
+    """A fresh process's command line, folder and logging; what the job changes of this process is undone."""
+    root, before, threads = logging.getLogger(), os.getcwd(), torch.get_num_threads()  # noqa: PTH109
+    handlers, level, terminate = root.handlers[:], root.level, signal.getsignal(signal.SIGTERM)
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        stack.callback(signal.signal, signal.SIGTERM, terminate)
+        stack.callback(root.setLevel, level)
+        stack.callback(setattr, root, "handlers", handlers)
+        stack.callback(os.chdir, before)
+        stack.callback(_set_environment, dict(os.environ))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(sys, "argv", [str(ROOT / "jobs" / f"{job}.py"), *map(str, arguments)])
+        root.handlers = []
+        root.setLevel(logging.WARNING)
+        os.chdir(cwd)
+        yield
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+@contextmanager
+def training_in_this_process() -> Iterator[None]:
+    """Ray Train calls the training loop here (its local mode): where a test asks nothing of worker processes."""
+    import ray.train
+
+    real = ray.train.ScalingConfig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray.train, "ScalingConfig", lambda **_: real(num_workers=0))
+        yield
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Does something in another thread, and raises at the end what went wrong there."""
+    outcome: list[BaseException | None] = []
+
+    def call() -> None:
+        try:
+            act()
+        except BaseException as error:
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    yield
+    thread.join(timeout=10)
+    (error,) = outcome
+    if error:
+        raise error
+
+
+def read_until(process: subprocess.Popen, *words: str) -> str:
+    """What a job says on stderr, up to the line with which all the words have been said."""
+    said, awaited = "", set(words)
+    for line in process.stderr:
+        said += line
+        awaited -= {word for word in awaited if word in line}
+        if not awaited:
+            return said
+    raise AssertionError(f"{awaited} was not said:\n{said}")
+
+
+def end_of(process: subprocess.Popen) -> str:
+    """The rest of what a job says on stderr, once it has ended."""
+    said = process.stderr.read()
+    process.wait(timeout=100)
+    return said
+
+
+def mistake(job, *arguments, cwd=ROOT, run: Callable = run):
+    """What a job says on stderr of its user's mistake, without the log lines before it."""
+    _, err = run(job, *arguments, status=2, cwd=cwd)
+    assert "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+def named_below(pid, name):
+    """The processes below another one that have such a name."""
+    found = []
+    for child in descendants(pid):
+        with suppress(OSError):  # it has ended
+            if name in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(child)
+    return found

@@ -1,0 +1,95 @@
+"""Latches: a worker stops at a chosen point of its work, and waits until a test has killed it or lets it go on."""
+
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+SECONDS = 300
+"""After which a worker goes on by itself: its test has failed."""
+
+
+@dataclass(frozen=True)
+class Latch:
+    """Holds the first process that comes to it."""
+
+    folder: Path
+
+    @property
+    def reached(self) -> Path:
+        return self.folder / "reached"
+
+    @property
+    def released(self) -> Path:
+        return self.folder / "released"
+
+    def hold(self) -> None:
+        """Waits at the latch, unless another process came to it before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with (self.folder / "taken").open("x"):
+                pass
+        except FileExistsError:
+            return
+        (self.folder / "reached.partial").write_text(str(os.getpid()))
+        (self.folder / "reached.partial").rename(self.reached)
+        deadline = time.monotonic() + SECONDS
+        while not self.released.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def is_reached(self) -> bool:
+        return self.reached.exists()
+
+    def pid(self) -> int:
+        """The process that waits."""
+        return int(self.reached.read_text())
+
+    def release(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.released.touch()
+
+
+def training(*stops: tuple[int, Path]) -> Any:
+    """What a driver is to run on its training workers: the loop in float32, one thread each, with a checkpoint after
+    each step (given --checkpoint-minutes 1e-6). Before the step after so many the first worker waits at a latch."""
+    return partial(_train, stops=stops)
+
+
+def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> dict[str, str]:
+    from hwr_ray import train_loop
+
+    def step_on(run: Any, *args: Any) -> Any:
+        for step, folder in stops:
+            if run.state.step == step:
+                run.background.wait()  # the checkpoint of the step before is written
+                Latch(folder).hold()
+        return step_as_it_is(run, *args)
+
+    step_as_it_is = train_loop.step_on
+    with (
+        patch("hwr_ray.train_loop.step_on", step_on),
+        patch("hwr_ray.optimization.has_bfloat16", lambda device: False),
+        patch("hwr_ray.run.threads_per_worker", lambda num_workers: 1),
+        patch("hwr_ray.lookout.LOOK_SECONDS", 0.0),
+    ):
+        return train_loop.train_loop_per_worker(config)
+
+
+def loading(*stops: tuple[int, Path]) -> Any:
+    """What a driver is to have its workers load the parts of a transcription with: once so many parts are stored, the
+    first worker waits at a latch."""
+    return partial(_load, stops=stops)
+
+
+def _load(table: Any, *, stops: tuple[tuple[int, Path], ...], out: str, **arguments: Any) -> Any:
+    from hwr_ray import storage
+    from hwr_ray.parts import OUTPUTS
+    from hwr_ray.transcripts import load_part
+
+    for number, folder in stops:
+        if len(storage.list_sizes(storage.join(out, OUTPUTS))) >= number:
+            Latch(folder).hold()
+    return load_part(table, out=out, **arguments)
