@@ -137,8 +137,8 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any] | None:
     Raises FloatingPointError where the loss is not finite.
     """
     state, settings = run.state, run.settings
-    # Of the losses and the gradients' norms since the last checkpoint. In float64: else an epoch's figures would depend,
-    # in their last digits, on where its checkpoints were.
+    # Of the losses and the gradients' norms since the last checkpoint. In float64: else an epoch's figures would
+    # depend, in their last digits, on where its checkpoints were.
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     if not state.sums:
         state.sums = dict.fromkeys(("loss", "gradient_norm", "seconds", "waiting_seconds"), 0.0)

@@ -1,5 +1,6 @@
 """What the tests share: small pictures, a small model, a small disk, a Ray cluster and jobs on it."""
 
+import os
 import random
 import re
 import shutil
@@ -21,7 +22,7 @@ import pandas as pd
 import pytest
 import ray
 import torch
-from jobs import ROOT
+from job_runs import ROOT
 from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser, Page, sync_playwright
 from ray._private.node import Node
@@ -286,7 +287,12 @@ NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
 """A node of the session's cluster. Two CPUs are the fewest that a sweep must do with."""
 STARTS = 5
 """Attempts to start a node: Ray gives up where a node's agents need more than 15 seconds, as on a busy machine."""
-QUICK = {"enable_worker_prestart": False, "health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
+QUICK = {
+    "enable_worker_prestart": False,
+    "worker_niceness": 0,
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+}
 """Settings of Ray: no processes that no job asks for, and a node that is lost is known to be lost after some seconds
 and not after twenty."""
 
@@ -309,7 +315,7 @@ def ray_cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("WANDB_MODE", "offline")
-        patch.setenv("PYTHONPATH", f"{ROOT / 'tests'}")  # for latches, which the workers import
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))  # the workers import latches
         head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
         cluster = Cluster()
         try:

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import PAGES, ROOT, WIDTHS, blocks, documented, free_port, mistake, opened, run, screenshot, wait_for
+from conftest import PAGES, ROOT, WIDTHS, blocks, documented, free_port, opened, screenshot, wait_for
 from gradio_client import Client, handle_file
+from job_runs import mistake, run, run_apart
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -101,7 +102,7 @@ def test_a_model_without_a_calibration_leaves_review_unknown(bundle_path, tmp_pa
 
 
 def test_mistakes_are_sentences(tmp_path):
-    assert "there is no bundle" in mistake("demo", "--model", tmp_path / "none")
+    assert "there is no bundle" in mistake("demo", "--model", tmp_path / "none", run=run_apart)
     assert "--precision must lie in 0 to 1" in mistake("demo", "--precision", "2")
 
 
@@ -250,7 +251,7 @@ def test_a_space_needs_what_it_lists_and_reads_as_the_demo_does(tmp_path, reader
     environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
     process = subprocess.Popen([sys.executable, "app.py"], cwd=tmp_path / "space", env=environment)
     try:
-        wait_for(process, lambda: is_listening(port))
+        wait_for(lambda: is_listening(port), process)
         name, data = draw_sample(np.random.default_rng(2))
         (tmp_path / "a.png").write_bytes(data)
         client = Client(f"http://127.0.0.1:{port}", verbose=False)

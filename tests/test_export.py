@@ -6,7 +6,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, documented, mistake, run
+from conftest import ROOT, documented
+from job_runs import mistake, run, run_apart
 
 from hwr_ray import export, storage
 from hwr_ray.bundle import save_bundle
@@ -22,7 +23,7 @@ def exported(tmp_path_factory):
     """The shipped model as ONNX, by the job."""
     folder = tmp_path_factory.mktemp("export")
     command = documented("jobs/export.py --model run/best --out exported", **{"run/best": "shipped"})
-    said, _ = run(*command, cwd=folder)
+    said, _ = run_apart(*command, cwd=folder)
     assert said.strip() == str(folder / "exported")
     return folder / "exported"
 

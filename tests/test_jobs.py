@@ -1,4 +1,7 @@
-"""The documentation's commands as subprocesses on a real Ray, from drawn lines to transcripts."""
+"""The documentation's commands on a real Ray, from drawn lines to transcripts.
+
+Each job once in a process of its own, for its exit status, its stdout and its stderr; else in this one.
+"""
 
 import json
 import re
@@ -9,19 +12,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
-from conftest import (
-    PAGES,
-    blocks,
-    check_report,
-    documented,
-    draw_lines,
-    mistake,
-    mistakes,
-    run,
-    run_together,
-    start,
-    wait_for,
-)
+from conftest import PAGES, blocks, check_report, documented, draw_lines, wait_for
+from job_runs import mistake, run, run_apart, start, training_in_this_process
+from latches import Latch
 
 from hwr_ray.comparison import verdict
 from hwr_ray.folds import fold_of
@@ -47,20 +40,23 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(folder):
-    run("synthesize", "--out", folder / "drawn", "--lines", "600", "--seed", "3")
+    said, _ = run_apart("synthesize", "--out", folder / "drawn", "--lines", "600", "--seed", "3")
+    assert said == f"{folder / 'drawn'}\n"
     return folder / "drawn"
 
 
 @pytest.fixture(scope="module")
 def prepared(folder, drawn, ray_cluster):
     command = documented("jobs/prepare.py --data KAGGLE_FOLDER --out prepared", KAGGLE_FOLDER=drawn)
-    run(*command, "--canvas", "32", "128", cwd=folder)
+    said, _ = run_apart(*command, "--canvas", "32", "128", cwd=folder)
+    assert said == f"{folder / 'prepared'}\n"
     return folder / "prepared"
 
 
 @pytest.fixture(scope="module")
 def trained(folder, prepared):
-    run(*documented(TRAIN), *RECIPE, "--num-workers", "1", cwd=folder)
+    with training_in_this_process():
+        run(*documented(TRAIN), *RECIPE, "--num-workers", "1", cwd=folder)
     return folder / "run"
 
 
@@ -99,7 +95,8 @@ def test_training_lowers_the_error_and_counts_every_validation_line(prepared, tr
 
 @pytest.fixture(scope="module")
 def evaluated(folder, trained):
-    run(*documented(EVALUATE), cwd=folder)
+    said, _ = run_apart(*documented(EVALUATE), cwd=folder)
+    assert said == f"{folder / 'evaluation'}\n"
     return folder / "evaluation"
 
 
@@ -153,7 +150,8 @@ def scans(folder, drawn):
 
 def test_a_fresh_installation_reads_drawn_names_without_training(folder, scans):
     command = documented("jobs/transcribe.py --images new_lines/ --out transcripts", **{"new_lines/": "scans"})
-    run(*command, "--out", "shipped", cwd=folder)
+    said, _ = run_apart(*command, "--out", "shipped", cwd=folder)
+    assert said == f"{folder / 'shipped'}\n"
     transcripts = pd.read_parquet(folder / "shipped")
     read = transcripts[transcripts.error.isna()]
     assert len(read) > 40 and read.confidence.between(0, 1).all()
@@ -208,7 +206,9 @@ def test_two_evaluations_are_compared_line_by_line(folder, evaluated, browser):
 
 
 def test_two_workers_count_the_same_validation_lines_as_one(folder, prepared, trained):
-    run(*documented(TRAIN, run="two"), *RECIPE, "--epochs", "2", "--wandb-project", "tests", cwd=folder)
+    command = documented(TRAIN, run="two")
+    said, _ = run_apart(*command, *RECIPE, "--epochs", "2", "--wandb-project", "tests", cwd=folder)
+    assert said == f"{folder / 'two/best'}\n"
     rows = history(folder / "two")
     assert len(rows) == 2
     assert len(list((folder / "two/wandb").glob("offline-run-*"))) == 1  # rank 0's only
@@ -216,18 +216,23 @@ def test_two_workers_count_the_same_validation_lines_as_one(folder, prepared, tr
         assert {row[name] for row in rows} == {history(trained)[0][name]}
 
 
+HELD = "import hwr_ray.preparation, latches, pathlib; latch = latches.Latch(pathlib.Path({folder!r}))\n"
+HELD += "hwr_ray.preparation.count_lines = lambda *_: latch.hold()"
+"""What holds a preparation once a shard is written."""
+
+
 def test_prepare_killed_half_way_leaves_no_half_data_set(folder, drawn, ray_cluster):
     killed = {folder / f"half-{by.name}": by for by in (signal.SIGKILL, signal.SIGTERM)}
-    commands = [["prepare", "--data", drawn, "--out", out] for out in killed]
-    for command, (out, by) in zip(commands, killed.items(), strict=True):
-        process = start(*command)
-        wait_for(process, lambda out=out: list(folder.glob(f"{out.name}.partial-*/*/*.parquet")))
+    for out, by in killed.items():
+        command, latch = ["prepare", "--data", drawn, "--out", out], Latch(folder / f"latch-{by.name}")
+        process = start(*command, prelude=HELD.format(folder=str(latch.folder)))
+        wait_for(latch.is_reached, process)
+        assert list(folder.glob(f"{out.name}.partial-*/*/*.parquet"))
         process.send_signal(by)
         process.communicate()
         assert process.returncode != 0
         assert not out.exists()
-    run_together(*commands)
-    for out in killed:
+        run(*command)
         assert [p.name for p in folder.glob(f"{out.name}*")] == [out.name]
         assert (out / "dataset.json").exists()
 
@@ -256,11 +261,10 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     assert set(facts["charset"]) == set("".join(words))
     rejected = [split["rejected"] for split in facts["splits"].values() if split["rejected"]]
     assert rejected == [{"too_long": 1}]
-    run("train", "--data", out / "prepared", "--out", out / "run", *RECIPE, "--epochs", 1)
-    run_together(
-        ["evaluate", "--data", out / "prepared", "--model", out / "run/best", "--out", out / "evaluation"],
-        ["transcribe", "--images", images, "--model", out / "run/best", "--out", out / "transcripts"],
-    )
+    with training_in_this_process():
+        run("train", "--data", out / "prepared", "--out", out / "run", *RECIPE, "--epochs", 1)
+    run("evaluate", "--data", out / "prepared", "--model", out / "run/best", "--out", out / "evaluation")
+    run("transcribe", "--images", images, "--model", out / "run/best", "--out", out / "transcripts")
     config = json.loads((out / "run/best/config.json").read_text())
     assert config["charset"] == facts["charset"] and config["canvas"] == [16, 320]
     predictions = pd.read_parquet(out / "evaluation/predictions")
@@ -280,7 +284,9 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     lines = pd.read_parquet(data / "train").set_index("id")
     command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
     replaced = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
-    run_together(*([*documented(command, **words), *RECIPE, "--epochs", 1] for words in replaced), cwd=folder)
+    with training_in_this_process():
+        for words in replaced:
+            run(*documented(command, **words), *RECIPE, "--epochs", 1, cwd=folder)
     monkeypatch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # as in jobs
     for fold in (0, 1):
         seen = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold), seed=0)
@@ -322,16 +328,20 @@ def test_mistakes_get_one_sentence_that_names_the_culprit(folder, drawn, prepare
     shutil.copytree(trained / "best", broken)
     (broken / "config.json").unlink()
     outs = [folder / f"none-{n}" for n in range(4)]
-    said = mistakes(
-        ["prepare", "--csv", bad, "--images", drawn, "--out", outs[0]],
-        ["prepare", "--csv", good, "--images", elsewhere, "--out", outs[1]],
-        ["evaluate", "--data", prepared, "--model", broken, "--out", outs[2]],
-        ["train", "--data", prepared, "--out", outs[3], "--num-workers", "8", "--cpus-per-worker", "1"],
-    )
+    said = [
+        mistake("prepare", "--csv", bad, "--images", drawn, "--out", outs[0]),
+        mistake("prepare", "--csv", good, "--images", elsewhere, "--out", outs[1]),
+        mistake("evaluate", "--data", prepared, "--model", broken, "--out", outs[2]),
+        mistake(
+            "train",
+            *["--data", prepared, "--out", outs[3], "--num-workers", "8", "--cpus-per-worker", "1"],
+            run=run_apart,
+        ),
+    ]
     assert f"{bad} has no column FILENAME: its header reads FILE, NAME" in said[0]
     assert re.search(r"none of 60 rows could be prepared, \d+ of them for missing_image", said[1])
     assert f"the bundle {broken} has no config.json" in said[2]
-    assert "needs 9 CPUs and the cluster has 4" in said[3]
+    assert "needs 9 CPUs and the cluster has 2" in said[3]
     assert not list(folder.glob("none-*"))
 
 

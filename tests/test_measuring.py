@@ -32,7 +32,7 @@ def test_memory_is_that_of_a_process_and_of_those_below_it():
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     with subprocess.Popen([sys.executable, "-c", parent]) as process:
         memory = Memory(process.pid)
-        wait_for(process, lambda: len(descendants(process.pid)) == 2)
+        wait_for(lambda: len(descendants(process.pid)) == 2, process)
         process.wait()
         peaks = memory.stop()
     assert 64 <= peaks["processes_mib"] < 200 and peaks["processes"] == 2

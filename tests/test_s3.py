@@ -4,7 +4,9 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import keys, new_tiny_bundle, start, wait_for
+from conftest import keys, new_tiny_bundle, wait_for
+from job_runs import run, start
+from latches import Latch
 
 from hwr_ray import storage
 from hwr_ray.bundle import save_bundle
@@ -14,7 +16,9 @@ from hwr_ray.line_images import encode_png
 from hwr_ray.line_reading import Line
 from hwr_ray.parts import Parts, inputs_of, read_parquet, write_output
 
-NUM_FILES = 1000
+NUM_FILES = 200
+HELD = "import hwr_ray.parts, hwr_ray.transcription, latches, pathlib; hwr_ray.parts.FIRST_PART = 16\n"
+HELD += "hwr_ray.transcription.load_part = latches.loading((2, pathlib.Path({folder!r})))"
 
 
 def put(client, key: str, data: bytes) -> None:
@@ -70,23 +74,21 @@ def test_the_books_in_a_bucket_go_on_and_leave_only_their_files(bucket):
     assert keys(bucket, "books") == ["books/_work/state.json"]
 
 
-def test_a_job_from_bucket_to_bucket_killed_on_the_way_reads_each_image_once(bucket, tmp_path, draw_text, monkeypatch):
+def test_a_job_from_bucket_to_bucket_killed_on_the_way_reads_each_image_once(ray_with_bucket, tmp_path, draw_text):
+    bucket, latch = ray_with_bucket, Latch(tmp_path / "latch")
     pictures = [encode_png(draw_text("ABC"[: n % 4], height=20 + n, width=90)) for n in range(8)]
     for n in range(NUM_FILES):
         put(bucket, f"in/{n % 5}/{n:04}.png", pictures[n % 8])
     put(bucket, "in/empty.png", b"")
     save_bundle(new_tiny_bundle(), str(tmp_path / "bundle"))
-    monkeypatch.setenv("RAY_ADDRESS", "local")
     arguments = ["--images", "s3://bucket/in", "--out", "s3://bucket/out", "--model", tmp_path / "bundle"]
-    process = start("transcribe", *arguments, "--num-workers", 1)
-    wait_for(process, lambda: keys(bucket, "out/_work/outputs"))
+    arguments = ["transcribe", *arguments, "--num-workers", 1]
+    process = start(*arguments, prelude=HELD.format(folder=str(latch.folder)))
+    wait_for(latch.is_reached, process)
     process.kill()
     process.communicate()
-    done = len(keys(bucket, "out/_work/outputs"))
-    assert 0 < done < len(keys(bucket, "out/_work/inputs")), "too late: this test needs more images"
-    process = start("transcribe", *arguments, "--num-workers", 1)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
+    assert 2 <= len(keys(bucket, "out/_work/outputs")) < len(keys(bucket, "out/_work/inputs"))
+    out, err = run(*arguments)
     assert "going on" in err
     assert out.strip() == "s3://bucket/out"
     assert keys(bucket, "out") == ["out/_run.json", "out/transcripts-00000.parquet"]

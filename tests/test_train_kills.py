@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import EASY_TEXTS, documented, draw_easy_lines, draw_lines, wait_for
-from jobs import end_of, meanwhile, mistake, named_below, read_until, run, start, training_in_this_process
+from job_runs import end_of, meanwhile, mistake, named_below, read_until, run, start, training_in_this_process
 from latches import Latch, training
 
 from hwr_ray.cluster import ALLOCATOR

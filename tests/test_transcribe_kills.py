@@ -5,19 +5,17 @@ import os
 import re
 import signal
 import struct
-import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import named_below, new_tiny_bundle, start, wait_for
+from conftest import new_tiny_bundle, wait_for
+from job_runs import meanwhile, named_below, run, start
+from latches import Latch, loading
 from PIL import Image
-from ray._private.state import actors
-from ray.cluster_utils import Cluster
 
 from hwr_ray.batch_reading import ReadingSettings
 from hwr_ray.bundle import save_bundle
@@ -29,7 +27,11 @@ from hwr_ray.line_reading import lines_of, read_files
 from hwr_ray.recognizer import Recognizer
 from hwr_ray.transcription import TranscribeSettings, transcribe
 
-NUM_PICTURES, NUM_FILES = 50, 6000
+NUM_PICTURES, NUM_FILES = 50, 600
+FIRST_PART = 32
+"""Rows: so few files, too, are ten parts."""
+HELD = "import hwr_ray.parts, hwr_ray.transcription, latches, pathlib; hwr_ray.parts.FIRST_PART = {first}\n"
+HELD += "hwr_ray.transcription.load_part = latches.loading(({number}, pathlib.Path({folder!r})))"
 
 
 def bomb() -> bytes:
@@ -54,6 +56,11 @@ BAD = {"bomb.png": "far too large", "movie.gif": "2 pictures", "empty.png": "emp
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr("hwr_ray.parts.FIRST_PART", FIRST_PART)
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +151,14 @@ def rows_of(out, kind) -> int:
     return sum(pq.read_metadata(path).num_rows for path in (out / "_work" / kind).glob("*.parquet"))
 
 
-def is_read(out, share) -> bool:
-    """Whether so many of the rows are read, of those that have been dealt out."""
-    return rows_of(out, "outputs") > share * rows_of(out, "inputs")
-
-
-def kill_driver(arguments, out, share) -> None:
-    """Kills the job's own process when a share of the rows is read."""
-    process = start("transcribe", *arguments)
-    wait_for(process, lambda: is_read(out, share))
+def kill_driver(arguments, out, number, latch) -> None:
+    """Kills the job's own process when so many parts are read."""
+    held = HELD.format(first=FIRST_PART, number=number, folder=str(latch.folder))
+    process = start("transcribe", *arguments, prelude=held)
+    wait_for(latch.is_reached, process)
     process.kill()
     process.communicate()
-    assert number_of(out, "outputs") < number_of(out, "inputs"), "too late: this test needs more images"
+    assert number <= number_of(out, "outputs") < number_of(out, "inputs")
     assert not (out / "_run.json").exists()
 
 
@@ -185,50 +188,46 @@ def test_an_undisturbed_run_reads_each_file_as_the_model_does_and_says_why_it_ca
 
 def test_a_driver_killed_twice_goes_on_and_reads_nothing_twice_nor_otherwise(folder, many, model, truth):
     out = folder / "killed"
-    kill_driver(command(many, model, out), out, 1 / 3)
-    kill_driver(command(many, model, out), out, 2 / 3)
+    kill_driver(command(many, model, out), out, 3, Latch(folder / "first"))
+    kill_driver(command(many, model, out), out, 6, Latch(folder / "second"))
     num_undone = len(truth) - rows_of(out, "outputs")
     read(many, model, out)
     assert 0 < number_read(out) <= num_undone < len(truth) / 3
     check_same(out, many, truth)
 
 
-def test_the_models_process_killed_on_the_way_costs_no_row(folder, many, model, truth):
-    out, killed = folder / "actor", []
+def test_the_models_process_killed_on_the_way_costs_no_row(folder, many, model, truth, monkeypatch):
+    out, latch = folder / "actor", Latch(folder / "actor-latch")
 
     def kill() -> None:
-        while not (is_read(out, 0.1) and number_of(out, "outputs")):
-            time.sleep(0.01)
-        alive = [a for a in actors().values() if "MapBatches(PartReader)" in str(a) and a["State"] == "ALIVE"]
-        if number_of(out, "outputs") < number_of(out, "inputs"):
-            killed.extend(actor["Pid"] for actor in alive)
-            os.kill(alive[0]["Pid"], signal.SIGKILL)
+        wait_for(latch.is_reached)
+        assert "MapBatches(PartReader)" in Path(f"/proc/{latch.pid()}/cmdline").read_text()
+        assert 0 < number_of(out, "outputs") < number_of(out, "inputs")
+        os.kill(latch.pid(), signal.SIGKILL)
 
-    with ThreadPoolExecutor(1) as pool:
-        killer = pool.submit(kill)
+    monkeypatch.setattr("hwr_ray.transcription.load_part", loading((2, latch.folder)))
+    with meanwhile(kill):
         read(many, model, out)
-        killer.result(timeout=10)
-    assert len(killed) == 1
     check_same(out, many, truth)
 
 
-def test_a_node_lost_on_the_way_costs_no_row(folder, many, model, truth, monkeypatch):
-    size = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
-    try:
-        node = cluster.add_node(**size)
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        out = folder / "node"
-        process = start("transcribe", *command(many, model, out), "--num-workers", 2, "--cpus-per-worker", 1)
-        raylet = node.all_processes["raylet"][0].process.pid
-        wait_for(process, lambda: is_read(out, 0.1) and named_below(raylet, "PartReader"))
-        assert number_of(out, "outputs") < number_of(out, "inputs"), "too late: this test needs more images"
-        cluster.remove_node(node, allow_graceful=False)
-        _, err = process.communicate()
-    finally:
-        cluster.shutdown()
-    assert process.returncode == 0, err
-    assert "on Ray: 2 nodes" in err
+def test_a_node_lost_on_the_way_costs_no_row(folder, many, model, truth, ray_cluster, second_node, monkeypatch):
+    out, latches = folder / "node", [Latch(folder / "node-first"), Latch(folder / "node-second")]
+    raylet = second_node.all_processes["raylet"][0].process.pid
+
+    def lose() -> None:
+        for latch in latches:  # both models' processes
+            wait_for(latch.is_reached)
+        assert number_of(out, "outputs") < number_of(out, "inputs")
+        assert {latch.pid() for latch in latches} & set(named_below(raylet, "PartReader"))
+        ray_cluster.remove_node(second_node, allow_graceful=False)
+        for latch in latches:
+            latch.release()
+
+    monkeypatch.setattr("hwr_ray.transcription.load_part", loading(*((2, latch.folder) for latch in latches)))
+    with meanwhile(lose):
+        _, err = run("transcribe", *command(many, model, out), "--num-workers", 2, "--cpus-per-worker", 1.5)
+    assert "on Ray: 3 nodes" in err
     check_same(out, many, truth)
 
 
@@ -260,16 +259,17 @@ def test_new_images_are_added_to_a_finished_run_and_nothing_else_changes(folder,
     check_same(out, images, truth)
 
 
-def test_too_many_errors_stop_a_large_job_long_before_its_end(folder, link, model):
+def test_too_many_errors_stop_a_large_job_long_before_its_end(ray_cluster, folder, link, model, monkeypatch):
     """The last of its files, which are read first, are empty."""
-    images = link(folder / "failing", range(3000), bad=False)
+    images = link(folder / "failing", range(400), bad=False)
+    monkeypatch.setattr("hwr_ray.transcription.FEWEST_ROWS", 100)
     (images / "7").mkdir()
     for n in range(4):
         (images / f"7/{n}.png").touch()
     with pytest.raises(UserError, match=r"4 of \d+ images failed") as stop:
         read(images, model, folder / "early", max_error_rate=0.001)
     found = int(re.search(r"of (\d+) images", str(stop.value))[1])
-    assert 1000 <= found < 2000
+    assert 100 <= found < 300
 
 
 def test_too_many_errors_stop_the_job_and_a_higher_rate_goes_on(folder, few, model, truth):

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +94,9 @@ def training_in_this_process() -> Iterator[None]:
     real = ray.train.ScalingConfig
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.train, "ScalingConfig", lambda **_: real(num_workers=0))
+        # The loop quiets its own process, which here is the driver.
+        quiet = SimpleNamespace(getLogger=lambda: logging.getLogger("a worker's"), WARNING=logging.WARNING)
+        patch.setattr("hwr_ray.train_loop.logging", quiet)
         yield
 
 
