@@ -110,11 +110,11 @@ def check_same(rows, expected):
     assert [row["epoch"] for row in rows] == [row["epoch"] for row in expected]
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     assert {row["num_lines"] for row in rows} == {NUM_VALIDATION}
-    for row, other in zip(rows, expected, strict=True):
-        print(row["epoch"], row["loss"] / other["loss"] - 1, row["gradient_norm"] / other["gradient_norm"] - 1)
-    for row, other in list(zip(rows, expected, strict=True))[:3]:
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
-        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-2)
+    # Seen: 6e-9, 3e-5, 1e-3; Adam makes a whole step of a gradient that is nothing but rounding.
+    for row, other, rel in zip(rows, expected, (1e-4, 3e-3, 5e-2), strict=False):
+        assert row["loss"] == pytest.approx(other["loss"], rel=rel)
+        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=10 * rel)
+    assert rows[-1]["cer"] == pytest.approx(expected[-1]["cer"], abs=0.08)
 
 
 def test_the_undisturbed_run_learns(learned):
