@@ -315,6 +315,7 @@ def ray_cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")  # which takes a process
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))  # the workers import latches
         head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
         cluster = Cluster()
