@@ -13,9 +13,8 @@ from job_runs import end_of, mistake, read_until, run, start, training_in_this_p
 from hwr_ray import storage
 from hwr_ray.parts import read_parquet
 
-EPOCHS, STEPS = 6, 15
-RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--conv-widths", "8", "8", "16", "32", "--gru-size", "32"]
-RECIPE += ["--learning-rate", "1e-2", "--no-augmentation", "--dropout", "0", "--average-decay", "0.9"]
+EPOCHS, STEPS = 2, 6
+RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--gru-size", "16", "--conv-widths", "8", "8", "16", "16"]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +29,7 @@ def prepared(second_node, ray_with_bucket, tmp_path_factory, draw_text):
 
 @pytest.fixture(scope="module")
 def trained(prepared):
-    # A node has room for one worker of 1.5 CPUs: the two lie on different ones. Lines are streamed only with a CPU
-    # to spare.
+    # A node has room for one worker of 1.5 CPUs: the two lie on different ones.
     settings = ["--num-workers", "2", "--cpus-per-worker", "1.5"]
     out, _ = run("train", "--data", prepared, "--out", "s3://bucket/run", *RECIPE, *settings)
     return out.strip()

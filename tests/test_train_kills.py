@@ -26,7 +26,9 @@ MODEL += ["--learning-rate", "1e-2", "--average-decay", "0.9", "--checkpoint-min
 RECIPE = [*MODEL, "--epochs", "3"]
 """With dropout and augmentation."""
 LEARNING = [*MODEL, "--epochs", "8", "--no-augmentation", "--dropout", "0"]
-HELD = "import hwr_ray.training, latches, pathlib; hwr_ray.training.train_loop_per_worker = latches.training({stops})"
+HELD = (
+    "import hwr_ray.train_loop, latches, pathlib; hwr_ray.train_loop.train_loop_per_worker = latches.training({stops})"
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def in_float32(monkeypatch):
 
 def hold_at(monkeypatch, *stops) -> None:
     """The jobs of this process hold their training at some steps."""
-    monkeypatch.setattr("hwr_ray.training.train_loop_per_worker", training(*stops))
+    monkeypatch.setattr("hwr_ray.train_loop.train_loop_per_worker", training(*stops))
 
 
 def start_held(prepared, out, *stops):
@@ -238,6 +240,15 @@ def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(
     assert "on Ray: 3 nodes" in err
     assert re.findall(r"going on from checkpoint 0*(\d+)", err) == ["4", str(STEPS + 4)]
     check_same(history(out), history(learned))
+
+
+def test_lines_that_are_streamed_to_two_workers_teach_as_well(folder, prepared):
+    out, epochs = folder / "streamed", 6
+    run("train", "--data", prepared, "--out", out, *LEARNING, "--epochs", epochs, "--stream", "--num-workers", "2")
+    rows = history(out)
+    assert [row["step"] for row in rows] == [STEPS * epoch for epoch in range(1, epochs + 1)]
+    assert {row["num_lines"] for row in rows} == {NUM_VALIDATION}
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]  # 0.44 of it remain as long as no letter is told from another
 
 
 def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text, prepared, learned):
