@@ -26,9 +26,8 @@ MODEL += ["--learning-rate", "1e-2", "--average-decay", "0.9", "--checkpoint-min
 RECIPE = [*MODEL, "--epochs", "3"]
 """With dropout and augmentation."""
 LEARNING = [*MODEL, "--epochs", "8", "--no-augmentation", "--dropout", "0"]
-HELD = (
-    "import hwr_ray.train_loop, latches, pathlib; hwr_ray.train_loop.train_loop_per_worker = latches.training({stops})"
-)
+HELD = "import hwr_ray.train_loop, latches, pathlib\n"
+HELD += "hwr_ray.train_loop.train_loop_per_worker = latches.training({stops})"
 
 
 @pytest.fixture(scope="module")
