@@ -55,16 +55,7 @@ class Latch:
 def training(*stops: tuple[int, Path]) -> Any:
     """What a driver is to run on its training workers: the loop in float32, one thread each, with a checkpoint after
     each step (given --checkpoint-minutes 1e-6). Before the step after so many the first worker waits at a latch."""
-    global _loop
-    from hwr_ray import train_loop
-
-    if not isinstance(train_loop.train_loop_per_worker, partial):
-        _loop = train_loop.train_loop_per_worker
     return partial(_train, stops=stops)
-
-
-_loop: Any = None
-"""The training loop as it is, in a process that may have it replaced."""
 
 
 def fitting(within: str, *stops: tuple[int, Path]) -> Any:
@@ -77,7 +68,7 @@ def _fit(*args: Any, within: str, stops: tuple[tuple[int, Path], ...], **argumen
 
     _settings, _prepared, out, *_ = args
     if out.endswith(within):
-        with patch("hwr_ray.train_loop.train_loop_per_worker", training(*stops)):
+        with patch("hwr_ray.training.train_loop_per_worker", training(*stops)):
             return hwr_ray.training.fit(*args, **arguments)
     return hwr_ray.training.fit(*args, **arguments)
 
@@ -99,7 +90,7 @@ def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> di
         patch("hwr_ray.run.threads_per_worker", lambda num_workers: 1),
         patch("hwr_ray.lookout.LOOK_SECONDS", 0.0),
     ):
-        return (_loop or train_loop.train_loop_per_worker)(config)
+        return train_loop.train_loop_per_worker(config)
 
 
 def loading(*stops: tuple[int, Path]) -> Any:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import named_below, new_tiny_bundle, start, wait_for
+from conftest import new_tiny_bundle, wait_for
+from job_runs import named_below, start
 
 from benchmarks.measuring import descendants
 from hwr_ray.bundle import save_bundle
@@ -83,9 +84,9 @@ def test_a_job_that_is_told_to_stop_while_it_starts_ends_with_all_its_processes(
     process = start("transcribe", *arguments, "--out", tmp_path / "out")
     if latch == "import ray":
         maps = Path(f"/proc/{process.pid}/maps")
-        wait_for(process, lambda: "_raylet.so" in maps.read_text())
+        wait_for(lambda: "_raylet.so" in maps.read_text(), process)
     else:
-        wait_for(process, lambda: named_below(process.pid, latch))
+        wait_for(lambda: named_below(process.pid, latch), process)
     started = [pid for pid in descendants(process.pid) if pid != process.pid]
     process.send_signal(sent)
     process.communicate(timeout=100)

@@ -23,8 +23,8 @@ from hwr_ray.monitoring import EPOCH
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 TOKEN = "a token of at least a few characters"  # noqa: S105 - of a head that lives for a test
 EPOCHS = 4
-HELD = "import hwr_ray.train_loop, latches, pathlib, runpy, sys; sys.argv[0] = 'jobs/train.py'; "
-HELD += "hwr_ray.train_loop.train_loop_per_worker = latches.training((14, pathlib.Path({folder!r}))); "
+HELD = "import hwr_ray.training, latches, pathlib, runpy, sys; sys.argv[0] = 'jobs/train.py'; "
+HELD += "hwr_ray.training.train_loop_per_worker = latches.training((14, pathlib.Path({folder!r}))); "
 HELD += "runpy.run_path(sys.argv[0], run_name='__main__')"
 """A training that is held in its third epoch, of six steps."""
 RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--gru-size", "16", "--conv-widths", "8", "8", "16", "16"]

@@ -26,8 +26,8 @@ MODEL += ["--learning-rate", "1e-2", "--average-decay", "0.9", "--checkpoint-min
 RECIPE = [*MODEL, "--epochs", "3"]
 """With dropout and augmentation."""
 LEARNING = [*MODEL, "--epochs", "8", "--no-augmentation", "--dropout", "0"]
-HELD = "import hwr_ray.train_loop, latches, pathlib\n"
-HELD += "hwr_ray.train_loop.train_loop_per_worker = latches.training({stops})"
+HELD = "import hwr_ray.training, latches, pathlib\n"
+HELD += "hwr_ray.training.train_loop_per_worker = latches.training({stops})"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def in_float32(monkeypatch):
 
 def hold_at(monkeypatch, *stops) -> None:
     """The jobs of this process hold their training at some steps."""
-    monkeypatch.setattr("hwr_ray.train_loop.train_loop_per_worker", training(*stops))
+    monkeypatch.setattr("hwr_ray.training.train_loop_per_worker", training(*stops))
 
 
 def start_held(prepared, out, *stops):
