@@ -5,8 +5,9 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 Q := quickstart
+PROCESSES ?= 0
 
-.PHONY: install install-dev quickstart test check docs bench
+.PHONY: install install-dev quickstart test test-fast check docs bench
 
 install: .venv/installed
 
@@ -27,8 +28,14 @@ quickstart: install
 	rm -rf $(Q)
 	$(BIN)/python examples/quickstart.py --out $(Q)
 
+# All tests, those of Ray in one process and the others in a second. RECORD names a file for what they took.
 test: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python tests/install_browser.py
+	$(BIN)/python -m pytest -n $(PROCESSES) $(if $(RECORD),--record=$(RECORD))
+
+# For the edit loop: what needs neither Ray nor a browser and is no slow test.
+test-fast: install-dev
+	$(BIN)/python -m pytest -q -n $(PROCESSES) -m 'not ray and not browser and not slow'
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """What the tests share: small pictures, a small model, a small disk, a Ray cluster and jobs on it."""
 
+import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
+from typing import NoReturn
 
 import boto3
 import cv2
+import install_browser
 import numpy as np
 import pandas as pd
 import pytest
 import ray
 import torch
 from moto.server import ThreadedMotoServer
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from benchmarks.measuring import descendants
 from hwr_ray.architecture import ModelSettings
@@ -30,6 +32,7 @@ from hwr_ray.bundle import Bundle, new_model, save_bundle
 from hwr_ray.codec import Codec
 from hwr_ray.line_images import Canvas
 
+pytest_plugins = ["suite", "pytester"]
 ROOT = Path(__file__).parents[1]
 TINY_MODEL = ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8, dropout=0.1)
 TINY_CANVAS = Canvas(16, 64)
@@ -276,11 +279,19 @@ def wait_for(process, condition, timeout=200):
         time.sleep(0.01)
 
 
+def without_browser(error: Error) -> NoReturn:
+    """Skips the tests of pages, on a machine that need not have a browser."""
+    reason = f"no Chromium starts, and make test could not install one: {error.message.splitlines()[0]}"
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        installed = shutil.which("chromium")  # else the one that `playwright install chromium` brought
-        chromium = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        try:
+            chromium = install_browser.launch(playwright)
+        except Error as error:
+            without_browser(error)
         yield chromium
         chromium.close()
 
