@@ -28,7 +28,7 @@ quickstart: install
 	rm -rf $(Q)
 	$(BIN)/python examples/quickstart.py --out $(Q)
 
-# All tests, those of Ray in one process and the others in a second. RECORD names a file for what they took.
+# All tests. PROCESSES=2 shares them out, those with Ray to one; RECORD names a file for what they took.
 test: install-dev
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/python -m pytest -n $(PROCESSES) $(if $(RECORD),--record=$(RECORD))
