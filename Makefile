@@ -1,16 +1,26 @@
-# Targets install what they need into .venv; PYTHON names another interpreter (3.10 to 3.13).
+# Targets install what they need into .venv: the package, and for tests, docs and benchmarks the extra "dev".
+# PYTHON names another interpreter (3.10 to 3.13), PIP_ARGS further arguments of "pip install".
 PYTHON ?= python3
+PIP_ARGS ?=
 BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 Q := quickstart
+PROCESSES ?= 0
 
-.PHONY: install quickstart test check docs bench
+.PHONY: install install-dev quickstart test test-fast check docs bench
 
 install: .venv/installed
 
+install-dev: .venv/installed-dev
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(PIP_INSTALL) --upgrade pip
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
 # Draws names, reads them with the shipped model, teaches it their hand and reads them again.
@@ -18,18 +28,24 @@ quickstart: install
 	rm -rf $(Q)
 	$(BIN)/python examples/quickstart.py --out $(Q)
 
-test: install
-	$(BIN)/python -m pytest
+# All tests. PROCESSES=2 shares them out, those with Ray to one; RECORD names a file for what they took.
+test: install-dev
+	$(BIN)/python tests/install_browser.py
+	$(BIN)/python -m pytest -n $(PROCESSES) $(if $(RECORD),--record=$(RECORD))
 
-check: install
+# For the edit loop: what needs neither Ray nor a browser and is no slow test.
+test-fast: install-dev
+	$(BIN)/python -m pytest -q -n $(PROCESSES) -m 'not ray and not browser and not slow'
+
+check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) test
 
 # The documentation as a site in build/site; a warning is an error. (The variable silences Material's advertisement.)
-docs: install
+docs: install-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: install
+bench: install-dev
 	$(BIN)/python benchmarks/speed.py

@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import boto3
 import cv2
+import install_browser
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,7 +24,7 @@ import ray
 import torch
 from job_runs import ROOT
 from moto.server import ThreadedMotoServer
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -34,6 +34,7 @@ from hwr_ray.cluster import connect
 from hwr_ray.codec import Codec
 from hwr_ray.line_images import Canvas
 
+pytest_plugins = ["suite", "pytester"]
 TINY_MODEL = ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8, dropout=0.1)
 TINY_CANVAS = Canvas(16, 64)
 PAGES = {
@@ -233,11 +234,19 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen | None =
         time.sleep(0.01)
 
 
+def without_browser(error: Error) -> NoReturn:
+    """Skips the tests of pages, on a machine that need not have a browser."""
+    reason = f"no Chromium starts, and make test could not install one: {error.message.splitlines()[0]}"
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        installed = shutil.which("chromium")  # else the one that `playwright install chromium` brought
-        chromium = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        try:
+            chromium = install_browser.launch(playwright)
+        except Error as error:
+            without_browser(error)
         yield chromium
         chromium.close()
 

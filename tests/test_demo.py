@@ -101,6 +101,7 @@ def test_a_model_without_a_calibration_leaves_review_unknown(bundle_path, tmp_pa
     assert table.columns.tolist() == ["name", "text", "confidence", "needs_review", "error"]
 
 
+@pytest.mark.slow
 def test_mistakes_are_sentences(tmp_path):
     assert "there is no bundle" in mistake("demo", "--model", tmp_path / "none", run=run_apart)
     assert "--precision must lie in 0 to 1" in mistake("demo", "--precision", "2")
@@ -230,6 +231,7 @@ sys.modules.update(dict.fromkeys({names!r}))  # not to be imported
 """
 
 
+@pytest.mark.slow
 def test_a_space_needs_what_it_lists_and_reads_as_the_demo_does(tmp_path, reader):
     needed = [Requirement(line) for line in requires("hwr_ray")]
     lines = (ROOT / "deploy/space/requirements.txt").read_text().splitlines()

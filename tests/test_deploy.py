@@ -130,6 +130,7 @@ def started_with(port: int) -> list[int]:
     return found
 
 
+@pytest.mark.ray
 def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path, ray_folder):
     """On this machine alone, without ssh, and without `ray stop`, which ends all of a user's Ray."""
     config = yaml.safe_load((ROOT / "deploy/cluster-on-premise.yaml").read_text())

@@ -98,6 +98,7 @@ def test_a_block_is_marked_by_the_comment_right_above_it_and_loops_are_no_comman
     assert found == [("why", ["rm"]), (None, ["ls $a"]), ("why", ["rm"])]
 
 
+@pytest.mark.slow
 def test_the_program_of_the_api_page_reads_an_image(tmp_path, draw_text):
     cv2.imwrite(str(tmp_path / "line.png"), draw_text("MARTIN", height=40, width=200))
     ((_, program),) = blocks(PAGES["docs/api.md"], "python")

@@ -17,6 +17,8 @@ from hwr_ray.export import compare, drawn_lines, to_onnx, to_torchscript
 from hwr_ray.line_images import decode, fit
 from hwr_ray.recognizer import read_batch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):

@@ -196,22 +196,26 @@ def test_the_recognizer_knows_no_ray():
     assert not reached & HOMES["ray"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["transcripts", "preparation", "transcription", "evaluation", "training"])
 def test_what_reads_and_writes_rows_starts_without_torch(module):
     code = f"import hwr_ray.{module}, sys; assert not {{'torch', 'openvino', 'numba'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_nothing_but_reading_loads_openvino():
     code = "import hwr_ray.train_loop, hwr_ray.recognizer, hwr_ray.tuning, sys; assert 'openvino' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_follows_starts_without_wandb():
     code = "import hwr_ray.training, hwr_ray.tuning, sys; assert 'wandb' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_importing_every_module_writes_nothing_and_starts_nothing(tmp_path):
     code = f"""
 import importlib, logging

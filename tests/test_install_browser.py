@@ -1,0 +1,95 @@
+"""How the tests of pages come by a browser: the system's, Playwright's, the distribution's, or none."""
+
+import os
+import sys
+
+import install_browser
+import pytest
+from conftest import without_browser
+from install_browser import install, on_path, succeeds
+from playwright.sync_api import Error
+
+
+class Machine:
+    """Commands that succeed on it, what was run, and whether a browser starts after one of them."""
+
+    def __init__(self, monkeypatch, *, succeed, brings="", commands=("apt-get",), is_root=False):
+        self.succeed, self.brings, self.ran = succeed, brings, []
+        self.has_browser = brings is None
+        monkeypatch.setattr(install_browser.shutil, "which", lambda name: f"/bin/{name}" if name in commands else None)
+        monkeypatch.setattr(os, "geteuid", lambda: 0 if is_root else 1000)
+
+    def run(self, command, seconds):
+        assert seconds <= 600
+        self.ran.append(" ".join(command[:4] if command[0] == sys.executable else command))
+        said = any(word in self.ran[-1] for word in self.succeed)
+        self.has_browser |= said and bool(self.brings) and self.brings in self.ran[-1]
+        return said
+
+    def install(self):
+        return install(self.run, lambda: self.has_browser)
+
+
+def test_a_browser_that_is_there_is_taken_and_nothing_is_run(monkeypatch):
+    machine = Machine(monkeypatch, succeed=[], brings=None, commands=["google-chrome"])
+    assert machine.install() == (True, "The tests of pages use /bin/google-chrome.")
+    assert not machine.ran
+
+
+def test_the_systems_chromium_comes_before_another(monkeypatch):
+    Machine(monkeypatch, succeed=[], commands=["google-chrome", "chromium"])
+    assert on_path() == "/bin/chromium"
+
+
+def test_playwrights_own_is_downloaded_first(monkeypatch):
+    machine = Machine(monkeypatch, succeed=["playwright"], brings="playwright", is_root=True)
+    assert machine.install() == (True, "Playwright downloaded a Chromium for the tests of pages.")
+    assert len(machine.ran) == 1
+
+
+@pytest.mark.parametrize(("is_root", "first"), [(True, "env"), (False, "sudo -n env")])
+@pytest.mark.parametrize("downloads", [True, False], ids=["a download that lacks libraries", "no download"])
+def test_then_the_package_is_installed_with_the_rights_at_hand(monkeypatch, is_root, first, downloads):
+    succeed = ["sudo -n true", "apt-get", *["playwright"] * downloads]
+    machine = Machine(monkeypatch, succeed=succeed, brings="install -y", is_root=is_root)
+    assert machine.install() == (True, "The package chromium was installed for the tests of pages.")
+    apt = f"{first} DEBIAN_FRONTEND=noninteractive apt-get -q"
+    assert machine.ran[-2:] == [f"{apt} update", f"{apt} install -y --no-install-recommends chromium"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"succeed": ["sudo"], "commands": []}, "there is no apt-get"),
+        ({"succeed": []}, "needs root's rights"),
+        ({"succeed": ["sudo -n true"]}, "the package chromium can't be installed"),
+        ({"succeed": ["apt-get"], "is_root": True}, "the package chromium can't be installed"),
+    ],
+    ids=["no apt-get", "no rights", "no network", "a package that does not start"],
+)
+def test_without_any_of_these_the_reason_is_told(monkeypatch, settings, why):
+    has_browser, said = Machine(monkeypatch, **settings).install()
+    assert not has_browser and said.startswith("There is no browser") and why in said
+
+
+def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    script = f"exec 3> {tmp_path}/pipe; (sleep 10; echo alive >&3) & wait"
+    assert not succeeds(["sh", "-c", script], 1)
+    os.set_blocking(pipe, True)
+    assert os.read(pipe, 9) == b""  # once no process holds its other end
+    os.close(pipe)
+
+
+@pytest.mark.parametrize(("command", "success"), [(["true"], True), (["false"], False), (["/no/such/command"], False)])
+def test_a_command_succeeds_or_not_and_is_never_an_exception(command, success):
+    assert succeeds(command, 60) == success
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", "failed"), ("", "skipped")])
+def test_without_a_browser_tests_of_pages_fail_in_ci_and_are_skipped_elsewhere(monkeypatch, ci, outcome):
+    monkeypatch.setenv("CI", ci)
+    error = pytest.fail.Exception if outcome == "failed" else pytest.skip.Exception
+    with pytest.raises(error, match=r"no Chromium starts.*Executable doesn't exist"):
+        without_browser(Error("Executable doesn't exist\nmore"))

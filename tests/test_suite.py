@@ -1,0 +1,106 @@
+"""How the suite is marked, shared out to processes and timed."""
+
+import json
+import shutil
+
+import pytest
+import suite as suite_plugin
+
+TESTS = {
+    "test_jobs": "def test_job(): pass\ndef test_mistake(): pass",
+    "test_notebook": "def test_page(browser): pass\ndef test_report(browser, ray_cluster): pass",
+    "test_other": "def test_other(): pass\n@pytest.mark.slow\ndef test_slow(): pass",
+}
+FIXTURES = """
+import pytest
+
+pytest_plugins = ["suite"]
+
+@pytest.fixture
+def browser(): pass
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    print("a cluster starts")
+"""
+SETTINGS = '[tool.pytest.ini_options]\ntestpaths = ["tests"]\nmarkers = ["ray", "browser", "slow"]\n'
+
+
+@pytest.fixture
+def suite(pytester):
+    """A function that runs a small suite and returns its outcomes and what it printed."""
+    pytester.makepyprojecttoml(SETTINGS)
+    folder = pytester.mkdir("tests")
+    shutil.copy(suite_plugin.__file__, folder)  # where the other processes find it
+    (folder / "conftest.py").write_text(FIXTURES)
+    for name, text in TESTS.items():
+        (folder / f"{name}.py").write_text(f"import pytest\n{text}\n")
+
+    def run(*arguments):
+        done = pytester.runpytest_inprocess("--strict-markers", "-v", "-s", *arguments)
+        return done.parseoutcomes(), done.stdout.str() + done.stderr.str()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names"),
+    [
+        ("ray", {"job", "mistake", "report"}),
+        ("browser", {"page", "report"}),
+        ("not ray and not browser", {"other", "slow"}),
+        ("not ray and not browser and not slow", {"other"}),
+    ],
+)
+def test_tests_are_marked_by_their_module_and_their_fixtures(suite, chosen, names):
+    outcomes, said = suite("-m", chosen)
+    assert outcomes["passed"] == len(names) and all(f"::test_{name} " in said for name in names)
+
+
+@pytest.mark.slow
+def test_tests_with_ray_share_one_process_and_so_do_those_of_a_module(suite):
+    _, said = suite("-n", "2")
+    by_test = {}
+    for line in said.splitlines():
+        if line.startswith("[gw") and "PASSED" in line:
+            process, test = line.split()[0], line.split("::")[1].strip()
+            by_test[test] = process
+    assert len(by_test) == 6
+    assert by_test["test_job"] == by_test["test_mistake"] == by_test["test_report"]
+    assert by_test["test_other"] == by_test["test_slow"]
+
+
+def test_a_module_with_ray_that_is_not_listed_is_refused(suite, pytester):
+    (pytester.path / "tests/test_new.py").write_text("def test_new(ray_cluster): pass")
+    _, said = suite("--collect-only")
+    assert "test_new has tests with Ray: list it in suite.py" in said
+
+
+@pytest.mark.parametrize("processes", ["0", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_whole_run_is_recorded_with_its_commit_and_its_slowest_tests(suite, tmp_path, processes):
+    file = tmp_path / "tests.json"
+    _, said = suite("-n", processes, f"--record={file}")
+    record = json.loads(file.read_text())
+    assert record["commit"] and record["hardware"]["cores"] and record["wall_seconds"] >= 0
+    assert record["tests"] == {"passed": 6} and record["test_seconds"].keys() == {"ray", "browser", "slow", "other"}
+    assert sorted(record["slowest"])[0] == "tests/test_jobs.py::test_job" and len(record["slowest"]) == 6
+    assert "slowest 6 tests" in said and f"wrote {file}" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["-m", "not ray"], "only some"),
+        (["-k", "job"], "only some"),
+        (["tests/test_jobs.py"], "only some"),
+        (["-p", "broken"], "not every test passed"),
+    ],
+)
+def test_another_run_leaves_the_record_as_it_is(suite, pytester, tmp_path, arguments, why):
+    file = tmp_path / "tests.json"
+    file.write_text("before")
+    if "broken" in arguments:
+        arguments = []
+        (pytester.path / "tests/test_jobs.py").write_text("def test_job(): raise ValueError")
+    _, said = suite(f"--record={file}", *arguments)
+    assert file.read_text() == "before" and why in said
