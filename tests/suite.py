@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 RAY_MODULES = {"test_jobs", "test_nodes", "test_s3", "test_submit", "test_train_kills", "test_transcribe_kills"}
-RAY_MODULES |= {"test_tune_job"}
+RAY_MODULES |= {"test_start", "test_tune_job"}
 """Modules of which each test starts jobs or clusters."""
 PARTLY_RAY = {"test_cluster", "test_demo", "test_deploy", "test_notebook"}
 """Modules of which some tests do."""
