@@ -37,6 +37,7 @@ def test_neither_batch_size_nor_neighbours_change_a_line(batch_size):
     assert torch.equal(Network(bundle, batch_size=batch_size)(lines[::-1].copy()), expected.flip(0))
 
 
+@pytest.mark.slow
 def test_openvino_reports_its_use_to_nobody():
     code = "import sys, hwr_ray.network; print([m for m in sys.modules if m.startswith('openvino_telemetry.')])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

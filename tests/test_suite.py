@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 import suite as suite_plugin
+from conftest import ROOT
+
+pytestmark = pytest.mark.slow  # each test starts pytest
 
 TESTS = {
     "test_jobs": "def test_job(): pass\ndef test_mistake(): pass",
@@ -27,8 +30,11 @@ SETTINGS = '[tool.pytest.ini_options]\ntestpaths = ["tests"]\nmarkers = ["ray", 
 
 
 @pytest.fixture
-def suite(pytester):
-    """A function that runs a small suite and returns its outcomes and what it printed."""
+def suite(pytester, monkeypatch):
+    """A function that runs a small suite and returns its outcomes and what it printed.
+
+    In a process of its own, which what other tests left behind in this one can't reach."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of benchmarks
     pytester.makepyprojecttoml(SETTINGS)
     folder = pytester.mkdir("tests")
     shutil.copy(suite_plugin.__file__, folder)  # where the other processes find it
@@ -37,7 +43,7 @@ def suite(pytester):
         (folder / f"{name}.py").write_text(f"import pytest\n{text}\n")
 
     def run(*arguments):
-        done = pytester.runpytest_inprocess("--strict-markers", "-v", "-s", *arguments)
+        done = pytester.runpytest_subprocess("--strict-markers", "-v", "-s", *arguments)
         return done.parseoutcomes(), done.stdout.str() + done.stderr.str()
 
     return run
@@ -57,7 +63,6 @@ def test_tests_are_marked_by_their_module_and_their_fixtures(suite, chosen, name
     assert outcomes["passed"] == len(names) and all(f"::test_{name} " in said for name in names)
 
 
-@pytest.mark.slow
 def test_tests_with_ray_share_one_process_and_so_do_those_of_a_module(suite):
     _, said = suite("-n", "2")
     by_test = {}
@@ -76,7 +81,7 @@ def test_a_module_with_ray_that_is_not_listed_is_refused(suite, pytester):
     assert "test_new has tests with Ray: list it in suite.py" in said
 
 
-@pytest.mark.parametrize("processes", ["0", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", ["0", "2"])
 def test_a_whole_run_is_recorded_with_its_commit_and_its_slowest_tests(suite, tmp_path, processes):
     file = tmp_path / "tests.json"
     _, said = suite("-n", processes, f"--record={file}")

@@ -19,6 +19,8 @@ from hwr_ray.ingest import Share
 from hwr_ray.optimization import TrainState, train_step, update_average
 from hwr_ray.synced_norm import synchronized
 
+pytestmark = pytest.mark.slow  # starts processes that import torch
+
 LABELS = [[1], [2, 2], [3, 1, 2], [1, 1, 1], [2], [3], [1, 2, 3], [2, 1]]
 STEPS = 6
 
