@@ -28,11 +28,19 @@ PASSED_ON = ("WANDB_", "AWS_", "RAY_ADDRESS")
 """How the names of environment variables begin that workers need: the settings and keys of the tracker and of an object
 store, which must not stand on a command line, and for Ray Train's cleaner the address, where a machine has two
 clusters."""
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-"""Environment of the workers: glibc keeps up to 4 GiB of what a step or a part frees, and maps only blocks above 32 MiB
-apart. Left to itself it asks the system for the same memory again and again (benchmarks/results/processes.md)."""
-WORKER_VARIABLES = {"RAY_DATA_LOG_LEVEL": "WARNING", **ALLOCATOR}
-"""Environment of all workers of a job."""
+ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""Environment of the workers: glibc keeps up to 4 GiB of what a step or a part frees, maps only blocks above 32 MiB
+apart, and asks for huge pages. Left to itself it asks the system for the same memory again and again, in pages of 4 KiB
+(benchmarks/results/processes.md)."""
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of the workers: torch's threads sleep while they wait for one another. Beside other work, threads that
+spin hold up those that they wait for: a step took ten times as long (benchmarks/results/processes.md)."""
+WORKER_VARIABLES = {"RAY_DATA_LOG_LEVEL": "WARNING", **ALLOCATOR, **THREADS}
+"""Environment of all workers of a job, unless it is set."""
 OWN_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Environment of a Ray that ends with the job, unless it is set: no report of its use to Ray's makers, and no process
 that looks out for a notice that this machine will go."""
@@ -87,14 +95,14 @@ def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
 
 def _own_ray(with_dashboard: bool) -> dict[str, Any]:
     """What starts a Ray that ends with this process. Its processes inherit the environment: no key is passed on."""
-    os.environ.update(WORKER_VARIABLES)
-    for name, value in OWN_RAY.items():
+    for name, value in (WORKER_VARIABLES | OWN_RAY).items():
         os.environ.setdefault(name, value)
     return {"address": "local", "include_dashboard": with_dashboard, "_temp_dir": own_folder()}
 
 
 def _running_ray(address: str) -> dict[str, Any]:
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | WORKER_VARIABLES
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    passed_on |= {name: os.environ.get(name, value) for name, value in WORKER_VARIABLES.items()}
     # What `ray job submit` set reaches the workers by itself, and Ray refuses to be told twice.
     told = submitted_environment().get("env_vars") or {}
     return {
