@@ -46,30 +46,34 @@ def show_result(folder: Path, seconds: float) -> None:
         print(f"  {folder / path}: {what}")
 
 
+def commands(folder: str, *, lines: int, epochs: int) -> list[str]:
+    """The command lines of the jobs, for so many drawn names and epochs."""
+    images, data = f"{folder}/drawn/test_v2", f"{folder}/prepared"
+    return [
+        f"jobs/synthesize.py --out {folder}/drawn --lines {lines}",
+        f"jobs/transcribe.py --images {images} --out {folder}/first-transcripts",
+        f"jobs/prepare.py --data {folder}/drawn --out {data} --canvas 48 320",
+        f"jobs/train.py --data {data} --out {folder}/run --init-from shipped --epochs {epochs} --learning-rate 2e-3 "
+        "--batch-size 32",
+        f"jobs/evaluate.py --data {data} --split test --model shipped --out {folder}/before",
+        f"jobs/evaluate.py --data {data} --split test --model {folder}/run/best --out {folder}/evaluation "
+        f"--compare {folder}/before",
+        f"jobs/transcribe.py --images {images} --model {folder}/run/best --out {folder}/transcripts",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for all that is made, a new one")
     parser.add_argument("--lines", type=int, default=1200, help="names to draw")
     parser.add_argument("--epochs", type=int, default=4, help="passes over them in which the model learns")
     given = parser.parse_args()
-    start, out, name = time.monotonic(), given.out, shlex.quote(str(given.out))
-    images = f"{name}/drawn/test_v2"
-    run(f"jobs/synthesize.py --out {name}/drawn --lines {given.lines}")
-    run(f"jobs/transcribe.py --images {images} --out {name}/first-transcripts")
-    show_transcripts(out / "first-transcripts", out / "drawn/written_name_test_v2.csv")
-    run(f"jobs/prepare.py --data {name}/drawn --out {name}/prepared --canvas 48 320")
-    run(
-        f"jobs/train.py --data {name}/prepared --out {name}/run --init-from shipped --epochs {given.epochs} "
-        "--learning-rate 2e-3 --batch-size 32"
-    )
-    run(f"jobs/evaluate.py --data {name}/prepared --split test --model shipped --out {name}/before")
-    run(
-        f"jobs/evaluate.py --data {name}/prepared --split test --model {name}/run/best --out {name}/evaluation "
-        f"--compare {name}/before"
-    )
-    run(f"jobs/transcribe.py --images {images} --model {name}/run/best --out {name}/transcripts")
-    show_transcripts(out / "transcripts", out / "drawn/written_name_test_v2.csv")
-    show_result(out, time.monotonic() - start)
+    start = time.monotonic()
+    for command in commands(shlex.quote(str(given.out)), lines=given.lines, epochs=given.epochs):
+        run(command)
+        if "transcripts" in command:
+            show_transcripts(Path(sys.argv[-1]), given.out / "drawn/written_name_test_v2.csv")
+    show_result(given.out, time.monotonic() - start)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import subprocess
 import sys
 from functools import partial
@@ -45,7 +46,9 @@ SETTINGS = {
 
 def quickstart_recipe():
     listing = subprocess.run(["make", "-n", "quickstart"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return listing.stdout
+    assert "examples/quickstart.py --out quickstart" in listing.stdout
+    program = runpy.run_path(str(ROOT / "examples/quickstart.py"))
+    return "".join(f"python {command}\n" for command in program["commands"]("quickstart", lines=1200, epochs=4))
 
 
 def job_commands(text):

@@ -7,13 +7,15 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
 from conftest import PAGES, blocks, check_report, documented, draw_lines, wait_for
-from job_runs import mistake, run, run_apart, start, training_in_this_process
+from job_runs import ROOT, mistake, run, run_apart, start, training_in_this_process
 from latches import Latch
 
 from hwr_ray.comparison import verdict
@@ -352,3 +354,21 @@ def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder,
     command = re.search(r"python jobs/prepare.py (.*)", message)[1].replace("NEW_FOLDER", "fitting").split()
     run("prepare", *command, cwd=folder)
     assert json.loads((folder / "fitting/dataset.json").read_text())["canvas"] == [32, 128]
+
+
+def test_the_quick_start_ends_with_what_was_read_before_and_after_learning(folder, ray_cluster):
+    command = [sys.executable, ROOT / "examples/quickstart.py", "--out", "quick", "--lines", "80", "--epochs", "1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    metrics = {
+        name: json.loads((folder / f"quick/{place}/metrics.json").read_text())
+        for name, place in (("shipped", "before"), ("fine-tuned", "evaluation"))
+    }
+    for name, figures in metrics.items():
+        told = (
+            rf"^{name} +{100 * figures['cer']:.1f}% +{100 * figures['exact_match']:.1f}%   of {figures['num_lines']}$"
+        )
+        assert re.search(told, done.stdout, re.MULTILINE), done.stdout
+    assert metrics["fine-tuned"]["comparison"]["model_id"] == metrics["shipped"]["model_id"]
+    named = re.findall(r"^  (\S+): ", done.stdout.partition("Open:\n")[2], re.MULTILINE)
+    assert len(named) == 3 and all((folder / path).stat().st_size for path in named)
