@@ -94,6 +94,7 @@ def training_in_this_process() -> Iterator[None]:
     real = ray.train.ScalingConfig
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.train, "ScalingConfig", lambda **_: real(num_workers=0))
+        patch.setattr("hwr_ray.run.threads_per_worker", lambda num_workers: 1)  # tiny networks gain nothing from two
         # The loop quiets its own process, which here is the driver.
         quiet = SimpleNamespace(getLogger=lambda: logging.getLogger("a worker's"), WARNING=logging.WARNING)
         patch.setattr("hwr_ray.train_loop.logging", quiet)
