@@ -26,7 +26,7 @@ from benchmarks.measuring import alone, cores, medians, run_job, write
 from hwr_ray.architecture import ModelSettings
 from hwr_ray.augmentation import augment
 from hwr_ray.bundle import new_model
-from hwr_ray.cluster import ALLOCATOR
+from hwr_ray.cluster import ALLOCATOR, THREADS
 from hwr_ray.codec import Codec
 from hwr_ray.cost import multiply_adds
 from hwr_ray.errors import UserError
@@ -81,7 +81,7 @@ def measure(settings: TrainBenchmark) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     for number in range(settings.rounds):
         bare = alone(run_bare, settings, cores())
-        with patch.dict(os.environ, ALLOCATOR):
+        with patch.dict(os.environ, ALLOCATOR | THREADS):
             tuned = alone(run_bare, settings, cores())
         row = {"bare": bare["lines_per_second"], "bare_with_allocator": tuned["lines_per_second"]}
         row |= job(settings, "job", num_workers=1)

@@ -38,7 +38,7 @@ apart, and asks for huge pages. Left to itself it asks the system for the same m
 (benchmarks/results/processes.md)."""
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Environment of the workers: torch's threads sleep while they wait for one another. Beside other work, threads that
-spin hold up those that they wait for: a step took ten times as long (benchmarks/results/processes.md)."""
+spin hold up those that they wait for: a step took four times as long (benchmarks/results/processes.md)."""
 WORKER_VARIABLES = {"RAY_DATA_LOG_LEVEL": "WARNING", **ALLOCATOR, **THREADS}
 """Environment of all workers of a job, unless it is set."""
 OWN_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}

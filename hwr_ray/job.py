@@ -27,6 +27,19 @@ for line in sys.stdin.buffer:
 """
 
 
+class Console(io.TextIOWrapper):
+    """Python's stderr, without NOISE, which Ray passes on from its workers, too."""
+
+    is_after_noise = False
+
+    def write(self, text: str) -> int:
+        if NOISE in text or (self.is_after_noise and text == "\n"):  # print writes the end of a line apart
+            self.is_after_noise = NOISE in text and not text.endswith("\n")
+            return len(text)
+        self.is_after_noise = False
+        return super().write(text)
+
+
 def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> None:
     """Parses `settings_type` from the command line and calls `run` with it.
 
@@ -54,7 +67,7 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> N
 
 def set_up_console() -> None:
     """Any path can be printed, whatever the console's encoding; the log goes to stderr; Ray's noise does not."""
-    if sys.stderr is sys.__stderr__:  # else a program that runs this job, such as a test, has its own
+    if sys.stderr and sys.stderr is sys.__stderr__:  # else a program that runs this job, such as a test, has its own
         _filter_stderr()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -74,7 +87,7 @@ def _filter_stderr() -> None:
     os.close(reader)
     os.dup2(writer, 2)
     os.close(writer)
-    sys.stderr = os.fdopen(console, "w", buffering=1, encoding=sys.stderr.encoding)
+    sys.stderr = Console(os.fdopen(console, "wb"), encoding=sys.stderr.encoding, line_buffering=True)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -31,11 +31,11 @@ class Progress:
         """Counts `number` more, and shows it now and then."""
         self.done += number
         now = time.monotonic()
-        if self.start is None or self.done < self.before:  # the first items, or a loss
+        if number < 0 or (self.start is None and number):  # a loss, or the first items
             self.start, self.before = now, self.done
         if now - self.shown >= (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS):
             self.shown = now
-            line = self.line(now - self.start)
+            line = self.line(now - (self.start or now))
             if self.on_terminal:
                 print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
             else:

@@ -16,8 +16,8 @@ from hwr_ray.errors import UserError
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 5
-"""Seconds in which a running Ray must answer."""
+ANSWER_SECONDS = 4
+"""Seconds in which a running Ray must take a connection, and again in which it must speak."""
 SHORT_FOLDER = "/tmp/ray"  # noqa: S108 - Ray's own default, which it makes for this user's processes
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes that the path of a Unix socket may have."""
@@ -29,8 +29,8 @@ OWN = "RAY_ADDRESS=local starts a Ray for this job on this machine"
 def find_ray() -> str | None:
     """The address of the Ray to join: RAY_ADDRESS, else what `ray start` left on this machine. None to start one.
 
-    Raises UserError where RAY_ADDRESS is no address or does not answer. An address that was left by a Ray that is gone
-    is passed over with a warning: Ray itself would try it for a quarter of an hour.
+    Raises UserError where RAY_ADDRESS is no address or does not answer, or is `auto` and no Ray runs here. An address
+    that was left by a Ray that is gone is passed over with a warning: Ray itself would try it for a quarter of an hour.
     """
     named = os.environ.get("RAY_ADDRESS", "")
     if named == "local":
@@ -41,7 +41,9 @@ def find_ray() -> str | None:
         if not answers(named.removeprefix("ray://")):
             raise UserError(f"no Ray answers at RAY_ADDRESS={named}: start it, or name another; {OWN}")
         return named
-    left = read_ray_address()
+    left = read_ray_address() or None
+    if named == "auto" and not (left and answers(left)):
+        raise UserError(f"RAY_ADDRESS=auto, and no Ray runs on this machine: `ray start --head` starts one; {OWN}")
     if left and not answers(left):
         log.warning(
             "no Ray answers at %s, the address in %s: the Ray that wrote it is gone. Starting one for this job on this "
@@ -54,11 +56,11 @@ def find_ray() -> str | None:
 
 
 def answers(address: str) -> bool:
-    """Whether a gRPC server answers at HOST:PORT within ANSWER_SECONDS."""
+    """Whether a gRPC server answers at HOST:PORT."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, ValueError):  # nothing there, no such port, no such name
         return False
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return True  # the handshake needs the cluster's certificates, which Ray checks itself

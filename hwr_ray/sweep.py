@@ -155,7 +155,7 @@ class Sweep:
                     runs_at_once=at_once,
                     claim=claim,
                     witness="trial.json",
-                    is_trial=True,
+                    has_cleaner=True,
                 )
             except Exception as error:
                 failures = list(getattr(error, "worker_failures", {}).values())

@@ -6,9 +6,10 @@ from ray.train.v2.api.callback import RayTrainCallback
 
 
 class SingleRunTrainer(TorchTrainer):
-    """Without the process that frees the workers' place where the run ends and its job goes on.
+    """Omits Ray Train's PlacementGroupCleaner, which needs the dashboard.
 
-    Ray itself frees it where the job ends. The process would ask a dashboard, which a job's own Ray then needs, too.
+    It removes the workers' placement group if the run dies and its job goes on, as in a sweep. Ray itself removes the
+    group when the job ends.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:

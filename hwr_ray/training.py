@@ -190,14 +190,14 @@ def fit(
     origin: dict[str, Any] | None = None,
     claim: Claim | None = None,
     witness: str = "recipe.json",
-    is_trial: bool = False,
+    has_cleaner: bool = False,
 ) -> dict[str, Any]:
     """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best,
     or nothing where the run was stopped before its first epoch's end.
 
     `callbacks` are Ray Train's; as many runs like this one as `runs_at_once` says share the cluster; `board` is a
     Board; `origin` tells of the weights that it begins with; `claim` is on the run's folder; `witness` is a file in it,
-    by which the workers know that they see it; `is_trial` says that the job goes on after this run. Raises
+    by which the workers know that they see it; `has_cleaner` keeps Ray Train's PlacementGroupCleaner. Raises
     ray.train.TrainingFailedError where workers fail again and again, FloatingPointError where the loss is not finite,
     and UserError where another process took over.
     """
@@ -215,7 +215,7 @@ def fit(
         return lines
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
-    trainer = (TorchTrainer if is_trial else SingleRunTrainer)(
+    trainer = (TorchTrainer if has_cleaner else SingleRunTrainer)(
         train_loop_per_worker,  # type: ignore[arg-type]
         train_loop_config={
             "settings": settings,

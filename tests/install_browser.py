@@ -29,8 +29,11 @@ def on_path() -> str | None:
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Starts the system's browser, else the one that Playwright downloaded."""
-    return playwright.chromium.launch(executable_path=on_path(), args=["--no-sandbox"])
+    """Starts the system's browser, else, or where that is broken, the one that Playwright downloaded."""
+    with suppress(Error):
+        if installed := on_path():
+            return playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+    return playwright.chromium.launch(args=["--no-sandbox"])
 
 
 def starts() -> bool:

@@ -118,9 +118,9 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
     thread.start()
     yield
     thread.join(timeout=10)
-    (error,) = outcome
-    if error:
-        raise error
+    assert outcome, "what was to be done meanwhile still waits"
+    if outcome[0]:
+        raise outcome[0]
 
 
 def read_until(process: subprocess.Popen, *words: str) -> str:

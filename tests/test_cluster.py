@@ -11,7 +11,15 @@ from ray.data._internal.datasource_v2.formats.parquet.footer_file_indexer import
 from ray.exceptions import AuthenticationError
 
 from hwr_ray import cluster
-from hwr_ray.cluster import ALLOCATOR, Needs, configure_data, jobs_at_once, preflight, rows_of, threads_per_worker
+from hwr_ray.cluster import (
+    WORKER_VARIABLES,
+    Needs,
+    configure_data,
+    jobs_at_once,
+    preflight,
+    rows_of,
+    threads_per_worker,
+)
 from hwr_ray.errors import UserError
 
 
@@ -90,7 +98,8 @@ def test_workers_keep_what_they_free_unless_who_submitted_the_job_said_otherwise
     with pytest.raises(UserError):
         cluster.connect()
     given = started["runtime_env"]["env_vars"]
-    assert ALLOCATOR.items() - given.items() == {("MALLOC_TRIM_THRESHOLD_", ALLOCATOR["MALLOC_TRIM_THRESHOLD_"])}
+    missing = "MALLOC_TRIM_THRESHOLD_"
+    assert WORKER_VARIABLES.items() - given.items() == {(missing, WORKER_VARIABLES[missing])}
 
 
 def test_a_ray_of_its_own_inherits_the_jobs_environment_and_is_told_no_key(started, monkeypatch):
@@ -99,7 +108,7 @@ def test_a_ray_of_its_own_inherits_the_jobs_environment_and_is_told_no_key(start
     with pytest.raises(UserError):
         cluster.connect()
     assert started["address"] == "local" and "planted" not in str(started)
-    assert ALLOCATOR.items() <= environment.items()
+    assert WORKER_VARIABLES.items() <= environment.items()
 
 
 def test_a_ray_that_does_not_start_in_time_is_told_in_a_sentence(monkeypatch):

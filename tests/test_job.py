@@ -1,12 +1,15 @@
 """How a job ends: the user's mistakes in one sentence, everything else as it was raised."""
 
+import io
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
 from hwr_ray.errors import UserError
-from hwr_ray.job import run_job
+from hwr_ray.job import NOISE, Console, run_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,3 +136,30 @@ def test_settings_come_from_the_command_line_without_prefixes_for_inner_ones(com
     command_line("--out", "x", "--depth", "3")
     run_job(Settings, seen.append)
     assert seen == [Settings(out="x", inner=Inner(depth=3))]
+
+
+def test_the_console_leaves_out_one_line_of_rays_whoever_writes_it():
+    console = Console(written := io.BytesIO(), encoding="utf-8", line_buffering=True)
+    for line in ("before", f"(TrainController pid=5) Actor {NOISE}. See ...", "", "after"):
+        print(line, file=console)
+    assert written.getvalue() == b"before\n\nafter\n"
+
+
+def test_the_last_words_of_a_process_that_is_aborted_reach_the_console():
+    """What C++ writes goes to file descriptor 2, and the process may end on the spot."""
+    program = f"""
+import os
+from hwr_ray.job import set_up_console
+set_up_console()
+os.write(2, b"first\\n" + {NOISE.encode()!r} + b"\\nlast\\n")
+os.abort()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode < 0 and done.stderr == "first\nlast\n"
+
+
+def test_paths_that_the_encoding_lacks_are_printed_with_escapes(monkeypatch):
+    program = "from hwr_ray.job import set_up_console; set_up_console(); print('/a/é/\\udcff')"
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "/a/\\xe9/\\udcff\n"

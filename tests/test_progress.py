@@ -39,20 +39,21 @@ def test_the_rate_and_the_time_left_count_from_the_first_items_of_this_run(clock
 
 def test_a_loss_counts_anew_from_what_remains(clock):
     progress = Progress("lines", lambda: 1000)
-    for number in (100, 100, -150, 50):  # workers were lost, and with them what came after the last checkpoint
+    for number in (100, 100, -50, 60):  # workers were lost, and with them what came after the last checkpoint
         clock.now += 10
         progress.advance(number)
-    assert progress.line(clock.now - progress.start) == "100 of 1,000 lines, 5.0 a second, 0:03:00 left"
+    assert progress.line(clock.now - progress.start) == "210 of 1,000 lines, 6.0 a second, 0:02:12 left"
 
 
 def test_while_the_total_is_not_known_nothing_is_said_of_what_is_left(clock):
     totals = [None, 3000]
     progress = Progress("images", lambda: totals[0])
     progress.advance(0)
+    progress.advance(1)
     progress.advance(1500)
-    assert progress.line(3.0) == "1,500 images, 500 a second"
+    assert progress.line(3.0) == "1,501 images, 500 a second"
     totals.pop(0)
-    assert progress.line(3.0) == "1,500 of 3,000 images, 500 a second, 0:00:03 left"
+    assert progress.line(3.0) == "1,501 of 3,000 images, 500 a second, 0:00:03 left"
 
 
 def test_before_anything_is_done_no_rate_is_told():

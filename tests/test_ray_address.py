@@ -1,6 +1,7 @@
 """Environments in which no Ray can be joined or started: each is told in a sentence, or gone around, within seconds."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -36,8 +37,6 @@ def silent_address():
 
 @pytest.fixture
 def live_address():
-    from concurrent.futures import ThreadPoolExecutor
-
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -57,6 +56,7 @@ def test_only_a_server_that_speaks_answers(live_address, dead_address, silent_ad
     assert not answers(silent_address)
     assert not answers("no.such.host.invalid:6379")
     assert not answers("127.0.0.1:99999")
+    assert not answers("a..b:6379")
 
 
 def test_a_running_ray_is_found_where_ray_start_left_its_address(live_address, tmp_path, monkeypatch):
@@ -67,6 +67,21 @@ def test_a_running_ray_is_found_where_ray_start_left_its_address(live_address, t
     assert find_ray() == live_address
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert find_ray() is None
+
+
+@pytest.mark.parametrize("content", ["", "head", "a..b:6379"])
+def test_an_address_file_that_holds_no_address_stops_no_job(content, tmp_path):
+    leave(tmp_path, content)
+    assert find_ray() is None
+
+
+def test_auto_where_no_ray_runs_is_refused(dead_address, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match="RAY_ADDRESS=auto, and no Ray runs on this machine"):
+        find_ray()
+    leave(tmp_path, dead_address)
+    with pytest.raises(UserError, match="RAY_ADDRESS=auto, and no Ray runs on this machine"):
+        find_ray()
 
 
 @pytest.mark.parametrize("kind", ["dead", "silent"])

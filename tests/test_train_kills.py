@@ -16,7 +16,7 @@ from conftest import EASY_TEXTS, documented, draw_easy_lines, draw_lines, wait_f
 from job_runs import end_of, meanwhile, mistake, named_below, read_until, run, start, training_in_this_process
 from latches import Latch, training
 
-from hwr_ray.cluster import ALLOCATOR
+from hwr_ray.cluster import WORKER_VARIABLES
 from hwr_ray.training import last_step
 
 NUM_LINES, NUM_VALIDATION, BATCH_SIZE = 240, 9, 16
@@ -130,7 +130,7 @@ def test_a_worker_killed_within_an_epoch_costs_no_result(folder, prepared, undis
         wait_for(latch.is_reached)
         variables = Path(f"/proc/{latch.pid()}/environ").read_text().split("\0")
         os.kill(latch.pid(), signal.SIGKILL)
-        assert {f"{name}={value}" for name, value in ALLOCATOR.items()} <= set(variables)
+        assert {f"{name}={value}" for name, value in WORKER_VARIABLES.items()} <= set(variables)
 
     hold_at(monkeypatch, (step, latch.folder))
     with meanwhile(kill):
