@@ -214,7 +214,8 @@ def fit(
         lines.context.enable_progress_bars = False  # the run tells its own
         return lines
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
+    if not has_cleaner:  # a sweep's trials share the driver's cores
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
     trainer = (TorchTrainer if has_cleaner else SingleRunTrainer)(
         train_loop_per_worker,  # type: ignore[arg-type]
         train_loop_config={
