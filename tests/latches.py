@@ -58,21 +58,6 @@ def training(*stops: tuple[int, Path]) -> Any:
     return partial(_train, stops=stops)
 
 
-def fitting(within: str, *stops: tuple[int, Path]) -> Any:
-    """What the trials of a sweep are to be trained with: those in a folder of such an end as `training` says."""
-    return partial(_fit, within=within, stops=stops)
-
-
-def _fit(*args: Any, within: str, stops: tuple[tuple[int, Path], ...], **arguments: Any) -> dict[str, Any]:
-    import hwr_ray.training
-
-    _settings, _prepared, out, *_ = args
-    if out.endswith(within):
-        with patch("hwr_ray.training.train_loop_per_worker", training(*stops)):
-            return hwr_ray.training.fit(*args, **arguments)
-    return hwr_ray.training.fit(*args, **arguments)
-
-
 def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> dict[str, str]:
     from hwr_ray import train_loop
 
