@@ -89,8 +89,8 @@ def connect(*, with_dashboard: bool = False, show_workers: bool = True) -> None:
         # Ray leaves a handler that ends the process on the spot; the job's own clears half-written output away.
         signal.signal(signal.SIGTERM, on_sigterm)
     configure_data()
-    resources = ray.cluster_resources()
-    log.info("on Ray: %s nodes, %g CPUs, %g GPUs", len(ray.nodes()), resources.get("CPU", 0), resources.get("GPU", 0))
+    resources, nodes = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
+    log.info("on Ray: %s nodes, %g CPUs, %g GPUs", nodes, resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 def _own_ray(with_dashboard: bool) -> dict[str, Any]:
