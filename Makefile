@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 Q := quickstart
-PROCESSES ?= 0
+PROCESSES ?= 2
 
 .PHONY: install install-dev quickstart test test-fast check docs bench
 
@@ -28,7 +28,7 @@ quickstart: install
 	rm -rf $(Q)
 	$(BIN)/python examples/quickstart.py --out $(Q)
 
-# All tests. PROCESSES=2 shares them out, those with Ray to one; RECORD names a file for what they took.
+# All tests, shared out to PROCESSES that each have a Ray cluster; 0 is this one. RECORD names a file for what they took.
 test: install-dev
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/python -m pytest -n $(PROCESSES) $(if $(RECORD),--record=$(RECORD))

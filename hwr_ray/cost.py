@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hwr_ray.architecture import ModelSettings
+from hwr_ray.bundle import new_model
+from hwr_ray.codec import Codec
+from hwr_ray.line_images import Canvas
 from hwr_ray.recognizer import Recognizer
+
+
+def size_of(settings: ModelSettings, charset: str, canvas: Canvas) -> tuple[int, int]:
+    """Multiply-adds for a line of the canvas, and parameters, of the network that the settings describe."""
+    model = new_model(settings, Codec(charset), canvas).eval()
+    return multiply_adds(model, torch.zeros(1, 1, canvas.height, canvas.width)), num_parameters(model)
 
 
 def multiply_adds(model: nn.Module, *inputs: Tensor) -> int:

@@ -10,17 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import ray.tune
-import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hwr_ray import storage
-from hwr_ray.bundle import new_model
 from hwr_ray.cluster import configure_data
-from hwr_ray.codec import Codec
-from hwr_ray.cost import multiply_adds, num_parameters
 from hwr_ray.history import read_history
 from hwr_ray.prepared import Prepared
 from hwr_ray.resuming import Claim
@@ -172,14 +168,16 @@ class Sweep:
 
     def new_trial(self, values: dict[str, Any]) -> Trial:
         """A trial of those values, with the next number, written to the ledger."""
-        trial_settings, prepared = settings_of(self.base, values), self.prepared
-        model = new_model(trial_settings.model, Codec(prepared.charset), prepared.canvas).eval()
+        from hwr_ray.cost import size_of  # with torch: the trials' processes, which import this module, need none
+
+        model = settings_of(self.base, values).model
+        multiply_adds, num_parameters = size_of(model, self.prepared.charset, self.prepared.canvas)
         trial = Trial(
             number=max(self.ledger.trials, default=-1) + 1,
             values=values,
-            conv_widths=list(trial_settings.model.conv_widths),
-            multiply_adds=multiply_adds(model, torch.zeros(1, 1, prepared.canvas.height, prepared.canvas.width)),
-            num_parameters=num_parameters(model),
+            conv_widths=list(model.conv_widths),
+            multiply_adds=multiply_adds,
+            num_parameters=num_parameters,
         )
         self.ledger.save(trial)
         return trial

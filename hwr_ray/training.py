@@ -35,8 +35,6 @@ INGEST_CPUS = 1
 """Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
 REPORT_SECONDS = "0.5"
 """Between two looks of Ray Train at what its workers report, and whether they have ended; 2 by default."""
-HANG_SECONDS = 600
-"""After which a worker that waits for another one gives up."""
 
 
 def train(settings: TrainSettings) -> None:
@@ -95,7 +93,7 @@ def train(settings: TrainSettings) -> None:
         100 * metrics["exact_match"],
     )
     best = storage.join(out, "best")
-    fit_decoder_remotely(best, prepared, texts, settings)
+    log.info("decoder fitted: %s", fit_decoder_remotely(best, prepared, texts, settings))
     print(best)
 
 
@@ -111,12 +109,11 @@ def show_curves(out: str) -> None:
         write_curves(out, history)
 
 
-def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], settings: TrainSettings) -> None:
-    """Fits the decoder of a bundle on a node with what a training worker has."""
+def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], settings: TrainSettings) -> str:
+    """Fits the decoder of a bundle on a node with what a training worker has; returns what came of it."""
     fit_remotely: Any = ray.remote(_fit_decoder)
     fit_remotely = fit_remotely.options(num_cpus=settings.cpus_per_worker, num_gpus=1 if settings.use_gpu else 0)
-    device = "cuda" if settings.use_gpu else "cpu"
-    log.info("decoder fitted: %s", ray.get(fit_remotely.remote(best, prepared, texts, device=device)))
+    return ray.get(fit_remotely.remote(best, prepared, texts, device="cuda" if settings.use_gpu else "cpu"))
 
 
 def _fit_decoder(*args: Any, **settings: Any) -> str:
@@ -201,11 +198,10 @@ def fit(
     ray.train.TrainingFailedError where workers fail again and again, FloatingPointError where the loss is not finite,
     and UserError where another process took over.
     """
-    # Imported here, with torch: not by a job that is refused before.
+    # Imported here: not by a job that is refused before.
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
 
-    from hwr_ray.trainer import SingleRunTrainer
+    from hwr_ray.trainer import Trainer
 
     def train_lines() -> ray.data.Dataset:
         """Built anew with each group of workers, in another order each time."""
@@ -216,8 +212,9 @@ def fit(
 
     if not has_cleaner:  # a sweep's trials share the driver's cores
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
-    trainer = (TorchTrainer if has_cleaner else SingleRunTrainer)(
-        train_loop_per_worker,  # type: ignore[arg-type]
+    trainer = Trainer(
+        train_loop_per_worker,
+        has_cleaner=has_cleaner,
         train_loop_config={
             "settings": settings,
             "data": prepared.path,
@@ -230,7 +227,6 @@ def fit(
             "claim": claim,
             "witness": storage.join(out, witness),
         },
-        torch_config=TorchConfig(timeout_s=HANG_SECONDS),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,  # type: ignore[arg-type]
             use_gpu=settings.use_gpu,

@@ -148,7 +148,7 @@ def tune(settings: TuneSettings) -> None:
         bundle = load_bundle(storage.join(ledger.path(chosen), "best"))
         came_from = {"id": sweep_id, "trial": chosen.number, "choose": settings.choose}
         save_bundle(replace(bundle, training={**bundle.training, "sweep": came_from}), best)
-        fit_decoder_remotely(best, prepared, texts, base)
+        log.info("decoder fitted: %s", fit_decoder_remotely(best, prepared, texts, base))
         figures |= {"chosen": chosen.number, "decoder": load_bundle(best).training["decoder"]}
         hand_set = hand_set_trial(list(ledger.trials.values()), space, base)  # whether ASHA stopped it or not
         for trial in [chosen] if hand_set in (None, chosen) else [chosen, hand_set]:

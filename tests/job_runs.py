@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -87,18 +88,37 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 
 @contextmanager
-def training_in_this_process() -> Iterator[None]:
-    """Ray Train calls the training loop here (its local mode): where a test asks nothing of worker processes."""
+def in_this_process() -> Iterator[None]:
+    """What training and reading start workers for is done here, where torch is loaded: for tests that ask nothing of
+    these workers. Ray Train has a local mode; the actors of `batch_reading` are called on one table after the other."""
+    import ray.data
     import ray.train
 
+    from hwr_ray.decoder_fitting import fit_decoder
+
     real = ray.train.ScalingConfig
+
+    def read(dataset: Any, actor: Any, args: Any, *_: Any, **__: Any) -> Any:
+        reader = actor(*args)
+        tables = dataset.iter_batches(batch_format="pyarrow", batch_size=None)
+        return ray.data.from_arrow([reader(table) for table in tables])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.train, "ScalingConfig", lambda **_: real(num_workers=0))
         patch.setattr("hwr_ray.run.threads_per_worker", lambda num_workers: 1)  # tiny networks gain nothing from two
         # The loop quiets its own process, which here is the driver.
         quiet = SimpleNamespace(getLogger=lambda: logging.getLogger("a worker's"), WARNING=logging.WARNING)
         patch.setattr("hwr_ray.train_loop.logging", quiet)
+        patch.setattr("hwr_ray.training.fit_decoder_remotely", lambda *args: fit_decoder(*args[:3], device="cpu"))
+        patch.setattr("hwr_ray.batch_reading._read", read)
+        patch.setattr("hwr_ray.batch_reading.gc", SimpleNamespace(collect=lambda: None, freeze=lambda: None))
         yield
+
+
+def run_here(job, *arguments, status=0, cwd=ROOT):
+    """As `run`, with `in_this_process`."""
+    with in_this_process():
+        return run(job, *arguments, status=status, cwd=cwd)
 
 
 @contextmanager

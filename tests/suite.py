@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-RAY_MODULES = {"test_jobs", "test_nodes", "test_s3", "test_submit", "test_train_kills", "test_transcribe_kills"}
-RAY_MODULES |= {"test_start", "test_tune_job"}
-"""Modules of which each test starts jobs or clusters."""
-PARTLY_RAY = {"test_cluster", "test_demo", "test_deploy", "test_notebook"}
+RAY_MODULES = ("test_train_kills", "test_tune_job", "test_jobs", "test_transcribe_kills", "test_nodes", "test_submit")
+RAY_MODULES += ("test_start", "test_s3")
+"""Modules of which each test starts jobs or clusters, the longest first."""
+PARTLY_RAY = ("test_deploy", "test_notebook", "test_demo", "test_cluster")
 """Modules of which some tests do."""
 NUM_SLOWEST = 10
 
@@ -27,28 +27,32 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         module, fixtures = item.path.stem, set(getattr(item, "fixturenames", ()))
         if "ray_cluster" in fixtures or module in RAY_MODULES:
             item.add_marker("ray")
         if "browser" in fixtures:
             item.add_marker("browser")
-        if is_marked(item, "ray") and module not in RAY_MODULES | PARTLY_RAY:
+        if is_marked(item, "ray") and module not in RAY_MODULES + PARTLY_RAY:
             raise pytest.UsageError(f"{module} has tests with Ray: list it in {Path(__file__).name}")
+    if hasattr(config, "workerinput"):  # several processes share the modules: the short ones fill the gaps
+        order = {name: place for place, name in enumerate(RAY_MODULES + PARTLY_RAY)}
+        items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keeps in one process the tests of a module, which share its fixtures, and all modules with Ray, which share the
-    session's cluster. (xdist's own `loadgroup` does nothing with pytest 9.2, whose node ids it can't change.)"""
+    """Keeps the tests of a module, which share its fixtures, in one process, and the modules in their order. Each
+    process has a cluster of its own. (xdist's `loadgroup` does nothing with pytest 9.2, whose node ids it can't
+    change, and its `loadscope` begins with the modules that have most tests.)"""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModule(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            module = Path(nodeid.partition("::")[0]).stem
-            return "ray" if module in RAY_MODULES | PARTLY_RAY else module
+            return nodeid.partition("::")[0]
 
+    config.option.loadscopereorder = False
     return ByModule(config, log)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.dataset as ds
 import pytest
 from conftest import PAGES, blocks, check_report, documented, draw_lines, wait_for
-from job_runs import ROOT, mistake, run, run_apart, start, training_in_this_process
+from job_runs import ROOT, mistake, run, run_apart, run_here, start
 from latches import Latch
 
 from hwr_ray.comparison import verdict
@@ -25,7 +25,7 @@ from hwr_ray.recognizer import Recognizer
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import read_train_lines
 
-RECIPE = ["--epochs", "22", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
+RECIPE = ["--epochs", "12", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
 TRAIN = "jobs/train.py --data prepared --out run --num-workers 2"
 EVALUATE = "jobs/evaluate.py --data prepared --model run/best --out evaluation"
 RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48", "--dropout", "0", "--average-decay", "0.98"]
@@ -57,8 +57,7 @@ def prepared(folder, drawn, ray_cluster):
 
 @pytest.fixture(scope="module")
 def trained(folder, prepared):
-    with training_in_this_process():
-        run(*documented(TRAIN), *RECIPE, "--num-workers", "1", cwd=folder)
+    run_here(*documented(TRAIN), *RECIPE, "--num-workers", "1", cwd=folder)
     return folder / "run"
 
 
@@ -84,7 +83,7 @@ def test_training_lowers_the_error_and_counts_every_validation_line(prepared, tr
     lines = json.loads((prepared / "dataset.json").read_text())["splits"]["validation"]["prepared"]
     assert [row["epoch"] for row in epochs] == list(range(1, len(epochs) + 1))
     assert {row["num_lines"] for row in epochs} == {lines}
-    assert min(row["cer"] for row in epochs) < 0.75 < epochs[0]["cer"]
+    assert min(row["cer"] for row in epochs) < 0.8 < epochs[0]["cer"]
     config = json.loads((trained / "best/config.json").read_text())
     assert sorted(p.name for p in (trained / "best").iterdir()) == sorted(["config.json", *config["sha256"]])
     decoder = config["training"]["decoder"]
@@ -169,7 +168,7 @@ def test_a_fresh_installation_reads_drawn_names_without_training(folder, scans):
 
 def test_candidates_and_characters_are_told_where_they_are_asked_for(folder, scans):
     command = "jobs/transcribe.py --images new_lines/ --out detailed --num-best 3 --characters --precision 0.95"
-    run(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
+    run_here(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
     transcripts = pd.read_parquet(folder / "detailed")
     read = transcripts[transcripts.error.isna()]
     assert len(read) > 40
@@ -184,9 +183,9 @@ def test_candidates_and_characters_are_told_where_they_are_asked_for(folder, sca
 
 def test_known_names_are_read_more_often_and_a_manifest_gives_its_keys(folder, scans):
     command = "jobs/transcribe.py --images new_lines/ --out with-names --names names.txt"
-    run(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
+    run_here(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
     command = "jobs/transcribe.py --images manifest.csv --path-column file --id-column key --root scans/ --out by-key"
-    run(*documented(command), cwd=folder)
+    run_here(*documented(command), cwd=folder)
     named, keyed = (pd.read_parquet(folder / out).set_index("path") for out in ("with-names", "by-key"))
     assert keyed.id.tolist() == [str(1000 + row) for row in range(len(scans))]
     assert sorted(named.index) == sorted(path for path in keyed.index if (folder / "scans" / path).exists())
@@ -196,7 +195,7 @@ def test_known_names_are_read_more_often_and_a_manifest_gives_its_keys(folder, s
 
 def test_two_evaluations_are_compared_line_by_line(folder, evaluated, browser):
     command = "jobs/evaluate.py --data prepared --model sweep/best --out other --compare evaluation"
-    _, said = run(*documented(command, **{"sweep/best": "run/best"}), "--greedy", cwd=folder)
+    _, said = run_here(*documented(command, **{"sweep/best": "run/best"}), "--greedy", cwd=folder)
     mine, theirs = (
         pd.read_parquet(folder / out / "predictions").set_index("id").num_edits for out in ("other", "evaluation")
     )
@@ -263,10 +262,9 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     assert set(facts["charset"]) == set("".join(words))
     rejected = [split["rejected"] for split in facts["splits"].values() if split["rejected"]]
     assert rejected == [{"too_long": 1}]
-    with training_in_this_process():
-        run("train", "--data", out / "prepared", "--out", out / "run", *RECIPE, "--epochs", 1)
-    run("evaluate", "--data", out / "prepared", "--model", out / "run/best", "--out", out / "evaluation")
-    run("transcribe", "--images", images, "--model", out / "run/best", "--out", out / "transcripts")
+    run_here("train", "--data", out / "prepared", "--out", out / "run", *RECIPE, "--epochs", 1)
+    run_here("evaluate", "--data", out / "prepared", "--model", out / "run/best", "--out", out / "evaluation")
+    run_here("transcribe", "--images", images, "--model", out / "run/best", "--out", out / "transcripts")
     config = json.loads((out / "run/best/config.json").read_text())
     assert config["charset"] == facts["charset"] and config["canvas"] == [16, 320]
     predictions = pd.read_parquet(out / "evaluation/predictions")
@@ -286,9 +284,8 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     lines = pd.read_parquet(data / "train").set_index("id")
     command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
     replaced = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
-    with training_in_this_process():
-        for words in replaced:
-            run(*documented(command, **words), *RECIPE, "--epochs", 1, cwd=folder)
+    for words in replaced:
+        run_here(*documented(command, **words), *RECIPE, "--epochs", 1, cwd=folder)
     monkeypatch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # as in jobs
     for fold in (0, 1):
         seen = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold), seed=0)
@@ -297,7 +294,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
         recipe = json.loads((folder / f"fold-{fold}/recipe.json").read_text())
         assert recipe["data"]["lines"]["train"] == len(others)
     command = "jobs/evaluate.py --data prepared --out suspects --suspects fold-0/best fold-1/best fold-2/best"
-    run(*documented(command, prepared="swapped")[:-1], cwd=folder)
+    run_here(*documented(command, prepared="swapped")[:-1], cwd=folder)
 
     suspects = pd.read_parquet(folder / "suspects/suspects.parquet")
     assert sorted(suspects.id) == sorted(lines.index)

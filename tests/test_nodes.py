@@ -8,7 +8,7 @@ import json
 import pyarrow.dataset as ds
 import pytest
 from conftest import NODE, draw_easy_lines, keys, started
-from job_runs import end_of, mistake, read_until, run, start, training_in_this_process
+from job_runs import end_of, mistake, read_until, run, run_here, start
 
 from hwr_ray import storage
 from hwr_ray.parts import read_parquet
@@ -53,8 +53,7 @@ def test_two_workers_on_different_nodes_train_into_a_bucket_and_go_on_from_there
     assert [json.loads(row)["num_lines"] for row in rows] == [16] * EPOCHS
     assert {"run/curves.png", "run/best/model.safetensors"} <= set(keys(bucket, "run"))
     again = ["--num-workers", "1", "--cpus-per-worker", "0.5"]
-    with training_in_this_process():
-        _, err = run("train", "--data", prepared, "--out", "s3://bucket/run", *RECIPE, *again)
+    _, err = run_here("train", "--data", prepared, "--out", "s3://bucket/run", *RECIPE, *again)
     assert f"going on from checkpoint {EPOCHS * STEPS:010}" in err  # nothing is left to do
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import EASY_TEXTS, documented, draw_easy_lines, draw_lines, wait_for
-from job_runs import end_of, meanwhile, mistake, named_below, read_until, run, start, training_in_this_process
+from job_runs import end_of, meanwhile, mistake, named_below, read_until, run, run_here, start
 from latches import Latch, training
 
 from hwr_ray.cluster import WORKER_VARIABLES
@@ -66,18 +66,18 @@ def history(out):
 @pytest.fixture(scope="module")
 def undisturbed(folder, prepared):
     """A run that nothing happens to, with dropout and augmentation."""
-    with pytest.MonkeyPatch.context() as patch, training_in_this_process():
+    with pytest.MonkeyPatch.context() as patch:
         hold_at(patch)
-        run("train", "--data", prepared, "--out", folder / "undisturbed", *RECIPE)
+        run_here("train", "--data", prepared, "--out", folder / "undisturbed", *RECIPE)
     return folder / "undisturbed"
 
 
 @pytest.fixture(scope="module")
 def learned(folder, prepared):
     """A run that nothing happens to and that learns."""
-    with pytest.MonkeyPatch.context() as patch, training_in_this_process():
+    with pytest.MonkeyPatch.context() as patch:
         hold_at(patch)
-        run("train", "--data", prepared, "--out", folder / "learned", *LEARNING)
+        run_here("train", "--data", prepared, "--out", folder / "learned", *LEARNING)
     return folder / "learned"
 
 
@@ -168,8 +168,7 @@ def test_the_same_command_goes_on_after_ctrl_c_within_an_epoch_a_damaged_checkpo
     assert killed[:1] == before and len(killed) == 2
 
     command = ["train", "--data", prepared, "--out", out, *RECIPE]
-    with training_in_this_process():
-        run(*command)
+    run_here(*command)
     assert history(out)[:2] == killed  # a line is written after its checkpoint
     check_exact(out, undisturbed)
     message = mistake(*command, "--learning-rate", "1e-3")
@@ -180,8 +179,7 @@ def test_of_two_that_train_the_same_run_the_later_one_ends_it_and_the_other_says
     out, latch = folder / "twice", Latch(folder / "twice-latch")
     first = start_held(prepared, out, (STEPS + 4, latch.folder))
     wait_for(latch.is_reached, first)
-    with training_in_this_process():
-        run("train", "--data", prepared, "--out", out, *RECIPE)
+    run_here("train", "--data", prepared, "--out", out, *RECIPE)
     latch.release()
     err = end_of(first)
     assert first.returncode == 2, err
@@ -207,13 +205,12 @@ def test_epochs_of_one_step_can_be_stopped_and_a_rate_that_diverges_is_told_in_a
         wait_for(lambda: len(history(out)) >= 3)
         os.kill(os.getpid(), signal.SIGINT)  # this thread waits for the job, which has thousands of epochs to go
 
-    with training_in_this_process(), meanwhile(interrupt):
-        _, err = run("train", *whole, "--out", out, "--epochs", "3000", "--patience", "3000", status=130)
+    with meanwhile(interrupt):
+        _, err = run_here("train", *whole, "--out", out, "--epochs", "3000", "--patience", "3000", status=130)
     assert 3 <= len(history(out)) < 3000
     assert (out / "curves.png").exists()
     diverging = ["--out", folder / "diverged", "--learning-rate", "1e30", "--epochs", "30"]
-    with training_in_this_process():
-        _, err = run("train", *whole, *diverging, status=2)
+    _, err = run_here("train", *whole, *diverging, status=2)
     assert "is not finite: lower --learning-rate, and name another --out" in err and "Traceback" not in err
 
 
@@ -259,8 +256,7 @@ def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text
     settings = ["--epochs", "4", "--batch-size", "16", "--no-augmentation", "--dropout", "0", "--average-decay", "0.9"]
     settings += ["--learning-rate", "3e-3"]
     command = "jobs/train.py --data own --out tuned --init-from run/best --epochs 10 --learning-rate 1e-3"
-    with training_in_this_process():
-        run(*documented(command, tuned="run", **{"run/best": bundle}), *settings, cwd=more)
+    run_here(*documented(command, tuned="run", **{"run/best": bundle}), *settings, cwd=more)
     config = json.loads((more / "run/best/config.json").read_text())
     assert config["charset"] == "ABEO"
     assert config["architecture"]["conv_widths"] == [8, 8, 16, 32]

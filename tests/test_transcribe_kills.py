@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import new_tiny_bundle, wait_for
-from job_runs import meanwhile, named_below, run, start
+from job_runs import in_this_process, meanwhile, named_below, run, start
 from latches import Latch, loading
 from PIL import Image
 
@@ -116,6 +116,11 @@ def read(images, model, out, **changes) -> None:
     transcribe(TranscribeSettings(**{**settings, **changes}))
 
 
+def read_here(*args, **changes) -> None:
+    with in_this_process():
+        read(*args, **changes)
+
+
 def command(images, model, out) -> list:
     return ["--images", images, "--model", model, "--out", out, "--num-workers", 1]
 
@@ -191,7 +196,7 @@ def test_a_driver_killed_twice_goes_on_and_reads_nothing_twice_nor_otherwise(fol
     kill_driver(command(many, model, out), out, 3, Latch(folder / "first"))
     kill_driver(command(many, model, out), out, 6, Latch(folder / "second"))
     num_undone = len(truth) - rows_of(out, "outputs")
-    read(many, model, out)
+    read_here(many, model, out)
     assert 0 < number_read(out) <= num_undone < len(truth) / 3
     check_same(out, many, truth)
 
@@ -249,10 +254,10 @@ def test_a_full_disk_is_one_sentence_and_with_more_room_the_same_command_goes_on
 
 def test_new_images_are_added_to_a_finished_run_and_nothing_else_changes(folder, link, model, truth):
     images, out = link(folder / "growing", range(60), bad=False), folder / "grown"
-    read(images, model, out)
+    read_here(images, model, out)
     before = (out / "transcripts-00000.parquet").read_bytes()
     link(images, range(60, 90), bad=False)
-    read(images, model, out)
+    read_here(images, model, out)
     assert (out / "transcripts-00000.parquet").read_bytes() == before
     added = pd.read_parquet(out / "transcripts-00001.parquet").path
     assert sorted(added) == [path for path in paths_in(images) if int(Path(path).stem) >= 60]
@@ -278,11 +283,11 @@ def test_too_many_errors_stop_the_job_and_a_higher_rate_goes_on(folder, few, mod
         with pytest.raises(
             UserError, match=r"4 of 44 images failed \(undecodable_image 4\), more than --max-error-rate 0\.09"
         ):
-            read(few, model, out, max_error_rate=0.09)
+            read_here(few, model, out, max_error_rate=0.09)
     assert not (out / "_run.json").exists()
     outputs = {path.name: path.stat().st_mtime_ns for path in (out / "_work/outputs").iterdir()}
     assert outputs
-    read(few, model, out, max_error_rate=0.1)
+    read_here(few, model, out, max_error_rate=0.1)
     check_same(out, few, truth)
     for changes, named in (
         ({"precision": 0.9}, r"precision = 0\.99, not 0\.9"),
@@ -290,7 +295,7 @@ def test_too_many_errors_stop_the_job_and_a_higher_rate_goes_on(folder, few, mod
         ({"inputs": InputSettings(images=f"{few}/*.png")}, r"inputs\.images = .*/few, not .*/few/\*\.png"),
     ):
         with pytest.raises(UserError, match=named):
-            read(few, model, out, **changes)
+            read_here(few, model, out, **changes)
     check_same(out, few, truth)
 
 
@@ -298,5 +303,5 @@ def test_a_folder_without_images_is_a_mistake_and_leaves_nothing_behind(ray_clus
     (folder / "none").mkdir()
     for _ in range(2):
         with pytest.raises(UserError, match="/none holds no image"):
-            read(folder / "none", model, folder / "of-none")
+            read_here(folder / "none", model, folder / "of-none")
         assert [p for p in (folder / "of-none").rglob("*") if p.is_file()] == []
