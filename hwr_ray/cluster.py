@@ -187,7 +187,7 @@ def _check(needs: Needs, *, told: bool = False) -> None:
             raise UserError(f"this needs {needed:g} {name} and the cluster has {have.get(key, 0):g}: {remedy}")
         if not told and needed > free.get(key, 0) + TOLERANCE:
             log.warning("this needs %g %s and %g are free: it waits for other jobs", needed, name, free.get(key, 0))
-    places = sum(_places(node["Resources"], needs) for node in _working_nodes())
+    places = sum(_places(node["Resources"], needs) for node in working_nodes())
     if places < needs.num_workers:
         raise UserError(f"the cluster's nodes hold {places} of the {needs.num_workers} workers at once: {remedy}")
 
@@ -195,7 +195,7 @@ def _check(needs: Needs, *, told: bool = False) -> None:
 def check_shared(*paths: str) -> None:
     """Raises UserError where a node that runs tasks does not see one of the paths. A URI is the same everywhere."""
     local, here = [path for path in paths if "://" not in path], ray.get_runtime_context().get_node_id()
-    nodes = [node for node in _working_nodes() if node["NodeID"] != here]
+    nodes = [node for node in working_nodes() if node["NodeID"] != here]
     if not local or not nodes:
         return
     look: Any = ray.remote(num_cpus=0)(_missing)
@@ -217,7 +217,7 @@ def room_for(needs: Needs) -> int:
     Each may need a whole CPU for a while, to list files (`other_cpus` is what it holds always). One is free on some
     node as long as all jobs together hold no more than all nodes have beyond one CPU each.
     """
-    nodes = [node["Resources"] for node in _working_nodes()]
+    nodes = [node["Resources"] for node in working_nodes()]
     return jobs_at_once([node["CPU"] for node in nodes], [node.get("GPU", 0) for node in nodes], needs)
 
 
@@ -240,7 +240,7 @@ def _places(resources: dict[str, float], needs: Needs) -> int:
     return int(places)
 
 
-def _working_nodes() -> list[dict]:
+def working_nodes() -> list[dict]:
     """Nodes that run tasks: a head with no CPU to give is none."""
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)]
 
@@ -251,4 +251,4 @@ def threads_per_worker(num_workers: int) -> int:
     More threads than cores is far worse than fewer: OpenMP's waiting made a training step six times slower.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // math.ceil(num_workers / len(_working_nodes())))
+    return max(1, cores // math.ceil(num_workers / len(working_nodes())))

@@ -18,14 +18,12 @@ from torch import Tensor
 from hwr_ray.errors import UserError
 from hwr_ray.folds import leave_out
 from hwr_ray.prepared import Prepared, images_of
-from hwr_ray.train_settings import TrainSettings
+from hwr_ray.train_settings import KEPT_SHARE, TrainSettings
 
 READ_BATCH = 256
 """Rows of a table of lines that is read."""
 SHUFFLE_WINDOW = 16_384
 """Lines that a worker shuffles at a time where they are streamed, on top of the random order of the shards."""
-KEPT_SHARE = 0.5
-"""Of the memory that the training lines may take: a node's, dealt out to its workers, or what is free on a GPU."""
 MOST_KEPT_BYTES = 1 << 30
 """Of validation lines that a worker keeps."""
 BATCHES_AHEAD = 4
@@ -70,9 +68,11 @@ def training_lines(
     device: torch.device,
     *,
     num_lines: int,
-    runs_at_once: int = 1,
+    runs_at_once: int,
+    may_stream: bool,
 ) -> Lines:
-    """The lines kept on the device where they fit, else in the node's memory, else streamed by Ray Data.
+    """The lines kept on the device where they fit, else in the node's memory, else streamed by Ray Data where the run
+    may do so.
 
     All workers do the same. Called by all of them.
     """
@@ -85,6 +85,8 @@ def training_lines(
             dist.all_reduce(fits, dist.ReduceOp.MIN)
         if fits:
             return KeptLines(prepared, settings, share, device, room=room, num_lines=num_lines)
+    if not may_stream:  # on a node with less memory that came later
+        return KeptLines(prepared, settings, share, device, room=rooms[-1], num_lines=num_lines)
     return StreamedLines(prepared, settings, share, device, num_lines)
 
 

@@ -8,6 +8,9 @@ import tyro
 from hwr_ray.architecture import ModelSettings
 from hwr_ray.errors import UserError
 
+KEPT_SHARE = 0.5
+"""Of the memory that the training lines may take: a node's, dealt out to its workers, or what is free on a GPU."""
+
 
 def parse_workers(text: str) -> int | tuple[int, int]:
     """`4`, or `2:8` for as many as the cluster holds of 2 to 8. Raises ValueError where it is neither."""

@@ -19,7 +19,7 @@ from hwr_ray.architecture import num_frames
 from hwr_ray.board import follow, new_board
 from hwr_ray.bundle_config import architecture_from, bundle_path, read_config, weights_digest
 from hwr_ray.checkpoints import Checkpoints
-from hwr_ray.cluster import Needs, check_shared, configure_data, connect, preflight
+from hwr_ray.cluster import Needs, check_shared, configure_data, connect, preflight, working_nodes
 from hwr_ray.errors import UserError
 from hwr_ray.folds import folds_of, leave_out
 from hwr_ray.history import CHECKPOINTS, check_fresh, read_history
@@ -27,7 +27,7 @@ from hwr_ray.label_list import language_model_texts
 from hwr_ray.prepared import Prepared
 from hwr_ray.resuming import Claim, difference
 from hwr_ray.tracking import check_key
-from hwr_ray.train_settings import TrainSettings
+from hwr_ray.train_settings import KEPT_SHARE, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +210,7 @@ def fit(
         lines.context.enable_progress_bars = False  # the run tells its own
         return lines
 
+    streaming = may_stream(prepared, settings, num_lines, runs_at_once)
     if not has_cleaner:  # a sweep's trials share the driver's cores
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
     trainer = Trainer(
@@ -226,6 +227,7 @@ def fit(
             "origin": origin or {},
             "claim": claim,
             "witness": storage.join(out, witness),
+            "may_stream": streaming,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,  # type: ignore[arg-type]
@@ -247,12 +249,19 @@ def fit(
             ),
             callbacks=list(callbacks),
         ),
-        datasets={"train": train_lines},
+        datasets={"train": train_lines} if streaming else {},  # which take a process
     )
     ended = trainer.fit().return_value  # type: ignore[attr-defined]
     if ended["ended"] in ("diverged", "refused"):
         raise (FloatingPointError if ended["ended"] == "diverged" else UserError)(ended["reason"])
     return min(read_history(out), key=lambda row: row["cer"], default={})
+
+
+def may_stream(prepared: Prepared, settings: TrainSettings, num_lines: int, runs_at_once: int) -> bool:
+    """Whether the training lines might not fit into the memory of some node with all workers on it."""
+    memory = min(node["Resources"].get("memory", 0) for node in working_nodes())
+    copies = settings.worker_range[1] * runs_at_once
+    return settings.stream or copies * prepared.num_bytes(num_lines) > KEPT_SHARE * memory
 
 
 def read_train_lines(prepared: Prepared, settings: TrainSettings, *, seed: int) -> ray.data.Dataset:

@@ -30,7 +30,7 @@ from ray.cluster_utils import Cluster
 
 from hwr_ray.architecture import ModelSettings
 from hwr_ray.bundle import Bundle, new_model, save_bundle
-from hwr_ray.cluster import connect
+from hwr_ray.cluster import OWN_RAY, connect
 from hwr_ray.codec import Codec
 from hwr_ray.line_images import Canvas
 
@@ -319,18 +319,25 @@ def started(start: Callable[..., Node], **settings: Any) -> Node:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
-    """A cluster that all jobs of the session join: a head that runs no work and a node that does. Without a dashboard,
-    which no job may need. This process has joined it as a job does."""
+    """A cluster of one node that all jobs of the session join. This process has joined it as a job does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("WANDB_MODE", "offline")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")  # which takes a process
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))  # the workers import latches
-        head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
-        cluster = Cluster()
+        for name, value in OWN_RAY.items():
+            patch.setenv(name, value)
+        with new_cluster(num_cpus=2) as cluster:
+            yield cluster
+
+
+@contextmanager
+def new_cluster(*, num_cpus: int) -> Iterator[Cluster]:
+    """A cluster of one node that the jobs of this process join, this process first. Without a dashboard, which no job
+    may need."""
+    cluster = Cluster()
+    with pytest.MonkeyPatch.context() as patch:
         try:
-            started(cluster.add_node, **head)
-            started(cluster.add_node, **NODE)
+            started(cluster.add_node, **NODE | {"num_cpus": num_cpus, "include_dashboard": False}, _system_config=QUICK)
             patch.setenv("RAY_ADDRESS", cluster.address)
             connect()
             yield cluster

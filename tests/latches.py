@@ -53,13 +53,18 @@ class Latch:
 
 
 def training(*stops: tuple[int, Path]) -> Any:
-    """What a driver is to run on its training workers: the loop in float32, one thread each, with a checkpoint after
-    each step (given --checkpoint-minutes 1e-6). Before the step after so many the first worker waits at a latch."""
+    """What a driver is to run on its training workers: the loop in float32, one thread each. After so many steps there
+    is a checkpoint, and before the next one the first worker waits at a latch."""
     return partial(_train, stops=stops)
 
 
 def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> dict[str, str]:
     from hwr_ray import train_loop
+    from hwr_ray.lookout import Lookout
+
+    def look(self: Any, lines_done: int) -> tuple[bool, bool]:
+        _, stop = look_as_it_is(self, lines_done)
+        return lines_done in {step * config["settings"].batch_size for step, _ in stops}, stop
 
     def step_on(run: Any, *args: Any) -> Any:
         for step, folder in stops:
@@ -68,8 +73,9 @@ def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> di
                 Latch(folder).hold()
         return step_as_it_is(run, *args)
 
-    step_as_it_is = train_loop.step_on
+    look_as_it_is, step_as_it_is = Lookout.look, train_loop.step_on
     with (
+        patch("hwr_ray.lookout.Lookout.look", look),
         patch("hwr_ray.train_loop.step_on", step_on),
         patch("hwr_ray.optimization.has_bfloat16", lambda device: False),
         patch("hwr_ray.run.threads_per_worker", lambda num_workers: 1),

@@ -7,10 +7,12 @@ import json
 
 import pyarrow.dataset as ds
 import pytest
-from conftest import NODE, draw_easy_lines, keys, started
+import ray
+from conftest import NODE, draw_easy_lines, keys, new_cluster, started
 from job_runs import end_of, mistake, read_until, run, run_here, start
 
 from hwr_ray import storage
+from hwr_ray.cluster import connect
 from hwr_ray.parts import read_parquet
 
 EPOCHS, STEPS = 2, 6
@@ -18,10 +20,21 @@ RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--gru-size", "16", "--conv-
 
 
 @pytest.fixture(scope="module")
-def prepared(second_node, ray_with_bucket, tmp_path_factory, draw_text):
+def nodes(ray_cluster, bucket):
+    """A cluster of a head with no CPU and two nodes, in place of the session's."""
+    ray.shutdown()
+    with new_cluster(num_cpus=0) as cluster:
+        for _ in range(2):
+            started(cluster.add_node, **NODE)
+        yield cluster
+    connect()
+
+
+@pytest.fixture(scope="module")
+def prepared(nodes, bucket, tmp_path_factory, draw_text):
     drawn = draw_easy_lines(tmp_path_factory.mktemp("drawn"), draw_text, train=16 * STEPS, validation=16, test=20)
     for path in sorted(drawn.rglob("*.*")):
-        ray_with_bucket.upload_file(str(path), "bucket", f"drawn/{path.relative_to(drawn)}")
+        bucket.upload_file(str(path), "bucket", f"drawn/{path.relative_to(drawn)}")
     out, err = run("prepare", "--data", "s3://bucket/drawn", "--out", "s3://bucket/prepared", "--canvas", "16", "64")
     assert "3 nodes, 4 CPUs" in err
     return out.strip()
@@ -97,7 +110,7 @@ def test_a_path_that_not_every_node_sees_is_refused_by_its_name(prepared, traine
         assert "does not see /proc/self/cwd/" in message and "that all nodes share" in message
 
 
-def test_a_job_that_lacks_cpus_is_refused_or_waits_for_a_node_as_it_is_told(ray_cluster, trained):
+def test_a_job_that_lacks_cpus_is_refused_or_waits_for_a_node_as_it_is_told(nodes, trained):
     command = ["transcribe", "--images", "s3://bucket/drawn/test_v2", "--model", trained, "--num-workers", "10"]
     refused, waiting = [*command, "--out", "s3://bucket/refused"], [*command, "--out", "s3://bucket/waited"]
     waiting += ["--wait-minutes", "5"]
@@ -106,8 +119,8 @@ def test_a_job_that_lacks_cpus_is_refused_or_waits_for_a_node_as_it_is_told(ray_
     process = start(*waiting)
     said = read_until(process, "waiting for nodes")
     assert "needs 4.5 CPUs and the cluster has 4" in said.splitlines()[-1]
-    node = started(ray_cluster.add_node, **NODE)
+    node = started(nodes.add_node, **NODE)
     err = end_of(process)
-    ray_cluster.remove_node(node)
+    nodes.remove_node(node)
     assert process.returncode == 0, err
     assert storage.read_json("s3://bucket/waited/_run.json")["num_images"] == 20
