@@ -25,7 +25,7 @@ MODEL = ["--batch-size", BATCH_SIZE, "--conv-widths", "8", "8", "16", "32", "--g
 MODEL += ["--learning-rate", "1e-2", "--average-decay", "0.9"]
 RECIPE = [*MODEL, "--epochs", "3"]
 """With dropout and augmentation."""
-LEARNING = [*MODEL, "--epochs", "8", "--no-augmentation", "--dropout", "0"]
+LEARNING = [*MODEL, "--epochs", "6", "--no-augmentation", "--dropout", "0"]
 HELD = "import hwr_ray.training, latches, pathlib\n"
 HELD += "hwr_ray.training.train_loop_per_worker = latches.training({stops})"
 
@@ -239,12 +239,12 @@ def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(
 
 
 def test_lines_that_are_streamed_to_two_workers_teach_as_well(folder, prepared):
-    out, epochs = folder / "streamed", 6
+    out, epochs = folder / "streamed", 5
     run("train", "--data", prepared, "--out", out, *LEARNING, "--epochs", epochs, "--stream", "--num-workers", "2")
     rows = history(out)
     assert [row["step"] for row in rows] == [STEPS * epoch for epoch in range(1, epochs + 1)]
     assert {row["num_lines"] for row in rows} == {NUM_VALIDATION}
-    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]  # 0.44 of it remain as long as no letter is told from another
+    assert rows[-1]["loss"] < 0.35 * rows[0]["loss"]  # 0.44 of it remain as long as no letter is told from another
 
 
 def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text, prepared, learned):
