@@ -126,7 +126,8 @@ def configure_data() -> None:
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")  # else a process more, for statistics that nobody reads
     context.issue_detectors_config.detectors = []  # they tell every half minute that a process has some memory
     for handler in logging.getLogger("ray.data").handlers:
-        handler.addFilter(_tells_progress)
+        if type(handler).__module__.startswith("ray."):  # not what another program listens with
+            handler.addFilter(_tells_progress)
 
 
 def _tells_progress(record: logging.LogRecord) -> bool:

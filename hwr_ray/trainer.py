@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -31,8 +32,10 @@ class Trainer(DataParallelTrainer):
         super().__init__(*args, backend_config=TorchWorkers(), **settings)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        callbacks = super()._create_default_callbacks()
-        return [c for c in callbacks if self.has_cleaner or not isinstance(c, PlacementGroupCleanerCallback)]
+        """Ray Train's, without those that start a process for nothing."""
+        useless: list[type] = [] if self.has_cleaner else [PlacementGroupCleanerCallback]
+        useless += [] if self.datasets else [DatasetsCallback]
+        return [callback for callback in super()._create_default_callbacks() if type(callback) not in useless]
 
 
 @dataclass

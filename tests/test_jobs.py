@@ -25,7 +25,7 @@ from hwr_ray.recognizer import Recognizer
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.training import read_train_lines
 
-RECIPE = ["--epochs", "12", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
+RECIPE = ["--epochs", "18", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
 TRAIN = "jobs/train.py --data prepared --out run --num-workers 2"
 EVALUATE = "jobs/evaluate.py --data prepared --model run/best --out evaluation"
 RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48", "--dropout", "0", "--average-decay", "0.98"]

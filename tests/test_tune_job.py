@@ -1,31 +1,14 @@
 """A sweep on a cluster of two CPUs, killed half way and gone on with."""
 
 import json
-import os
-import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import check_report, documented, draw_easy_lines
-from job_runs import mistake, run, run_here
-
-ROOT = Path(__file__).parents[1]
-# Not the session's cluster: two CPUs, the fewest that a sweep must do with, and a dashboard, which Ray Train asks for
-# what it must clean up.
-CLUSTER = """
-import json, sys
 import ray
+from conftest import check_report, documented, draw_easy_lines, wait_for
+from job_runs import mistake, run, run_here, start
 from ray.util import placement_group_table
-context = ray.init("local", num_cpus=2, include_dashboard=True, object_store_memory=200 << 20, log_to_driver=False)
-print(context.address_info["address"], flush=True)
-for line in sys.stdin:
-    groups = [list(group["bundles"].values()) for group in placement_group_table().values()]
-    print(json.dumps({"free": ray.available_resources().get("CPU", 0), "groups": groups}), flush=True)
-"""
+
 EPOCHS, GRACE, SEED = 5, 3, 7
 # With this seed only the second trial learns: the others have the lower rate, which is as good as nothing. So it is in
 # the better half at the rung, on any processor, and the third is in the worse.
@@ -33,48 +16,6 @@ SWEEP = ["--choose", "best", "--trials", "4", "--epochs", EPOCHS, "--grace-epoch
 SWEEP += ["--repeat", "1", "--seed", SEED]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=16", "augmentation=false", "dropout=0"]
 SWEEP += ["learning_rate=1e-2,1e-5", "average_decay=0.9"]
-
-
-class Cluster:
-    """Two CPUs in a process of their own, and jobs on them."""
-
-    def __init__(self) -> None:
-        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-        environment.pop("RAY_ADDRESS", None)
-        command = [sys.executable, "-c", CLUSTER]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        lines = iter(self.process.stdout.readline, "")
-        address = next(line.strip() for line in lines if re.fullmatch(r"[\d.]+:\d+\n", line))
-        self.environment = {**environment, "RAY_ADDRESS": address}
-
-    def state(self):
-        """Free CPUs, and the bundles of all placement groups that there were."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        lines = iter(self.process.stdout.readline, "")  # Ray warns there, too
-        return next(json.loads(line) for line in lines if line.startswith("{"))
-
-    def start(self, job, *arguments):
-        command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
-        )
-
-    def run(self, job, *arguments, status=0):
-        process = self.start(job, *arguments)
-        out, err = process.communicate(timeout=900)
-        assert process.returncode == status, f"{job} ended with {process.returncode}\n{out}\n{err}"
-        return err
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    cluster = Cluster()
-    yield cluster
-    cluster.process.stdin.close()
-    cluster.process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +34,24 @@ def lines_of(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def wait_for(condition, process=None, timeout=900):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
+def groups_of_workers():
+    """How many placement groups of training workers there have been."""
+    return [list(group["bundles"].values()) for group in placement_group_table().values()].count([{"CPU": 0.5}])
 
 
 @pytest.fixture(scope="module")
-def sweep(cluster, prepared):
+def groups_before(prepared):
+    return groups_of_workers()
+
+
+@pytest.fixture(scope="module")
+def sweep(prepared, groups_before):
     """A sweep that was killed in its second trial, whose fourth can't write its state, and that went on to its end."""
     out = prepared.parent / "sweep"
     command = documented("jobs/tune.py --data prepared --out sweep --trials 20 --epochs 12 --choose knee")
     command += ["--data", prepared, "--out", out, *SWEEP]
-    process = cluster.start(*command)
-    wait_for(lambda: len(lines_of(out / "trials/001/metrics.jsonl")) > 2, process)
+    process = start(*command)
+    wait_for(lambda: len(lines_of(out / "trials/001/metrics.jsonl")) > 1, process)
     process.kill()
     process.communicate()
     finished = [trial["number"] for trial in trials_in(out) if trial["state"] == "finished"]
@@ -117,7 +60,7 @@ def sweep(cluster, prepared):
     begun = lines_of(out / "trials/001/metrics.jsonl")[:-1]  # Ray may not know of the last one's checkpoint yet
     (out / "trials/003").mkdir()
     (out / "trials/003/state").write_text("not a folder")
-    said = cluster.run(*command)
+    _, said = run(*command)
     assert (out / "trials/000/metrics.jsonl").stat().st_mtime_ns == before  # not trained again
     assert lines_of(out / "trials/001/metrics.jsonl")[: len(begun)] == begun  # gone on with
     assert "1 trials at a time: a trial holds 0.75 CPUs" in said
@@ -136,13 +79,13 @@ def test_a_trial_that_raises_is_marked_and_the_sweep_goes_on(sweep):
         assert len(epochs) == EPOCHS or trial["state"] == "stopped"
 
 
-def test_every_cpu_is_free_after_a_sweep(cluster, sweep):
-    wait_for(lambda: cluster.state()["free"] == 2, timeout=60)
+def test_every_cpu_is_free_after_a_sweep(sweep):
+    wait_for(lambda: ray.available_resources().get("CPU") == 2, timeout=60)
 
 
-def test_workers_are_started_once_for_each_training_and_not_again_for_a_trial_that_is_stopped(cluster, sweep):
+def test_workers_are_started_once_for_each_training_and_not_again_for_a_trial_that_is_stopped(sweep, groups_before):
     trainings = ["trial 0", "trial 1", "trial 1 resumed", "trial 2", "a repeat"]  # trial 3 fails before it has workers
-    assert cluster.state()["groups"].count([{"CPU": 0.5}]) == len(trainings)
+    assert groups_of_workers() - groups_before == len(trainings)
 
 
 def test_the_table_and_the_report_tell_of_all_trials(sweep, browser):
