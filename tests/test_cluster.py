@@ -164,11 +164,20 @@ def test_however_jobs_come_to_lie_a_whole_cpu_stays_free_on_some_node(seed):
 
 
 def test_one_process_reads_the_footers_of_a_data_set_and_not_32(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("ray.data"), "handlers", [])  # pytest's, which get a filter
     monkeypatch.delenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", raising=False)
     assert FooterFileIndexer(ignore_missing_paths=False)._num_actors == 32  # else Ray has changed
     configure_data()
     assert FooterFileIndexer(ignore_missing_paths=False)._num_actors == 1
+
+
+def test_what_another_program_hears_of_ray_data_stays_as_it_was(monkeypatch):
+    heard = []
+    listener = logging.Handler()
+    listener.emit = heard.append
+    monkeypatch.setattr(logging.getLogger("ray.data"), "handlers", [listener])
+    configure_data()
+    logging.getLogger("ray.data").error("a user's mistake, which is raised as well")
+    assert len(heard) == 1
 
 
 @pytest.mark.usefixtures("ray_cluster")

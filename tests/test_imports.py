@@ -197,9 +197,15 @@ def test_the_recognizer_knows_no_ray():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["transcripts", "preparation", "transcription", "evaluation", "training"])
-def test_what_reads_and_writes_rows_starts_without_torch(module):
-    code = f"import hwr_ray.{module}, sys; assert not {{'torch', 'openvino', 'numba'}} & set(sys.modules)"
+def test_what_starts_jobs_and_reads_and_writes_rows_needs_no_torch():
+    """Of training also what comes to Ray Train's controller and to a sweep's trials."""
+    modules = ["transcripts", "preparation", "transcription", "evaluation", "training", "trainer", "sweep"]
+    code = f"""
+import importlib, sys
+for module in {modules}:
+    importlib.import_module(f"hwr_ray.{{module}}")
+    assert not {{"torch", "openvino", "numba"}} & set(sys.modules), module
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -2,13 +2,14 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from hwr_ray import ingest
+from hwr_ray import ingest, training
 from hwr_ray.errors import UserError
 from hwr_ray.ingest import shuffled_batches
 from hwr_ray.optimization import TrainState, one_cycle, train_step, update_average
@@ -215,3 +216,23 @@ def test_where_a_run_trains_is_no_part_of_its_recipe():
 def test_the_fold_is_part_of_the_recipe():
     recipes = [TrainSettings(data="a", out="b", num_folds=n, fold=f).recipe() for n, f in ((2, 0), (2, 1), (3, 0))]
     assert [(r["num_folds"], r["fold"]) for r in recipes] == [(2, 0), (2, 1), (3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "runs_at_once", "expected"),
+    [
+        ({}, 1, False),
+        ({"stream": True}, 1, True),
+        ({"num_workers": (1, 2)}, 1, False),  # just half of the smallest node's memory
+        ({"num_workers": (1, 3)}, 1, True),
+        ({}, 3, True),
+    ],
+)
+def test_lines_may_be_streamed_where_the_most_workers_might_not_hold_them_all(
+    settings, runs_at_once, expected, monkeypatch
+):
+    nodes = [{"Resources": {"memory": memory}} for memory in (10**9, 4_000)]
+    monkeypatch.setattr(training, "working_nodes", lambda: nodes)
+    prepared = SimpleNamespace(num_bytes=lambda num_lines: 100 * num_lines)
+    given = TrainSettings(data="", out="", batch_size=8, **settings)
+    assert training.may_stream(prepared, given, 10, runs_at_once) is expected
