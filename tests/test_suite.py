@@ -63,16 +63,18 @@ def test_tests_are_marked_by_their_module_and_their_fixtures(suite, chosen, name
     assert outcomes["passed"] == len(names) and all(f"::test_{name} " in said for name in names)
 
 
-def test_tests_with_ray_share_one_process_and_so_do_those_of_a_module(suite):
+def test_the_tests_of_a_module_share_one_process_and_modules_with_ray_come_first(suite):
     _, said = suite("-n", "2")
-    by_test = {}
+    by_test, first = {}, {}
     for line in said.splitlines():
         if line.startswith("[gw") and "PASSED" in line:
             process, test = line.split()[0], line.split("::")[1].strip()
             by_test[test] = process
+            first.setdefault(process, test)
     assert len(by_test) == 6
-    assert by_test["test_job"] == by_test["test_mistake"] == by_test["test_report"]
+    assert by_test["test_job"] == by_test["test_mistake"] != by_test["test_page"] == by_test["test_report"]
     assert by_test["test_other"] == by_test["test_slow"]
+    assert set(first.values()) == {"test_job", "test_page"}
 
 
 def test_a_module_with_ray_that_is_not_listed_is_refused(suite, pytester):
