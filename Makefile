@@ -6,6 +6,8 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 Q := quickstart
 PROCESSES ?= 2
+# Also where PYTHONDONTWRITEBYTECODE is set, as in many images: there each process of Ray's would compile the package.
+COMPILE := $(BIN)/python -m compileall -q hwr_ray jobs
 
 .PHONY: install install-dev quickstart test test-fast check docs bench
 
@@ -26,11 +28,13 @@ install-dev: .venv/installed-dev
 # Draws names, reads them with the shipped model, teaches it their hand and reads them again.
 quickstart: install
 	rm -rf $(Q)
+	$(COMPILE)
 	$(BIN)/python examples/quickstart.py --out $(Q)
 
 # All tests, shared out to PROCESSES that each have a Ray cluster; 0 is this one. RECORD names a file for what they took.
 test: install-dev
 	$(BIN)/python tests/install_browser.py
+	$(COMPILE)
 	$(BIN)/python -m pytest -n $(PROCESSES) $(if $(RECORD),--record=$(RECORD))
 
 # For the edit loop: what needs neither Ray nor a browser and is no slow test.

@@ -44,6 +44,8 @@ WORKER_VARIABLES = {"RAY_DATA_LOG_LEVEL": "WARNING", **ALLOCATOR, **THREADS}
 OWN_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Environment of a Ray that ends with the job, unless it is set: no report of its use to Ray's makers, and no process
 that looks out for a notice that this machine will go."""
+RELEASE_SECONDS = 1
+"""In which Ray learns that a job of this process gave back what it held."""
 WAIT_SECONDS = 10
 """Between two lines that say for which nodes a job waits."""
 
@@ -182,15 +184,22 @@ def _check(needs: Needs, *, told: bool = False) -> None:
     remedy = "lower --num-workers or --cpus-per-worker, or add nodes"
     cpus = needs.num_workers * needs.cpus_per_worker + needs.other_cpus
     gpus = needs.num_workers * needs.gpus_per_worker
-    have, free = ray.cluster_resources(), ray.available_resources()
+    have = ray.cluster_resources()
     for name, key, needed in (("CPUs", "CPU", cpus), ("GPUs", "GPU", gpus)):
         if needed > have.get(key, 0) + TOLERANCE:
             raise UserError(f"this needs {needed:g} {name} and the cluster has {have.get(key, 0):g}: {remedy}")
-        if not told and needed > free.get(key, 0) + TOLERANCE:
-            log.warning("this needs %g %s and %g are free: it waits for other jobs", needed, name, free.get(key, 0))
+        if told or needed <= _free(key) + TOLERANCE:
+            continue
+        time.sleep(RELEASE_SECONDS)
+        if needed > (free := _free(key)) + TOLERANCE:
+            log.warning("this needs %g %s and %g are free: it waits for other jobs", needed, name, free)
     places = sum(_places(node["Resources"], needs) for node in working_nodes())
     if places < needs.num_workers:
         raise UserError(f"the cluster's nodes hold {places} of the {needs.num_workers} workers at once: {remedy}")
+
+
+def _free(resource: str) -> float:
+    return ray.available_resources().get(resource, 0)
 
 
 def check_shared(*paths: str) -> None:

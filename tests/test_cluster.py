@@ -33,6 +33,7 @@ def nodes(monkeypatch):
         monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: total)
         monkeypatch.setattr(cluster.ray, "available_resources", lambda: {**total, "CPU": total["CPU"] - busy_cpus})
 
+    monkeypatch.setattr(cluster, "RELEASE_SECONDS", 0)
     return pretend
 
 
@@ -64,6 +65,14 @@ def test_a_job_that_must_wait_for_another_says_so(nodes, caplog):
     nodes({"CPU": 4}, busy_cpus=3.5)
     preflight(Needs(num_workers=1, cpus_per_worker=1, other_cpus=1))
     assert "needs 2 CPUs and 0.5 are free" in caplog.text
+
+
+def test_what_the_job_before_has_just_given_back_is_waited_for_without_a_word(nodes, caplog, monkeypatch):
+    nodes({"CPU": 4})
+    free = iter([0.5, 4, 4])
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": next(free), "GPU": 0})
+    preflight(Needs(num_workers=1, cpus_per_worker=1, other_cpus=1))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no answer\nat all"), AuthenticationError("no token")])
