@@ -183,7 +183,7 @@ def test_candidates_and_characters_are_told_where_they_are_asked_for(folder, sca
 
 def test_known_names_are_read_more_often_and_a_manifest_gives_its_keys(folder, scans):
     command = "jobs/transcribe.py --images new_lines/ --out with-names --names names.txt"
-    run_here(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
+    run(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
     command = "jobs/transcribe.py --images manifest.csv --path-column file --id-column key --root scans/ --out by-key"
     run_here(*documented(command), cwd=folder)
     named, keyed = (pd.read_parquet(folder / out).set_index("path") for out in ("with-names", "by-key"))
@@ -294,7 +294,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
         recipe = json.loads((folder / f"fold-{fold}/recipe.json").read_text())
         assert recipe["data"]["lines"]["train"] == len(others)
     command = "jobs/evaluate.py --data prepared --out suspects --suspects fold-0/best fold-1/best fold-2/best"
-    run_here(*documented(command, prepared="swapped")[:-1], cwd=folder)
+    run(*documented(command, prepared="swapped")[:-1], cwd=folder)
 
     suspects = pd.read_parquet(folder / "suspects/suspects.parquet")
     assert sorted(suspects.id) == sorted(lines.index)
