@@ -98,8 +98,8 @@ class Prepared:
             if len(batch):
                 yield pa.Table.from_batches([batch])
 
-    def table(self, split: Split, columns: list[str], *, ids: list[str] | None = None) -> pa.Table:
-        """Some columns of all lines of a split, or of those with the ids, in this process; reads no other column."""
+    def table(self, split: Split, columns: list[str] | None = None, *, ids: list[str] | None = None) -> pa.Table:
+        """All or some columns of all lines of a split, or of those with the ids, in this process; reads no other."""
         filesystem, inner = storage.locate(self.folder(split))
         shards = ds.dataset(inner, filesystem=filesystem, format="parquet")
         return shards.to_table(

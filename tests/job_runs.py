@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -45,12 +47,13 @@ def run_apart(job, *arguments, status=0, cwd=ROOT):
     return out, err
 
 
-def run(job, *arguments, status=0, cwd=ROOT):
-    """The stdout and stderr of a job in this process, on the cluster that this process has joined."""
+def run(job, *arguments, status=0, cwd=ROOT, folder="jobs"):
+    """The stdout and stderr of a job, or of another program, in this process, on the cluster that it has joined."""
     out, err = io.StringIO(), io.StringIO()
-    with _as_a_process(job, arguments, cwd), redirect_stdout(out), redirect_stderr(err):
+    script = str(ROOT / folder / f"{job}.py")
+    with _as_a_process(script, arguments, cwd), redirect_stdout(out), redirect_stderr(err):
         try:
-            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+            runpy.run_path(script, run_name="__main__")
             ended = 0
         except SystemExit as stop:
             ended = stop.code
@@ -62,7 +65,7 @@ def run(job, *arguments, status=0, cwd=ROOT):
 
 
 @contextmanager
-def _as_a_process(job, arguments, cwd) -> Iterator[None]:
+def _as_a_process(script, arguments, cwd) -> Iterator[None]:
     """A fresh process's command line, folder and logging; what the job changes of this process is undone."""
     root, before, threads = logging.getLogger(), os.getcwd(), torch.get_num_threads()  # noqa: PTH109
     handlers, level, terminate = root.handlers[:], root.level, signal.getsignal(signal.SIGTERM)
@@ -74,7 +77,7 @@ def _as_a_process(job, arguments, cwd) -> Iterator[None]:
         stack.callback(os.chdir, before)
         stack.callback(_set_environment, dict(os.environ))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(sys, "argv", [str(ROOT / "jobs" / f"{job}.py"), *map(str, arguments)])
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
         root.handlers = []
         root.setLevel(logging.WARNING)
         os.chdir(cwd)
@@ -87,10 +90,26 @@ def _set_environment(variables: dict[str, str]) -> None:
     os.environ.update(variables)
 
 
+class _Tables:
+    """What a preparation asks of a data set: each of its stages is called here on one table after the other."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self.tables, self.context = tables, SimpleNamespace()
+
+    def map_batches(self, stage: Any, *, fn_kwargs: Any = None, fn_constructor_kwargs: Any = None, **_: Any) -> Any:
+        call = stage(**fn_constructor_kwargs) if isinstance(stage, type) else partial(stage, **fn_kwargs or {})
+        found = map(call, self.tables)
+        return _Tables(t for tables in found for t in ([tables] if isinstance(tables, pa.Table) else tables))
+
+    def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
+        return iter(self.tables)
+
+
 @contextmanager
 def in_this_process() -> Iterator[None]:
-    """What training and reading start workers for is done here, where torch is loaded: for tests that ask nothing of
-    these workers. Ray Train has a local mode; the actors of `batch_reading` are called on one table after the other."""
+    """What preparation, training and reading start workers for is done here, where torch is loaded: for tests that ask
+    nothing of these workers. Ray Train has a local mode; the stages of preparation and the actors of `batch_reading`
+    are called on one table after the other."""
     import ray.data
     import ray.train
 
@@ -110,15 +129,17 @@ def in_this_process() -> Iterator[None]:
         quiet = SimpleNamespace(getLogger=lambda: logging.getLogger("a worker's"), WARNING=logging.WARNING)
         patch.setattr("hwr_ray.train_loop.logging", quiet)
         patch.setattr("hwr_ray.training.fit_decoder_remotely", lambda *args: fit_decoder(*args[:3], device="cpu"))
+        patch.setattr(ray.data, "from_items", lambda items, **_: _Tables(pa.Table.from_pylist([i]) for i in items))
+        patch.setattr("hwr_ray.prepared.Prepared.read", lambda self, split: ray.data.from_arrow(self.table(split)))
         patch.setattr("hwr_ray.batch_reading._read", read)
         patch.setattr("hwr_ray.batch_reading.gc", SimpleNamespace(collect=lambda: None, freeze=lambda: None))
         yield
 
 
-def run_here(job, *arguments, status=0, cwd=ROOT):
+def run_here(job, *arguments, **settings):
     """As `run`, with `in_this_process`."""
     with in_this_process():
-        return run(job, *arguments, status=status, cwd=cwd)
+        return run(job, *arguments, **settings)
 
 
 @contextmanager

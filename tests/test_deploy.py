@@ -1,23 +1,17 @@
 """What the project is deployed with: clusters, Kubernetes, the image; what it costs."""
 
 import json
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import tyro
 import yaml
-from conftest import PAGES, ROOT, blocks, commands, free_port
+from conftest import PAGES, ROOT, blocks, commands
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from benchmarks.measuring import descendants
 from hwr_ray.train_settings import TrainSettings
 from hwr_ray.transcription import TranscribeSettings
 from hwr_ray.tuning import TuneSettings
@@ -110,77 +104,6 @@ def test_the_manifests_differ_in_nothing_but_their_job():
         return found
 
     assert rest("train") == rest("tune") == rest("transcribe")
-
-
-PORTS = {
-    "head_start_ray_commands": ["dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port"],
-    "worker_start_ray_commands": ["dashboard-agent-listen-port"],
-}
-
-
-def started_with(port: int) -> list[int]:
-    """Processes with that port on their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if re.search(rf"\b{port}\b", path.read_text()):
-                found.append(int(path.parent.name))
-        except OSError:  # it has ended
-            continue
-    return found
-
-
-@pytest.mark.ray
-def test_the_start_commands_for_machines_of_ones_own_make_a_cluster(tmp_path, ray_folder):
-    """On this machine alone, without ssh, and without `ray stop`, which ends all of a user's Ray."""
-    config = yaml.safe_load((ROOT / "deploy/cluster-on-premise.yaml").read_text())
-    (tmp_path / "hwr_ray").mkdir()
-    (tmp_path / "hwr_ray/.venv").symlink_to(sys.prefix)
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray/auth_token").write_text("a token of at least a few characters")
-    alone = {**config, "provider": {**config["provider"], "head_ip": "127.0.0.1", "worker_ips": []}}
-    (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps(prepare_config(alone)))
-    port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"HOME": str(tmp_path), "RAY_HEAD_IP": "127.0.0.1", "RAY_AUTH_MODE": "token"}
-    environment["RAY_TMPDIR"] = str(ray_folder)  # else Ray would take it for this machine's running cluster
-
-    def sh(command, **more):
-        return subprocess.run(
-            ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=120, **more
-        )
-
-    try:
-        said = ""
-        for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
-            stop, begin = config[commands]
-            assert stop.endswith("ray stop")
-            # other Rays of this machine may hold the usual ports
-            ports = " ".join(f"--{name}={free_port()}" for name in PORTS[commands])
-            done = sh(f"{begin.replace('6379', str(port))} {ports}")
-            assert done.returncode == 0, done.stdout + done.stderr
-            said += done.stdout
-        ask = f"import ray; ray.init('127.0.0.1:{port}', log_to_driver=False)"
-        ask += "; print(sorted(node['Resources'].get('CPU', 0) for node in ray.nodes()))"
-        done = sh(f"{sys.executable} -c {shlex.quote(ask)}")
-        assert re.fullmatch(r"\[0, [1-9][\d.]*\]", done.stdout.splitlines()[-1]), done.stdout + done.stderr
-        environment["RAY_API_SERVER_ADDRESS"] = re.search(r"http://127\.0\.0\.1:\d+", said)[0]
-        deadline = time.monotonic() + 90  # the head takes jobs a while after it is up
-        while (
-            done := sh("~/hwr_ray/.venv/bin/ray job submit -- python -c 'import ray; print(ray.__version__)'")
-        ).returncode:
-            assert time.monotonic() < deadline, done.stdout + done.stderr
-        assert f"{pinned()}.0\n" in done.stdout, done.stdout + done.stderr
-        environment["RAY_AUTH_TOKEN"] = "another"  # noqa: S105
-        assert sh(f"{sys.executable} -c {shlex.quote(ask)}").returncode
-    finally:
-        while pids := started_with(port):
-            for pid in {child for parent in pids for child in descendants(parent)}:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.2)
 
 
 def test_the_costs_of_transcribing_follow_from_what_was_measured():

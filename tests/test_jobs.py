@@ -1,21 +1,20 @@
 """The documentation's commands on a real Ray, from drawn lines to transcripts.
 
-Each job once in a process of its own, for its exit status, its stdout and its stderr; else in this one.
+Each job once in a process of its own, for its exit status, its stdout and its stderr (training in test_train_kills.py);
+else in this one.
 """
 
 import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
 from conftest import PAGES, blocks, check_report, documented, draw_lines, wait_for
-from job_runs import ROOT, mistake, run, run_apart, run_here, start
+from job_runs import mistake, run, run_apart, run_here, start
 from latches import Latch
 
 from hwr_ray.comparison import verdict
@@ -206,36 +205,26 @@ def test_two_evaluations_are_compared_line_by_line(folder, evaluated, browser):
     check_report(browser, folder / "other/report.html", "compare")
 
 
-def test_two_workers_count_the_same_validation_lines_as_one(folder, prepared, trained):
-    command = documented(TRAIN, run="two")
-    said, _ = run_apart(*command, *RECIPE, "--epochs", "2", "--wandb-project", "tests", cwd=folder)
-    assert said == f"{folder / 'two/best'}\n"
-    rows = history(folder / "two")
-    assert len(rows) == 2
-    assert len(list((folder / "two/wandb").glob("offline-run-*"))) == 1  # rank 0's only
-    for name in ("num_lines", "num_characters"):
-        assert {row[name] for row in rows} == {history(trained)[0][name]}
-
-
 HELD = "import hwr_ray.preparation, latches, pathlib; latch = latches.Latch(pathlib.Path({folder!r}))\n"
 HELD += "hwr_ray.preparation.count_lines = lambda *_: latch.hold()"
 """What holds a preparation once a shard is written."""
 
 
 def test_prepare_killed_half_way_leaves_no_half_data_set(folder, drawn, ray_cluster):
-    killed = {folder / f"half-{by.name}": by for by in (signal.SIGKILL, signal.SIGTERM)}
-    for out, by in killed.items():
-        command, latch = ["prepare", "--data", drawn, "--out", out], Latch(folder / f"latch-{by.name}")
+    out = folder / "half"
+    command = ["prepare", "--data", drawn, "--out", out]
+    for by in (signal.SIGKILL, signal.SIGTERM):
+        latch = Latch(folder / f"latch-{by.name}")
         process = start(*command, prelude=HELD.format(folder=str(latch.folder)))
         wait_for(latch.is_reached, process)
-        assert list(folder.glob(f"{out.name}.partial-*/*/*.parquet"))
+        assert len({path.parts[-3] for path in folder.glob("half.partial-*/*/*.parquet")}) == 1
         process.send_signal(by)
         process.communicate()
         assert process.returncode != 0
         assert not out.exists()
-        run(*command)
-        assert [p.name for p in folder.glob(f"{out.name}*")] == [out.name]
-        assert (out / "dataset.json").exists()
+    run(*command)
+    assert [p.name for p in folder.glob("half*")] == ["half"]
+    assert (out / "dataset.json").exists()
 
 
 def test_a_csv_of_ones_own_is_dealt_out_to_the_three_splits(folder, drawn, ray_cluster):
@@ -243,7 +232,7 @@ def test_a_csv_of_ones_own_is_dealt_out_to_the_three_splits(folder, drawn, ray_c
     labels.columns = ["file", "text"]
     labels.to_csv(folder / "labels.csv", index=False)
     command = "jobs/prepare.py --csv labels.csv --images lines/ --columns file text --out prepared"
-    run(*documented(command, prepared="dealt", **{"lines/": drawn / "train_v2/train"}), cwd=folder)
+    run_here(*documented(command, prepared="dealt", **{"lines/": drawn / "train_v2/train"}), cwd=folder)
     facts = json.loads((folder / "dealt/dataset.json").read_text())["splits"]
     assert sum(split["rows"] for split in facts.values()) == len(labels)
     assert facts["train"]["rows"] / len(labels) == pytest.approx(0.8, abs=0.05)
@@ -257,7 +246,7 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     out, canvas = folder / "german", ["--canvas", "16", "320"]
     command = "jobs/prepare.py --csv labels.csv --images lines/ --columns file text --out own --keep lowercase --max-length 32"  # noqa: E501
     replaced = {"labels.csv": csv, "file": "FILENAME", "text": "IDENTITY", "lines/": images, "own": out / "prepared"}
-    run(*documented(command, **replaced), *canvas)
+    run_here(*documented(command, **replaced), *canvas)
     facts = json.loads((out / "prepared/dataset.json").read_text())
     assert set(facts["charset"]) == set("".join(words))
     rejected = [split["rejected"] for split in facts["splits"].values() if split["rejected"]]
@@ -280,7 +269,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     labels.loc[[3, 4], "IDENTITY"] = labels.loc[[4, 3], "IDENTITY"].to_numpy()
     labels.to_csv(folder / "swapped.csv", index=False)
     images, data = drawn / "train_v2/train", folder / "swapped"
-    run("prepare", "--csv", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "128")
+    run_here("prepare", "--csv", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "128")
     lines = pd.read_parquet(data / "train").set_index("id")
     command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
     replaced = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
@@ -329,7 +318,7 @@ def test_mistakes_get_one_sentence_that_names_the_culprit(folder, drawn, prepare
     outs = [folder / f"none-{n}" for n in range(4)]
     said = [
         mistake("prepare", "--csv", bad, "--images", drawn, "--out", outs[0]),
-        mistake("prepare", "--csv", good, "--images", elsewhere, "--out", outs[1]),
+        mistake("prepare", "--csv", good, "--images", elsewhere, "--out", outs[1], run=run_here),
         mistake("evaluate", "--data", prepared, "--model", broken, "--out", outs[2]),
         mistake(
             "train",
@@ -346,17 +335,18 @@ def test_mistakes_get_one_sentence_that_names_the_culprit(folder, drawn, prepare
 
 def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder, drawn, trained, ray_cluster):
     other = folder / "other-canvas"
-    run("prepare", "--data", drawn, "--out", other, "--canvas", "48", "256")
+    run_here("prepare", "--data", drawn, "--out", other, "--canvas", "48", "256")
     message = mistake("evaluate", "--data", other, "--model", trained / "best", "--out", folder / "none")
     command = re.search(r"python jobs/prepare.py (.*)", message)[1].replace("NEW_FOLDER", "fitting").split()
-    run("prepare", *command, cwd=folder)
+    run_here("prepare", *command, cwd=folder)
     assert json.loads((folder / "fitting/dataset.json").read_text())["canvas"] == [32, 128]
 
 
 def test_the_quick_start_ends_with_what_was_read_before_and_after_learning(folder, ray_cluster):
-    command = [sys.executable, ROOT / "examples/quickstart.py", "--out", "quick", "--lines", "80", "--epochs", "1"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
+    """Its jobs run in one process."""
+    shown, _ = run_here(
+        "quickstart", *["--out", "quick", "--lines", "80", "--epochs", "1"], cwd=folder, folder="examples"
+    )
     metrics = {
         name: json.loads((folder / f"quick/{place}/metrics.json").read_text())
         for name, place in (("shipped", "before"), ("fine-tuned", "evaluation"))
@@ -365,7 +355,7 @@ def test_the_quick_start_ends_with_what_was_read_before_and_after_learning(folde
         told = (
             rf"^{name} +{100 * figures['cer']:.1f}% +{100 * figures['exact_match']:.1f}%   of {figures['num_lines']}$"
         )
-        assert re.search(told, done.stdout, re.MULTILINE), done.stdout
+        assert re.search(told, shown, re.MULTILINE), shown
     assert metrics["fine-tuned"]["comparison"]["model_id"] == metrics["shipped"]["model_id"]
-    named = re.findall(r"^  (\S+): ", done.stdout.partition("Open:\n")[2], re.MULTILINE)
+    named = re.findall(r"^  (\S+): ", shown.partition("Open:\n")[2], re.MULTILINE)
     assert len(named) == 3 and all((folder / path).stat().st_size for path in named)

@@ -1,4 +1,4 @@
-"""`ray job submit`, as the README gives it, to a real head with token authentication."""
+"""`ray job submit`, as the README gives it, to a cluster as its own commands start it, with a token."""
 
 import json
 import os
@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
+import ray
+import yaml
 from conftest import ROOT, draw_easy_lines, free_port, wait_for
 from latches import Latch
+from ray.autoscaler._private.util import prepare_config
 
 from benchmarks.measuring import descendants
 from hwr_ray.monitoring import EPOCH
@@ -31,32 +34,52 @@ RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--gru-size", "16", "--conv-
 RECIPE += ["--patience", EPOCHS]
 
 
+PORTS = {
+    "head_start_ray_commands": ["dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port"],
+    "worker_start_ray_commands": ["dashboard-agent-listen-port"],
+}
+"""Other Rays of this machine may hold the usual ones."""
+
+
 class Head:
-    """A Ray head with a token in processes of its own, and the command line of one who submits to it."""
+    """A head and a node with a token, started by the commands for machines of one's own, on this machine alone, without
+    ssh, and without `ray stop`, which ends all of a user's Ray; and the command line of one who submits to it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.dashboard, self.metrics_port = folder, f"127.0.0.1:{free_port()}", free_port()
+        self.folder, self.port, self.metrics_ports = folder, free_port(), [free_port(), free_port()]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         environment["RAY_metrics_report_interval_ms"] = "1000"
         environment["PYTHONPATH"] = str(ROOT / "tests")  # for latches, which are not uploaded
         self.environment = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-        options = {
-            "port": free_port(),
-            "dashboard-host": "127.0.0.1",
-            "dashboard-port": self.dashboard.split(":")[1],
-            "dashboard-agent-listen-port": free_port(),
-            "ray-client-server-port": free_port(),
-            "metrics-export-port": self.metrics_port,
-            "temp-dir": folder,
-            "num-cpus": 4,
-            "num-gpus": 0,  # also where there are some
-            "object-store-memory": 200 << 20,
+        config = yaml.safe_load((ROOT / "deploy/cluster-on-premise.yaml").read_text())
+        alone = {**config, "provider": {**config["provider"], "head_ip": "127.0.0.1", "worker_ips": []}}
+        (folder / "ray_bootstrap_config.yaml").write_text(json.dumps(prepare_config(alone)))
+        (folder / "hwr_ray").mkdir()
+        (folder / "hwr_ray/.venv").symlink_to(sys.prefix)
+        (folder / ".ray").mkdir()
+        (folder / ".ray/auth_token").write_text(TOKEN)
+        # RAY_TMPDIR: else Ray would take it for this machine's running cluster.
+        environment |= {"HOME": str(folder), "RAY_HEAD_IP": "127.0.0.1", "RAY_TMPDIR": str(folder)}
+        said = ""
+        more = {
+            "head_start_ray_commands": "",
+            "worker_start_ray_commands": "--num-cpus=4 --object-store-memory=200000000",
         }
-        command = [*RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
-        self.process = subprocess.Popen(
-            command, env=self.environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        for (commands, ports), metrics_port in zip(PORTS.items(), self.metrics_ports, strict=True):
+            stop, begin = config[commands]
+            assert stop.endswith("ray stop")
+            options = [f"--{name}={free_port()}" for name in ports]
+            options += [
+                "--num-gpus=0",
+                f"--metrics-export-port={metrics_port}",
+                more[commands],
+            ]  # also where there are some
+            command = ["bash", "-c", f"{begin.replace('6379', str(self.port))} {' '.join(options)}"]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stdout + done.stderr
+            said += done.stdout
+        self.dashboard = re.search(r"127\.0\.0\.1:\d+", said.partition("http://")[2])[0]
 
     def get(self, url):
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})  # noqa: S310
@@ -68,7 +91,7 @@ class Head:
         while {name for name, _, _ in found} != names:
             assert time.monotonic() < deadline, found
             time.sleep(0.5)
-            text = self.get(f"http://127.0.0.1:{self.metrics_port}/metrics")
+            text = "".join(self.get(f"http://127.0.0.1:{port}/metrics") for port in self.metrics_ports)
             samples = re.findall(r"^(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE)
             told = [(name, dict(re.findall(r'(\w+)="(.*?)"', inner)), float(value)) for name, inner, value in samples]
             found = [sample for sample in told if sample[0] in names and labels.items() <= sample[1].items()]
@@ -77,7 +100,7 @@ class Head:
     def wait(self):
         deadline = time.monotonic() + 120
         while True:
-            assert self.process.poll() is None and time.monotonic() < deadline
+            assert time.monotonic() < deadline
             try:
                 self.get(f"http://{self.dashboard}/api/jobs/")
             except (urllib.error.URLError, OSError):
@@ -104,10 +127,23 @@ class Head:
         return self.ray_job("submit", *command, status=status, **environment)
 
     def close(self):
-        for pid in descendants(self.process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        while pids := started_with(self.port):
+            for pid in {child for parent in pids for child in descendants(parent)}:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.2)
+
+
+def started_with(port: int) -> list[int]:
+    """Processes with that port on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if re.search(rf"\b{port}\b", path.read_text()):
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended
+            continue
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +175,18 @@ def history(out):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+ASK = "import ray; ray.init({address!r}, log_to_driver=False)"
+ASK += "; print(ray.__version__, sorted(node['Resources'].get('CPU', 0) for node in ray.nodes()))"
+
+
+def test_the_start_commands_for_machines_of_ones_own_make_a_cluster_that_asks_for_its_token(head):
+    """Its head takes jobs and runs none of their work."""
+    assert f"{ray.__version__} [0, 4.0]\n" in head.submit("-c", ASK.format(address="auto"))
+    ask = [sys.executable, "-c", ASK.format(address=f"127.0.0.1:{head.port}")]
+    done = subprocess.run(ask, env={**head.environment, "RAY_AUTH_TOKEN": "another"}, capture_output=True)
+    assert done.returncode
+
+
 def test_without_the_token_nothing_can_be_submitted(head, folder):
     for token in ("", "another token"):
         said = head.submit("-c", f"open({str(folder / 'made')!r}, 'w')", status=1, RAY_AUTH_TOKEN=token)
@@ -147,7 +195,10 @@ def test_without_the_token_nothing_can_be_submitted(head, folder):
 
 
 def test_what_is_uploaded_is_little_and_the_code_that_runs(head, prepared):
-    (package,) = (head.folder / "session_latest/runtime_resources/working_dir_files").glob("_ray_pkg_*/")
+    uploaded = [
+        path for path in (head.folder / "ray").rglob("working_dir_files/_ray_pkg_*/") if "latest" not in str(path)
+    ]
+    (package,) = uploaded
     files = [path.relative_to(package) for path in package.rglob("*") if path.is_file()]
     assert Path("hwr_ray/transcription.py") in files and Path("jobs/train.py") in files
     assert not {path.parts[0] for path in files} & {".git", ".venv", "tests", "quickstart"}
@@ -161,7 +212,7 @@ def test_a_stopped_training_goes_on_when_it_is_submitted_again_and_shows_its_fig
     settings, latch = ["--data", prepared, "--out", out, *RECIPE, "--num-workers", 2], Latch(folder / "latch")
     held = ["-c", HELD.format(folder=str(latch.folder)), *settings]
     head.submit(*held, options=["--submission-id", "first", "--no-wait"])
-    wait_for(latch.is_reached, head.process)
+    wait_for(latch.is_reached)
     names = {f"ray_hwr_ray_epoch_{name}" for name in EPOCH}
     figures = {name: value for name, _, value in head.metrics(names, run=str(out))}
     head.ray_job("stop", "first")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import EASY_TEXTS, documented, draw_easy_lines, draw_lines, wait_for
-from job_runs import end_of, meanwhile, mistake, named_below, read_until, run, run_here, start
+from job_runs import end_of, meanwhile, mistake, named_below, read_until, run, run_apart, run_here, start
 from latches import Latch, training
 
 from hwr_ray.cluster import WORKER_VARIABLES
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(folder, draw_text, ray_cluster):
     drawn = draw_easy_lines(folder / "drawn", draw_text, train=NUM_LINES, validation=NUM_VALIDATION)
-    run("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "16", "64")
+    run_here("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "16", "64")
     return folder / "prepared"
 
 
@@ -238,20 +238,24 @@ def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(
     check_same(history(out), history(learned))
 
 
-def test_lines_that_are_streamed_to_two_workers_teach_as_well(folder, prepared):
-    out, epochs = folder / "streamed", 5
-    run("train", "--data", prepared, "--out", out, *LEARNING, "--epochs", epochs, "--stream", "--num-workers", "2")
-    rows = history(out)
-    assert [row["step"] for row in rows] == [STEPS * epoch for epoch in range(1, epochs + 1)]
-    assert {row["num_lines"] for row in rows} == {NUM_VALIDATION}
+def test_lines_that_are_streamed_to_two_workers_teach_as_well_and_as_many_are_validated(folder, prepared, learned):
+    command = documented("jobs/train.py --data prepared --out run --num-workers 2", run="streamed")
+    command += [*LEARNING, "--epochs", 5, "--stream", "--wandb-project", "tests"]
+    said, _ = run_apart(*command, cwd=folder)
+    assert said == f"{folder / 'streamed/best'}\n"
+    rows = history(folder / "streamed")
+    assert [row["step"] for row in rows] == [STEPS * epoch for epoch in range(1, 6)]
+    for name in ("num_lines", "num_characters"):
+        assert {row[name] for row in rows} == {history(learned)[0][name]}
     assert rows[-1]["loss"] < 0.35 * rows[0]["loss"]  # 0.44 of it remain as long as no letter is told from another
+    assert len(list((folder / "streamed/wandb").glob("offline-run-*"))) == 1  # rank 0's only
 
 
 def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text, prepared, learned):
     more = folder / "more"
     csv, images = draw_lines(more, draw_text, [f"{text[:2]}O" for text in EASY_TEXTS * 6])
     own = ["--csv", csv, "--images", images, "--out", more / "own", "--canvas", "16", "64"]
-    run("prepare", *own)
+    run_here("prepare", *own)
     bundle = learned / "best"
     settings = ["--epochs", "4", "--batch-size", "16", "--no-augmentation", "--dropout", "0", "--average-decay", "0.9"]
     settings += ["--learning-rate", "3e-3"]

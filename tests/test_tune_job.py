@@ -22,7 +22,7 @@ SWEEP += ["learning_rate=1e-2,1e-5", "average_decay=0.9"]
 def prepared(ray_cluster, draw_text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tune")
     drawn = draw_easy_lines(folder / "drawn", draw_text, train=320, validation=60)
-    run("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "16", "64")
+    run_here("prepare", "--data", drawn, "--out", folder / "prepared", "--canvas", "16", "64")
     return folder / "prepared"
 
 
