@@ -296,10 +296,9 @@ NODE = {
     "num_cpus": 2,
     "object_store_memory": 100 << 20,
     "setup_worker_path": str(ROOT / "tests/setup_worker.py"),
-    "include_log_monitor": False,
+    "no_monitor": True,
 }
-"""A node of the session's cluster. Two CPUs are the fewest that a sweep must do with. What workers print is shown to no
-job: that takes a process which looks into all their files, and a submitted job's tests look at it."""
+"""A node of the session's cluster. Two CPUs are the fewest that a sweep must do with. No autoscaler looks after it."""
 STARTS = 5
 """Attempts to start a node: Ray gives up where a node's agents need more than 15 seconds, as on a busy machine."""
 QUICK = {

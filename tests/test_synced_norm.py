@@ -1,12 +1,14 @@
 """Workers together compute what one would: statistics, gradients, losses. Real processes, no Ray."""
 
 import copy
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import TINY_CANVAS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,29 +24,40 @@ from hwr_ray.synced_norm import synchronized
 pytestmark = pytest.mark.slow  # starts processes that import torch
 
 LABELS = [[1], [2, 2], [3, 1, 2], [1, 1, 1], [2], [3], [1, 2, 3], [2, 1]]
-STEPS = 6
+STEPS, MOST_PROCESSES = 6, 4
 
 
 def drawn(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def together(work, world_size, tmp_path, *arguments):
-    """What `work(share, *arguments)` returns on rank 0 of so many processes; here, where there is one."""
-    if world_size == 1:
-        return work(Share(0, 1), *arguments)
-    out = tmp_path / f"out-{world_size}.pt"
-    mp.spawn(_run, (world_size, str(tmp_path / f"meet-{world_size}"), str(out), work, arguments), nprocs=world_size)
-    return torch.load(out)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """A function that gives what `work(share, *arguments)` returns on rank 0 of so many processes, which stay for the
+    next work."""
+    with ExitStack() as stack:
+        spawned = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in range(MOST_PROCESSES)]
+        ranks = [stack.enter_context(process) for process in spawned]
+
+        def call(work, world_size, *arguments):
+            meeting = str(tmp_path_factory.mktemp("meeting") / "file")
+            found = [
+                process.submit(_run, rank, world_size, meeting, work, arguments)
+                for rank, process in enumerate(ranks[:world_size])
+            ]
+            first, *_ = [result.result() for result in found]
+            return first
+
+        yield call
 
 
-def _run(rank, world_size, meeting, out, work, arguments):
+def _run(rank, world_size, meeting, work, arguments):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
-    result = work(Share(rank, world_size), *arguments)
-    if rank == 0:
-        torch.save(result, out)
-    dist.destroy_process_group()
+    try:
+        return work(Share(rank, world_size), *arguments)
+    finally:
+        dist.destroy_process_group()
 
 
 def normalize(share, sizes):
@@ -81,8 +94,8 @@ def _gathered(share, rows):
 
 
 @pytest.mark.parametrize("sizes", [(3, 4), (1, 6), (2, 2, 3)])
-def test_batch_normalization_of_workers_is_that_of_the_whole_batch(tmp_path, sizes):
-    alone, shared = normalize(Share(0, 1), [7]), together(normalize, len(sizes), tmp_path, sizes)
+def test_batch_normalization_of_workers_is_that_of_the_whole_batch(together, sizes):
+    alone, shared = normalize(Share(0, 1), [7]), together(normalize, len(sizes), sizes)
     for one, many in zip(alone, shared, strict=True):
         torch.testing.assert_close(many, one, rtol=1e-4, atol=1e-4)
 
@@ -124,10 +137,10 @@ def learn(share):
     )
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_workers_with_the_same_global_batch_learn_the_same(tmp_path, world_size, monkeypatch):
+@pytest.mark.parametrize("world_size", [2, 3, MOST_PROCESSES])
+def test_workers_with_the_same_global_batch_learn_the_same(together, world_size, monkeypatch):
     monkeypatch.setattr(optimization, "has_bfloat16", optimization.has_bfloat16)
-    (figures, weights, variance), (*others,) = learn(Share(0, 1)), together(learn, world_size, tmp_path)
+    (figures, weights, variance), (*others,) = learn(Share(0, 1)), together(learn, world_size)
     assert figures[-1, 0] < figures[0, 0]  # it learns
     torch.testing.assert_close(others[0], figures, rtol=1e-3, atol=0)
     assert (others[1] - weights).norm() < 1e-3 * weights.norm()
