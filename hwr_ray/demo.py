@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -288,6 +289,6 @@ def demo(settings: DemoSettings, server_name: str | None = "127.0.0.1") -> None:
             max_file_size=MAX_BYTES,
             run_history=False,  # by default a browser keeps what was read
         )
-        print(url, flush=True)
+        print(url, file=sys.__stdout__, flush=True)
         log.info("serving until Ctrl-C")
         page.block_thread()

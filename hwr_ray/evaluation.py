@@ -54,12 +54,11 @@ class EvaluateSettings:
             raise UserError(f"--seed must not be negative, not {self.seed}")
 
 
-def evaluate(settings: EvaluateSettings) -> None:
-    """Writes the evaluation of the settings and prints its path. Raises UserError for what its user can mend."""
+def evaluate(settings: EvaluateSettings) -> str:
+    """Writes the evaluation of the settings and returns its path. Raises UserError for what its user can mend."""
     prepared = Prepared(settings.data)
     if settings.suspects:
-        rank_suspects(settings, prepared)
-        return
+        return rank_suspects(settings, prepared)
     model_path = bundle_path(settings.model)
     bundle = read_config(model_path)
     check_canvas(prepared, bundle, model_path)
@@ -103,7 +102,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     log.info("%s", summary(metrics))
     if other:
         log.info("against %s: %s", settings.compare, verdict(comparison))
-    print(storage.absolute(settings.out))
+    return storage.absolute(settings.out)
 
 
 def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, Any], pa.Table]:
@@ -117,15 +116,15 @@ def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, A
     return metrics, pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
 
 
-def rank_suspects(settings: EvaluateSettings, prepared: Prepared) -> None:
-    """Writes the ranking of the training lines; see `evaluate`."""
+def rank_suspects(settings: EvaluateSettings, prepared: Prepared) -> str:
+    """Writes the ranking of the training lines and returns its path; see `evaluate`."""
     if settings.reading.names or settings.reading.num_best > 1 or settings.reading.characters:
         raise UserError("--suspects compares greedy readings: leave --names, --num-best and --characters out")
     bundles = [(path, read_config(path)) for path in map(bundle_path, settings.suspects)]
     for path, bundle in bundles:
         check_canvas(prepared, bundle, path)
     paths = in_fold_order([(path, bundle.training) for path, bundle in bundles], prepared)
-    find_suspects(prepared, paths, settings.out, settings.reading, overwrite=settings.overwrite)
+    return find_suspects(prepared, paths, settings.out, settings.reading, overwrite=settings.overwrite)
 
 
 def check_canvas(prepared: Prepared, bundle: BundleConfig, model_path: str) -> None:

@@ -44,8 +44,8 @@ class ExportSettings:
     """Replace an export that is there."""
 
 
-def export(settings: ExportSettings) -> None:
-    """Writes the export of the settings and prints its path. Raises UserError for what its user can mend."""
+def export(settings: ExportSettings) -> str:
+    """Writes the export of the settings and returns its path. Raises UserError for what its user can mend."""
     bundle = load_bundle(bundle_path(settings.model))
     data, read = (to_onnx if settings.format == "onnx" else to_torchscript)(bundle)
     parity = compare(bundle, read, drawn_lines(bundle))
@@ -68,7 +68,7 @@ def export(settings: ExportSettings) -> None:
         parity["confidence"],
         parity["probability"],
     )
-    print(storage.absolute(settings.out))
+    return storage.absolute(settings.out)
 
 
 Read = Callable[[np.ndarray], np.ndarray]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from typing import TypeVar
 
 import tyro
@@ -16,13 +17,16 @@ from hwr_ray.submission import check_lasting
 
 Settings = TypeVar("Settings")
 
-NOISE = "has constructor arguments in the object store and max_restarts > 0"
-"""Of an error that Ray's C++ code prints at each start of Ray Data, and that means nothing (ray-project/ray#53727)."""
+NOISE = (
+    "has constructor arguments in the object store and max_restarts > 0",  # at each start of Ray Data (ray#53727)
+    "PYTHON worker processes have been started on node",  # as a sweep does on two CPUs
+)
+"""Parts of lines that Ray prints and that mean nothing to a user."""
 FILTER = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 for line in sys.stdin.buffer:
-    if {NOISE.encode()!r} not in line:
+    if not any(part in line for part in {[part.encode() for part in NOISE]!r}):
         os.write(2, line)
 """
 
@@ -33,15 +37,18 @@ class Console(io.TextIOWrapper):
     is_after_noise = False
 
     def write(self, text: str) -> int:
-        if NOISE in text or (self.is_after_noise and text == "\n"):  # print writes the end of a line apart
-            self.is_after_noise = NOISE in text and not text.endswith("\n")
+        is_noise = any(part in text for part in NOISE)
+        if is_noise or (self.is_after_noise and text == "\n"):  # print writes the end of a line apart
+            self.is_after_noise = is_noise and not text.endswith("\n")
             return len(text)
         self.is_after_noise = False
         return super().write(text)
 
 
-def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> None:
-    """Parses `settings_type` from the command line and calls `run` with it.
+def run_job(settings_type: type[Settings], run: Callable[[Settings], str | None]) -> None:
+    """Parses `settings_type` from the command line, calls `run` with it and prints the path that it returns.
+
+    Nothing else comes to stdout: Ray, too, prints there.
 
     Exits with status 2 after one sentence on stderr where the user can mend what is wrong (`UserError`), with 130 at
     Ctrl-C and 143 at SIGTERM; any other exception passes through with its traceback, and Python exits with status 1.
@@ -51,7 +58,10 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], None]) -> N
     try:
         settings = tyro.cli(settings_type, config=(tyro.conf.OmitArgPrefixes,))
         check_lasting(getattr(settings, "out", None))
-        run(settings)
+        with redirect_stdout(sys.stderr):
+            result = run(settings)
+        if result is not None:
+            print(result)
     except KeyboardInterrupt:
         print(f"{sys.argv[0]}: interrupted; the same command goes on with what is there", file=sys.stderr)
         raise SystemExit(130) from None

@@ -29,7 +29,7 @@ class FetchSettings:
     """OWNER/NAME on Kaggle, or OWNER/NAME/versions/NUMBER."""
 
 
-def fetch(settings: FetchSettings) -> None:
+def fetch(settings: FetchSettings) -> str:
     """Downloads the data set, unless it is there, and checks it; prints its folder.
 
     Raises UserError where Kaggle can't be reached or asks who you are, and where what is there is not whole or not what
@@ -44,7 +44,7 @@ def fetch(settings: FetchSettings) -> None:
         if not figures["images"]:
             raise UserError(f"{out} holds labels of {split} and no image: delete it and fetch it again")
     check_same(out, {"dataset": settings.dataset, "splits": found, "sha256": digests(out)})
-    print(out)
+    return str(out)
 
 
 def download(dataset: str, out: Path) -> None:

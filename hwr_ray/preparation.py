@@ -85,7 +85,7 @@ class PrepareSettings:
         ]
 
 
-def prepare(settings: PrepareSettings) -> None:
+def prepare(settings: PrepareSettings) -> str:
     """Writes the prepared data set of the settings. Raises UserError for what its user can mend."""
     files = settings.label_files()
     canvas = Canvas(*settings.canvas)
@@ -117,7 +117,7 @@ def prepare(settings: PrepareSettings) -> None:
     for split, figures in facts["splits"].items():
         rejected = ", ".join(f"{reason} {n}" for reason, n in figures["rejected"].items()) or "none"
         log.info("%s: %s rows, %s prepared, rejected: %s", split, figures["rows"], figures["prepared"], rejected)
-    print(storage.absolute(settings.out))
+    return storage.absolute(settings.out)
 
 
 def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, canvas: Canvas) -> Tally:

@@ -76,8 +76,8 @@ def in_fold_order(bundles: Sequence[tuple[str, dict[str, Any]]], prepared: Prepa
 
 def find_suspects(
     prepared: Prepared, bundle_paths: list[str], out: str, reading: ReadingSettings, *, overwrite: bool
-) -> None:
-    """Writes suspects.parquet and suspects.html and prints their folder; the bundles stand in the folds' order."""
+) -> str:
+    """Writes suspects.parquet and suspects.html and returns their folder; the bundles stand in the folds' order."""
     num_lines = prepared.num_lines("train")
     with storage.staged(storage.absolute(out), mark="suspects.parquet", overwrite=overwrite) as partial:
         connect()
@@ -97,7 +97,7 @@ def find_suspects(
         images = prepared.images("train", suspects["id"].slice(0, NUM_SHOWN).to_pylist())
         write_suspects_report(partial, suspects=suspects, figures=figures, images=images)
     log.info("%s", summary(figures))
-    print(storage.absolute(out))
+    return storage.absolute(out)
 
 
 def rank(compared: pa.Table) -> pa.Table:

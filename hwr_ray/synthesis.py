@@ -155,7 +155,7 @@ def assign_faults(rows: int, rng: np.random.Generator) -> dict[int, Fault]:
     return {int(number): FAULTS[i % len(FAULTS)] for i, number in enumerate(numbers)}
 
 
-def synthesize(settings: SynthesisSettings) -> None:
+def synthesize(settings: SynthesisSettings) -> str:
     """Writes the label CSVs, the images and synthesis.json, which tells the settings and counts the faulty rows."""
     start = time.monotonic()
     report = _progress(settings.lines)
@@ -172,7 +172,7 @@ def synthesize(settings: SynthesisSettings) -> None:
     faulty = sum(counts[fault] for counts in splits.values() for fault in FAULTS)
     seconds = time.monotonic() - start
     log.info("wrote %s: %d lines, %d of them faulty, in %.1f s", settings.out, settings.lines, faulty, seconds)
-    print(absolute(settings.out))
+    return absolute(settings.out)
 
 
 def _write_split(

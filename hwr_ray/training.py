@@ -37,8 +37,8 @@ REPORT_SECONDS = "0.5"
 """Between two looks of Ray Train at what its workers report, and whether they have ended; 2 by default."""
 
 
-def train(settings: TrainSettings) -> None:
-    """Trains or resumes the run of the settings and prints the path of its best bundle."""
+def train(settings: TrainSettings) -> str:
+    """Trains or resumes the run of the settings and returns the path of its best bundle."""
     prepared = Prepared(settings.data)
     num_lines = count_train_lines(prepared, settings)
     origin: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def train(settings: TrainSettings) -> None:
     )
     best = storage.join(out, "best")
     log.info("decoder fitted: %s", fit_decoder_remotely(best, prepared, texts, settings))
-    print(best)
+    return best
 
 
 def last_step(out: str) -> int:

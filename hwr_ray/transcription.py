@@ -69,7 +69,7 @@ class TranscribeSettings:
                 raise UserError(f"--{name.replace('_', '-')} must lie in 0 to 1, not {getattr(self, name)}")
 
 
-def transcribe(settings: TranscribeSettings) -> None:
+def transcribe(settings: TranscribeSettings) -> str:
     """Writes the transcripts of the settings. Raises UserError for what its user can mend."""
     start = time.time()
     model_path, out = bundle_path(settings.model), storage.absolute(settings.out)
@@ -111,7 +111,7 @@ def transcribe(settings: TranscribeSettings) -> None:
     errors = told_of_errors(Counter(counts["errors"]))
     log.info("%s of %s images read, errors: %s", counts["num_read"], counts["num_images"], errors)
     log.info("%s", told_of_review(counts, threshold, share, settings.precision))
-    print(out)
+    return out
 
 
 class Job:

@@ -110,8 +110,8 @@ class TuneSettings:
         )
 
 
-def tune(settings: TuneSettings) -> None:
-    """Runs the sweep of the settings or goes on with it, and prints its path."""
+def tune(settings: TuneSettings) -> str:
+    """Runs the sweep of the settings or goes on with it, and returns its path."""
     prepared, base, space = Prepared(settings.data), settings.training(), space_of(settings.space)
     for corner in corners(space):
         check_feasible(prepared, settings_of(base, corner), prepared.num_lines("train"))
@@ -164,7 +164,7 @@ def tune(settings: TuneSettings) -> None:
             deviation = f", standard deviation {100 * other['deviation']:.2f} %" if other["number"] > 1 else ""
             said = "trial %d with other seeds (%d): mean CER %.2f %%%s"
             log.info(said, number, other["number"], 100 * other["mean"], deviation)
-    print(out)
+    return out
 
 
 def with_other_seeds(trial: Trial, seed: int) -> Callable[[int], dict[str, Any]]:

@@ -113,8 +113,6 @@ def in_this_process() -> Iterator[None]:
     import ray.data
     import ray.train
 
-    from hwr_ray.decoder_fitting import fit_decoder
-
     real = ray.train.ScalingConfig
 
     def read(dataset: Any, actor: Any, args: Any, *_: Any, **__: Any) -> Any:
@@ -128,12 +126,21 @@ def in_this_process() -> Iterator[None]:
         # The loop quiets its own process, which here is the driver.
         quiet = SimpleNamespace(getLogger=lambda: logging.getLogger("a worker's"), WARNING=logging.WARNING)
         patch.setattr("hwr_ray.train_loop.logging", quiet)
-        patch.setattr("hwr_ray.training.fit_decoder_remotely", lambda *args: fit_decoder(*args[:3], device="cpu"))
+        fit_decoders_here(patch)
         patch.setattr(ray.data, "from_items", lambda items, **_: _Tables(pa.Table.from_pylist([i]) for i in items))
         patch.setattr("hwr_ray.prepared.Prepared.read", lambda self, split: ray.data.from_arrow(self.table(split)))
         patch.setattr("hwr_ray.batch_reading._read", read)
         patch.setattr("hwr_ray.batch_reading.gc", SimpleNamespace(collect=lambda: None, freeze=lambda: None))
         yield
+
+
+def fit_decoders_here(patch: pytest.MonkeyPatch) -> None:
+    """Decoders are fitted in this process: for tests of what comes before, each time without another process."""
+    from hwr_ray.decoder_fitting import fit_decoder
+
+    for module in ("training", "tuning"):
+        name = f"hwr_ray.{module}.fit_decoder_remotely"
+        patch.setattr(name, lambda *args: fit_decoder(*args[:3], device="cpu"))
 
 
 def run_here(job, *arguments, **settings):

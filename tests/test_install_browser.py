@@ -6,7 +6,7 @@ import sys
 import install_browser
 import pytest
 from conftest import without_browser
-from install_browser import install, on_path, succeeds
+from install_browser import PACKAGES, install, on_path, succeeds
 from playwright.sync_api import Error
 
 
@@ -22,8 +22,9 @@ class Machine:
     def run(self, command, seconds):
         assert seconds <= 600
         self.ran.append(" ".join(command[:4] if command[0] == sys.executable else command))
-        said = any(word in self.ran[-1] for word in self.succeed)
-        self.has_browser |= said and bool(self.brings) and self.brings in self.ran[-1]
+        words = f"{self.ran[-1]} "
+        said = any(word in words for word in self.succeed)
+        self.has_browser |= said and bool(self.brings) and self.brings in words
         return said
 
     def install(self):
@@ -49,12 +50,17 @@ def test_playwrights_own_is_downloaded_first(monkeypatch):
 
 @pytest.mark.parametrize(("is_root", "first"), [(True, "env"), (False, "sudo -n env")])
 @pytest.mark.parametrize("downloads", [True, False], ids=["a download that lacks libraries", "no download"])
-def test_then_the_package_is_installed_with_the_rights_at_hand(monkeypatch, is_root, first, downloads):
-    succeed = ["sudo -n true", "apt-get", *["playwright"] * downloads]
-    machine = Machine(monkeypatch, succeed=succeed, brings="install -y", is_root=is_root)
-    assert machine.install() == (True, "The package chromium was installed for the tests of pages.")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_then_a_package_is_installed_with_the_rights_at_hand(monkeypatch, is_root, first, downloads, package):
+    succeed = ["sudo -n true", "apt-get -q update", f"recommends {package} ", *["playwright"] * downloads]
+    machine = Machine(monkeypatch, succeed=succeed, brings=f"recommends {package} ", is_root=is_root)
+    assert machine.install() == (True, f"The package {package} was installed for the tests of pages.")
     apt = f"{first} DEBIAN_FRONTEND=noninteractive apt-get -q"
-    assert machine.ran[-2:] == [f"{apt} update", f"{apt} install -y --no-install-recommends chromium"]
+    tried = PACKAGES[: PACKAGES.index(package) + 1]
+    assert machine.ran[-len(tried) - 1 :] == [
+        f"{apt} update",
+        *(f"{apt} install -y --no-install-recommends {name}" for name in tried),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -62,8 +68,8 @@ def test_then_the_package_is_installed_with_the_rights_at_hand(monkeypatch, is_r
     [
         ({"succeed": ["sudo"], "commands": []}, "there is no apt-get"),
         ({"succeed": []}, "needs root's rights"),
-        ({"succeed": ["sudo -n true"]}, "the package chromium can't be installed"),
-        ({"succeed": ["apt-get"], "is_root": True}, "the package chromium can't be installed"),
+        ({"succeed": ["sudo -n true"]}, "no package of it can be installed"),
+        ({"succeed": ["apt-get"], "is_root": True}, "no package of it can be installed"),
     ],
     ids=["no apt-get", "no rights", "no network", "a package that does not start"],
 )

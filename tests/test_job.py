@@ -105,6 +105,16 @@ def test_any_other_error_passes_through(command_line, error):
     assert raised.value is error
 
 
+def test_only_the_result_comes_to_stdout(command_line, capsys):
+    def run(_: Settings) -> str:
+        print("(raylet) WARNING: 8 workers")
+        return "/out"
+
+    command_line("--out", "x")
+    run_job(Settings, run)
+    assert capsys.readouterr() == ("/out\n", "(raylet) WARNING: 8 workers\n")
+
+
 def test_an_interrupt_is_one_sentence_and_status_130(command_line, capsys):
     def run(_: Settings) -> None:
         raise KeyboardInterrupt
@@ -138,9 +148,9 @@ def test_settings_come_from_the_command_line_without_prefixes_for_inner_ones(com
     assert seen == [Settings(out="x", inner=Inner(depth=3))]
 
 
-def test_the_console_leaves_out_one_line_of_rays_whoever_writes_it():
+def test_the_console_leaves_out_some_lines_of_rays_whoever_writes_them():
     console = Console(written := io.BytesIO(), encoding="utf-8", line_buffering=True)
-    for line in ("before", f"(TrainController pid=5) Actor {NOISE}. See ...", "", "after"):
+    for line in ("before", *(f"(TrainController pid=5) Actor {part}. See ..." for part in NOISE), "", "after"):
         print(line, file=console)
     assert written.getvalue() == b"before\n\nafter\n"
 
@@ -151,7 +161,7 @@ def test_the_last_words_of_a_process_that_is_aborted_reach_the_console():
 import os
 from hwr_ray.job import set_up_console
 set_up_console()
-os.write(2, b"first\\n" + {NOISE.encode()!r} + b"\\nlast\\n")
+os.write(2, b"first\\n" + {NOISE[0].encode()!r} + b"\\nlast\\n")
 os.abort()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

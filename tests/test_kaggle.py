@@ -43,10 +43,9 @@ def kaggle(tmp_path, draw_text, monkeypatch):
     return hub
 
 
-def test_the_set_is_laid_out_where_prepare_reads_it_and_counted(kaggle, tmp_path, capsys):
+def test_the_set_is_laid_out_where_prepare_reads_it_and_counted(kaggle, tmp_path):
     out = tmp_path / "names"
-    fetch(FetchSettings(out=str(out)))
-    assert capsys.readouterr().out.strip() == str(out)
+    assert fetch(FetchSettings(out=str(out))) == str(out)
     assert kaggle.asked == ["landlord/handwriting-recognition"]
     assert [sum(map(len, read_rows(file))) for file in find_label_files(str(out))] == [6, 3]
     splits = json.loads((out / "fetched.json").read_text())["splits"]

@@ -1,19 +1,23 @@
 """A sweep on a cluster of two CPUs, killed half way and gone on with."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import ray
 from conftest import check_report, documented, draw_easy_lines, wait_for
-from job_runs import mistake, run, run_here, start
+from job_runs import fit_decoders_here, mistake, run, run_here, start
 from ray.util import placement_group_table
+
+from hwr_ray.trials import FINISHED, KEPT, run_folder
 
 EPOCHS, GRACE, SEED = 5, 3, 7
 # With this seed only the second trial learns: the others have the lower rate, which is as good as nothing. So it is in
 # the better half at the rung, on any processor, and the third is in the worse.
 SWEEP = ["--choose", "best", "--trials", "4", "--epochs", EPOCHS, "--grace-epochs", GRACE, "--search", "random"]
-SWEEP += ["--repeat", "1", "--seed", SEED]
+SWEEP += ["--seed", SEED]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=16", "augmentation=false", "dropout=0"]
 SWEEP += ["learning_rate=1e-2,1e-5", "average_decay=0.9"]
 
@@ -32,6 +36,11 @@ def trials_in(sweep):
 
 def lines_of(path):
     return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture(autouse=True)
+def decoders_fitted_here(monkeypatch):
+    fit_decoders_here(monkeypatch)
 
 
 def groups_of_workers():
@@ -84,7 +93,7 @@ def test_every_cpu_is_free_after_a_sweep(sweep):
 
 
 def test_workers_are_started_once_for_each_training_and_not_again_for_a_trial_that_is_stopped(sweep, groups_before):
-    trainings = ["trial 0", "trial 1", "trial 1 resumed", "trial 2", "a repeat"]  # trial 3 fails before it has workers
+    trainings = ["trial 0", "trial 1", "trial 1 resumed", "trial 2"]  # trial 3 fails before it has workers
     assert groups_of_workers() - groups_before == len(trainings)
 
 
@@ -98,12 +107,36 @@ def test_the_table_and_the_report_tell_of_all_trials(sweep, browser):
     assert (finished.reading_speed > 0).all()
     assert rows.loc[0, "overhead_seconds"] > 0
     assert rows.loc[1, ["seconds"]].isna().all()  # it was interrupted
-    report = (sweep / "report.html").read_text()
-    assert report.count("data:image/svg") == 3
+    assert (sweep / "report.html").read_text().count("data:image/svg") == 3
     check_report(browser, sweep / "report.html", "tune")
-    assert "The chosen settings (trial" in report and "other\nseed: CER" in report
-    repeats = list(sweep.glob("repeats-*/*/trial.json"))
-    assert [json.loads(path.read_text())["values"]["seed"] for path in repeats] == [SEED + 1]
+
+
+def stand_in(running, at_once):
+    """For `Sweep.trainable`: trials that read as well as the one that was trained, at once."""
+    folder, best = running.ledger.folder, Path(running.ledger.folder).parent / "best"
+
+    def run_trial(config):
+        out = Path(run_folder(folder, config["number"]))
+        shutil.copytree(best, out / "best")
+        ray.tune.report({**dict.fromkeys(KEPT, 0), "epoch": EPOCHS, "cer": 0.25})
+        (out / FINISHED).touch()
+
+    return run_trial
+
+
+def test_the_chosen_settings_are_trained_again_with_other_seeds(prepared, sweep, monkeypatch):
+    out = sweep.parent / "repeated"
+    shutil.copytree(sweep, out)
+    monkeypatch.setattr("hwr_ray.sweep.Sweep.trainable", stand_in)
+    _, said = run("tune", "--data", prepared, "--out", out, *SWEEP, "--repeat", "2")
+    chosen = pd.read_csv(out / "trials.csv").query("chosen").trial.item()
+    assert f"trial {chosen} with other seeds (2): mean CER 25.00 %, standard deviation 0.00 %" in said
+    repeats = [json.loads(path.read_text()) for path in sorted(out.glob(f"repeats-{chosen:03d}/*/trial.json"))]
+    values = trials_in(out)[chosen]["values"]
+    assert [trial["values"] for trial in repeats] == [{**values, "seed": SEED + n} for n in (1, 2)]
+    assert [trial["state"] for trial in repeats] == ["finished"] * 2
+    told = f"The chosen settings (trial {chosen}) with 2 other\nseeds: CER 25.00% on average"
+    assert told in (out / "report.html").read_text()
 
 
 def test_evaluate_confirms_the_error_of_the_chosen_bundle(prepared, sweep):
