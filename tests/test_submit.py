@@ -49,7 +49,7 @@ class Head:
         self.folder, self.port, self.metrics_ports = folder, free_port(), [free_port(), free_port()]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        environment["RAY_metrics_report_interval_ms"] = "1000"
+        environment |= {"RAY_metrics_report_interval_ms": "1000", "RAY_worker_niceness": "0"}
         environment["PYTHONPATH"] = str(ROOT / "tests")  # for latches, which are not uploaded
         self.environment = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         config = yaml.safe_load((ROOT / "deploy/cluster-on-premise.yaml").read_text())
