@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import commit, hardware
-from hwr_ray.cleaning import CleaningSettings, normalize, reason_for
-from hwr_ray.codec import Codec, collapse, frames_needed
-from hwr_ray.cost import multiply_adds, num_parameters
+from hwr_ray.cli import run_job
+from hwr_ray.data.cleaning import CleaningSettings, normalize, reason_for
+from hwr_ray.data.labels import Split, find_label_files, read_rows
 from hwr_ray.errors import UserError
-from hwr_ray.job import run_job
-from hwr_ray.labels import Split, find_label_files, read_rows
-from hwr_ray.line_images import UndecodableImageError, decode
-from hwr_ray.metrics import edit_distances, figures
-from hwr_ray.optimization import update_average
-from hwr_ray.provenance import versions
-from hwr_ray.recognizer import ctc_losses
-from hwr_ray.storage import read_bytes, write_json
+from hwr_ray.files.storage import read_bytes, write_json
+from hwr_ray.images.lines import UndecodableImageError, decode
+from hwr_ray.recognition.recognizer import ctc_losses
+from hwr_ray.text.codec import Codec, collapse, frames_needed
+from hwr_ray.text.metrics import edit_distances, figures
+from hwr_ray.training.step import update_average
+from hwr_ray.tuning.cost import multiply_adds, num_parameters
+from hwr_ray.versions import versions
 
 HEIGHT, WIDTH = 36, 324
 FRAMES = 19

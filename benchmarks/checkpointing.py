@@ -1,4 +1,4 @@
-"""What ray.data.checkpoint costs beside the books of hwr_ray.parts: a job that does nothing but copy rows to Parquet.
+"""What ray.data.checkpoint costs beside the books of a transcription: a job that does nothing but copy rows to Parquet.
 
 Run on an idle machine as `python -m benchmarks.checkpointing --work FOLDER`.
 """
@@ -17,10 +17,10 @@ from ray.data.checkpoint import CheckpointConfig
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, write
-from hwr_ray.cluster import connect
-from hwr_ray.job import run_job as run_benchmark
-from hwr_ray.provenance import versions
-from hwr_ray.transcription import MOST_ROWS
+from hwr_ray.cli import run_job as run_benchmark
+from hwr_ray.cluster.connection import connect
+from hwr_ray.transcription.transcribe import MOST_ROWS
+from hwr_ray.versions import versions
 
 TASK_CPUS = 0.25
 

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, copies_of, write
-from hwr_ray.inputs import InputSettings, open_inputs
-from hwr_ray.job import run_job as run_benchmark
-from hwr_ray.parts import Parts, repeated_key
-from hwr_ray.provenance import versions
-from hwr_ray.transcription import MOST_ROWS
+from hwr_ray.cli import run_job as run_benchmark
+from hwr_ray.transcription.inputs import InputSettings, open_inputs
+from hwr_ray.transcription.partitions import Parts, repeated_key
+from hwr_ray.transcription.transcribe import MOST_ROWS
+from hwr_ray.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)

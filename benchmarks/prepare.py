@@ -24,16 +24,16 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, cores, figures, link, on_every_core, ratios, run_job, started, write
-from hwr_ray import prepared
-from hwr_ray.cleaning import CleaningSettings
+from hwr_ray.cli import run_job as run_benchmark
+from hwr_ray.data import dataset as prepared
+from hwr_ray.data.cleaning import CleaningSettings
+from hwr_ray.data.labels import find_label_files, read_rows
+from hwr_ray.data.prepare import MOST_ROWS, ShardWriter, count_row, prepare_rows
+from hwr_ray.data.statistics import Tally
 from hwr_ray.errors import UserError
-from hwr_ray.job import run_job as run_benchmark
-from hwr_ray.labels import find_label_files, read_rows
-from hwr_ray.line_images import Canvas, _check_header, decode, fit
-from hwr_ray.line_reading import read_files
-from hwr_ray.preparation import MOST_ROWS, ShardWriter, count_row, prepare_rows
-from hwr_ray.provenance import versions
-from hwr_ray.tally import Tally
+from hwr_ray.images.lines import Canvas, _check_header, decode, fit
+from hwr_ray.images.reader import read_files
+from hwr_ray.versions import versions
 
 CSV, IMAGES = "written_name_train_v2.csv", "train_v2/train"
 ROWS_PER_SHARD = MOST_ROWS

@@ -20,15 +20,15 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.machine import commit, hardware
-from hwr_ray.bundle import Bundle, load_bundle
-from hwr_ray.comparison import compare
-from hwr_ray.cost import multiply_adds, num_parameters
+from hwr_ray.cli import run_job
+from hwr_ray.data.dataset import Prepared
 from hwr_ray.errors import UserError
-from hwr_ray.job import run_job
-from hwr_ray.label_list import language_model_texts
-from hwr_ray.prepared import Prepared
-from hwr_ray.provenance import versions
-from hwr_ray.train_settings import TrainSettings
+from hwr_ray.evaluation.comparison import compare
+from hwr_ray.recognition.bundle import Bundle, load_bundle
+from hwr_ray.training.label_list import language_model_texts
+from hwr_ray.training.settings import TrainSettings
+from hwr_ray.tuning.cost import multiply_adds, num_parameters
+from hwr_ray.versions import versions
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- quality:begin -->\n", "<!-- quality:end -->\n"

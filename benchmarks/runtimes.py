@@ -25,17 +25,17 @@ from torch import Tensor
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, write
-from hwr_ray.bundle import Bundle, load_bundle
-from hwr_ray.bundle_config import SHIPPED
-from hwr_ray.codec import collapse
+from hwr_ray.cli import run_job as run_benchmark
+from hwr_ray.data.dataset import Prepared, images_of
 from hwr_ray.errors import UserError
-from hwr_ray.job import run_job as run_benchmark
-from hwr_ray.line_reading import lines_of
-from hwr_ray.metrics import count
-from hwr_ray.network import Head, compile_for_cpu, log_probs_of
-from hwr_ray.prepared import Prepared, images_of
-from hwr_ray.provenance import versions
-from hwr_ray.synthesis import SynthesisSettings, synthesize
+from hwr_ray.images.reader import lines_of
+from hwr_ray.recognition.bundle import Bundle, load_bundle
+from hwr_ray.recognition.bundle_config import SHIPPED
+from hwr_ray.recognition.runtime import Head, compile_for_cpu, log_probs_of
+from hwr_ray.synthetic.synthesize import SynthesisSettings, synthesize
+from hwr_ray.text.codec import collapse
+from hwr_ray.text.metrics import count
+from hwr_ray.versions import versions
 
 BATCHES = (1, 16, 64, 256)
 TIMED = 256

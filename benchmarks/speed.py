@@ -14,18 +14,18 @@ import cv2
 import numpy as np
 import torch
 
-from hwr_ray.architecture import ModelSettings
-from hwr_ray.augmentation import augment
-from hwr_ray.beam_search import beam_search
-from hwr_ray.bundle import Bundle, new_model
-from hwr_ray.codec import BLANK, Codec
-from hwr_ray.language_model import fit_language_model
-from hwr_ray.line_images import Canvas, decode, fit
-from hwr_ray.model import to_ink
-from hwr_ray.optimization import TrainState, train_step, update_average
-from hwr_ray.provenance import versions
-from hwr_ray.recognizer import read_batch
-from hwr_ray.synthesis import Names, SynthesisSettings, synthesize, without_accents
+from hwr_ray.decoding.beam_search import beam_search
+from hwr_ray.decoding.ngram import fit_language_model
+from hwr_ray.images.augmentation import augment
+from hwr_ray.images.lines import Canvas, decode, fit
+from hwr_ray.model.architecture import ModelSettings
+from hwr_ray.model.crnn import to_ink
+from hwr_ray.recognition.bundle import Bundle, new_model
+from hwr_ray.recognition.recognizer import read_batch
+from hwr_ray.synthetic.synthesize import Names, SynthesisSettings, synthesize, without_accents
+from hwr_ray.text.codec import BLANK, Codec
+from hwr_ray.training.step import TrainState, train_step, update_average
+from hwr_ray.versions import versions
 
 NUM_LINES = 512
 BATCH = 64

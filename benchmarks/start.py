@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import run_job, write
+from hwr_ray.cli import run_job as run_benchmark
 from hwr_ray.errors import UserError
-from hwr_ray.job import run_job as run_benchmark
-from hwr_ray.provenance import versions
+from hwr_ray.versions import versions
 
 LINES = 600
 TRAIN = ["--epochs", "1", "--batch-size", "32", "--conv-widths", "8", "8", "16", "16", "--gru-size", "16"]

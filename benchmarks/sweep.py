@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import write
-from hwr_ray import storage
-from hwr_ray.job import run_job
-from hwr_ray.provenance import versions
-from hwr_ray.trials import Ledger, Trial
+from hwr_ray.cli import run_job
+from hwr_ray.files import storage
+from hwr_ray.tuning.trials import Ledger, Trial
+from hwr_ray.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)

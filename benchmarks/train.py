@@ -23,19 +23,19 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, cores, medians, run_job, write
-from hwr_ray.architecture import ModelSettings
-from hwr_ray.augmentation import augment
-from hwr_ray.bundle import new_model
-from hwr_ray.cluster import ALLOCATOR, THREADS
-from hwr_ray.codec import Codec
-from hwr_ray.cost import multiply_adds
+from hwr_ray.cli import run_job as run_benchmark
+from hwr_ray.cluster.connection import ALLOCATOR, THREADS
+from hwr_ray.data.dataset import Prepared, images_of
 from hwr_ray.errors import UserError
-from hwr_ray.job import run_job as run_benchmark
-from hwr_ray.model import to_ink
-from hwr_ray.optimization import TrainState, train_step, update_average
-from hwr_ray.prepared import Prepared, images_of
-from hwr_ray.provenance import versions
-from hwr_ray.train_settings import TrainSettings
+from hwr_ray.images.augmentation import augment
+from hwr_ray.model.architecture import ModelSettings
+from hwr_ray.model.crnn import to_ink
+from hwr_ray.recognition.bundle import new_model
+from hwr_ray.text.codec import Codec
+from hwr_ray.training.settings import TrainSettings
+from hwr_ray.training.step import TrainState, train_step, update_average
+from hwr_ray.tuning.cost import multiply_adds
+from hwr_ray.versions import versions
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices whose product measures what a device can do at most."""

@@ -22,16 +22,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, copies_of, cores, figures, on_every_core, ratios, run_job, started, write
-from hwr_ray.bundle import Bundle, load_bundle
-from hwr_ray.bundle_config import SHIPPED
-from hwr_ray.codec import collapse
+from hwr_ray.cli import run_job as run_benchmark
 from hwr_ray.errors import UserError
-from hwr_ray.job import run_job as run_benchmark
-from hwr_ray.line_images import Canvas
-from hwr_ray.line_reading import lines_of
-from hwr_ray.model import to_ink
-from hwr_ray.provenance import versions
-from hwr_ray.recognizer import Recognizer
+from hwr_ray.images.lines import Canvas
+from hwr_ray.images.reader import lines_of
+from hwr_ray.model.crnn import to_ink
+from hwr_ray.recognition.bundle import Bundle, load_bundle
+from hwr_ray.recognition.bundle_config import SHIPPED
+from hwr_ray.recognition.recognizer import Recognizer
+from hwr_ray.text.codec import collapse
+from hwr_ray.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ WHAT = {
     "job_greedy": "the same with --greedy",
     "bare_read": "Recognizer.read, beams and all, on pixels in memory, one process with one thread a core: the mean of "
     "just before `job` and just after it",
-    "bare_network": "hwr_ray.network alone, as bare_read, just before `job_greedy` and just after it",
+    "bare_network": "hwr_ray.recognition.runtime alone, as bare_read, just before `job_greedy` and just after it",
     "plain_script": "OpenCV and a DataLoader with a worker a core, eager float32 in batches of 64, greedy",
     "one_at_a_time": "OpenCV and eager float32, image by image in one process, greedy",
 }

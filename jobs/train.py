@@ -1,8 +1,8 @@
 """Trains a recognizer on prepared lines; the same command again resumes the run."""
 
-from hwr_ray.job import run_job
-from hwr_ray.train_settings import TrainSettings
-from hwr_ray.training import train
+from hwr_ray.cli import run_job
+from hwr_ray.training.settings import TrainSettings
+from hwr_ray.training.train import train
 
 if __name__ == "__main__":
     run_job(TrainSettings, train)

@@ -1,7 +1,7 @@
 """Sweeps over training settings on prepared lines; the same command again goes on."""
 
-from hwr_ray.job import run_job
-from hwr_ray.tuning import TuneSettings, tune
+from hwr_ray.cli import run_job
+from hwr_ray.tuning.tune import TuneSettings, tune
 
 if __name__ == "__main__":
     run_job(TuneSettings, tune)

@@ -28,11 +28,11 @@ from playwright.sync_api import Browser, Error, Page, sync_playwright
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from hwr_ray.architecture import ModelSettings
-from hwr_ray.bundle import Bundle, new_model, save_bundle
-from hwr_ray.cluster import OWN_RAY, connect
-from hwr_ray.codec import Codec
-from hwr_ray.line_images import Canvas
+from hwr_ray.cluster.connection import OWN_RAY, connect
+from hwr_ray.images.lines import Canvas
+from hwr_ray.model.architecture import ModelSettings
+from hwr_ray.recognition.bundle import Bundle, new_model, save_bundle
+from hwr_ray.text.codec import Codec
 
 pytest_plugins = ["suite", "pytester"]
 TINY_MODEL = ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8, dropout=0.1)

@@ -122,25 +122,25 @@ def in_this_process() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.train, "ScalingConfig", lambda **_: real(num_workers=0))
-        patch.setattr("hwr_ray.run.threads_per_worker", lambda num_workers: 1)  # tiny networks gain nothing from two
+        # Tiny networks gain nothing from two threads.
+        patch.setattr("hwr_ray.training.worker_state.threads_per_worker", lambda num_workers: 1)
         # The loop quiets its own process, which here is the driver.
         quiet = SimpleNamespace(getLogger=lambda: logging.getLogger("a worker's"), WARNING=logging.WARNING)
-        patch.setattr("hwr_ray.train_loop.logging", quiet)
+        patch.setattr("hwr_ray.training.loop.logging", quiet)
         fit_decoders_here(patch)
         patch.setattr(ray.data, "from_items", lambda items, **_: _Tables(pa.Table.from_pylist([i]) for i in items))
-        patch.setattr("hwr_ray.prepared.Prepared.read", lambda self, split: ray.data.from_arrow(self.table(split)))
-        patch.setattr("hwr_ray.batch_reading._read", read)
-        patch.setattr("hwr_ray.batch_reading.gc", SimpleNamespace(collect=lambda: None, freeze=lambda: None))
+        patch.setattr("hwr_ray.data.dataset.Prepared.read", lambda self, split: ray.data.from_arrow(self.table(split)))
+        patch.setattr("hwr_ray.transcription.actors._read", read)
+        patch.setattr("hwr_ray.transcription.actors.gc", SimpleNamespace(collect=lambda: None, freeze=lambda: None))
         yield
 
 
 def fit_decoders_here(patch: pytest.MonkeyPatch) -> None:
     """Decoders are fitted in this process: for tests of what comes before, each time without another process."""
-    from hwr_ray.decoder_fitting import fit_decoder
+    from hwr_ray.training.decoder_fitting import fit_decoder
 
-    for module in ("training", "tuning"):
-        name = f"hwr_ray.{module}.fit_decoder_remotely"
-        patch.setattr(name, lambda *args: fit_decoder(*args[:3], device="cpu"))
+    for module in ("training.train", "tuning.tune"):
+        patch.setattr(f"hwr_ray.{module}.fit_decoder_remotely", lambda *args: fit_decoder(*args[:3], device="cpu"))
 
 
 def run_here(job, *arguments, **settings):

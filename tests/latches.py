@@ -59,8 +59,8 @@ def training(*stops: tuple[int, Path]) -> Any:
 
 
 def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> dict[str, str]:
-    from hwr_ray import train_loop
-    from hwr_ray.lookout import Lookout
+    from hwr_ray.training import loop as train_loop
+    from hwr_ray.training.checkpoint_trigger import Lookout
 
     def look(self: Any, lines_done: int) -> tuple[bool, bool]:
         _, stop = look_as_it_is(self, lines_done)
@@ -75,11 +75,11 @@ def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> di
 
     look_as_it_is, step_as_it_is = Lookout.look, train_loop.step_on
     with (
-        patch("hwr_ray.lookout.Lookout.look", look),
-        patch("hwr_ray.train_loop.step_on", step_on),
-        patch("hwr_ray.optimization.has_bfloat16", lambda device: False),
-        patch("hwr_ray.run.threads_per_worker", lambda num_workers: 1),
-        patch("hwr_ray.lookout.LOOK_SECONDS", 0.0),
+        patch("hwr_ray.training.checkpoint_trigger.Lookout.look", look),
+        patch("hwr_ray.training.loop.step_on", step_on),
+        patch("hwr_ray.training.step.has_bfloat16", lambda device: False),
+        patch("hwr_ray.training.worker_state.threads_per_worker", lambda num_workers: 1),
+        patch("hwr_ray.training.checkpoint_trigger.LOOK_SECONDS", 0.0),
     ):
         return train_loop.train_loop_per_worker(config)
 
@@ -91,9 +91,9 @@ def loading(*stops: tuple[int, Path]) -> Any:
 
 
 def _load(table: Any, *, stops: tuple[tuple[int, Path], ...], out: str, **arguments: Any) -> Any:
-    from hwr_ray import storage
-    from hwr_ray.parts import OUTPUTS
-    from hwr_ray.transcripts import load_part
+    from hwr_ray.files import storage
+    from hwr_ray.transcription.partitions import OUTPUTS
+    from hwr_ray.transcription.transcripts import load_part
 
     for number, folder in stops:
         if len(storage.list_sizes(storage.join(out, OUTPUTS))) >= number:

@@ -11,7 +11,7 @@ import pytest
 RAY_MODULES = ("test_submit", "test_train_kills", "test_nodes", "test_jobs", "test_transcribe_kills", "test_tune_job")
 RAY_MODULES += ("test_start", "test_s3")
 """Modules of which each test starts jobs or clusters, the longest first."""
-PARTLY_RAY = ("test_deploy", "test_notebook", "test_demo", "test_cluster")
+PARTLY_RAY = ("test_deploy", "test_notebook", "test_demo", "test_connection")
 """Modules of which some tests do."""
 NUM_SLOWEST = 10
 

@@ -12,9 +12,9 @@ import yaml
 from conftest import PAGES, ROOT, blocks, commands
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from hwr_ray.train_settings import TrainSettings
-from hwr_ray.transcription import TranscribeSettings
-from hwr_ray.tuning import TuneSettings
+from hwr_ray.training.settings import TrainSettings
+from hwr_ray.transcription.transcribe import TranscribeSettings
+from hwr_ray.tuning.tune import TuneSettings
 
 CLUSTERS = ["cluster.yaml", "deploy/cluster-gcp.yaml", "deploy/cluster-on-premise.yaml"]
 SETTINGS = {"train": TrainSettings, "tune": TuneSettings, "transcribe": TranscribeSettings}

@@ -16,20 +16,20 @@ import pytest
 import tyro
 from conftest import PAGES, ROOT, WIDTHS, blocks, check_width, commands, documented, opened, screenshot
 
-from hwr_ray.cleaning import REASONS
-from hwr_ray.demo import DemoSettings
-from hwr_ray.evaluation import EvaluateSettings
-from hwr_ray.export import ExportSettings
-from hwr_ray.kaggle import FetchSettings
-from hwr_ray.preparation import PrepareSettings
-from hwr_ray.search_space import space_of
-from hwr_ray.slices import SEPARATORS, SLICES
-from hwr_ray.suspects import SUSPECTS
-from hwr_ray.synthesis import SynthesisSettings
-from hwr_ray.train_settings import TrainSettings
-from hwr_ray.transcription import TranscribeSettings
-from hwr_ray.transcripts import TRANSCRIPTS
-from hwr_ray.tuning import TuneSettings
+from hwr_ray.data.cleaning import REASONS
+from hwr_ray.data.kaggle import FetchSettings
+from hwr_ray.data.prepare import PrepareSettings
+from hwr_ray.evaluation.evaluate import EvaluateSettings
+from hwr_ray.evaluation.label_errors import SUSPECTS
+from hwr_ray.evaluation.subgroups import SEPARATORS, SLICES
+from hwr_ray.recognition.demo import DemoSettings
+from hwr_ray.recognition.export import ExportSettings
+from hwr_ray.synthetic.synthesize import SynthesisSettings
+from hwr_ray.training.settings import TrainSettings
+from hwr_ray.transcription.transcribe import TranscribeSettings
+from hwr_ray.transcription.transcripts import TRANSCRIPTS
+from hwr_ray.tuning.search_space import space_of
+from hwr_ray.tuning.tune import TuneSettings
 
 SETTINGS = {
     "synthesize": SynthesisSettings,
@@ -77,7 +77,7 @@ def test_every_command_is_one_that_its_job_understands(text, jobs):
 
 def test_every_command_is_run_by_a_test_or_marked_why_not():
     """A test that runs one gives it to `documented`, which looks for it in the pages."""
-    trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "tests").glob("test_*.py"))]
+    trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
     texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     run = {
         command
@@ -117,9 +117,12 @@ def test_every_make_target_that_is_named_is_there():
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_file_tree_lists_every_module_once():
-    listed = re.findall(r"^  (\w+\.py) ", PAGES["README.md"], flags=re.MULTILINE)
-    assert sorted(listed) == sorted(p.name for p in (ROOT / "hwr_ray").glob("*.py") if p.name != "__init__.py")
+def test_the_file_tree_has_the_sentence_of_every_package():
+    tree = PAGES["README.md"].partition("hwr_ray/          ")[2].partition("\njobs/")[0]
+    told = dict(re.findall(r"^  (\w+)/ +(.+)$", tree, flags=re.MULTILINE))
+    packages = {path.parent.name: ast.parse(path.read_text()) for path in (ROOT / "hwr_ray").glob("*/__init__.py")}
+    sentences = {name: ast.get_docstring(module).rstrip(".") for name, module in packages.items()}
+    assert told == {name: sentence[0].lower() + sentence[1:] for name, sentence in sentences.items()}
 
 
 def test_the_reasons_the_slices_and_the_columns_of_transcripts_and_suspects_are_all_told():
@@ -163,6 +166,6 @@ def test_the_site_is_built_without_a_warning_and_asks_no_other_server(browser, s
             assert all(pictures.evaluate_all("all => all.map(image => image.naturalWidth)"))
             check_width(page)
             screenshot(page, f"{name.removesuffix('.md').replace('/', '-')}-{width}")
-        assert "hwr_ray.recognizer.Recognizer" in page.request.get(f"{site}api/").text()
+        assert "hwr_ray.recognition.recognizer.Recognizer" in page.request.get(f"{site}api/").text()
         answer = page.request.get(f"{site}benchmarks/results/listing.json")
         assert answer.json() == json.loads((ROOT / "benchmarks/results/listing.json").read_text())

@@ -17,12 +17,12 @@ from conftest import PAGES, blocks, check_report, documented, draw_lines, wait_f
 from job_runs import mistake, run, run_apart, run_here, start
 from latches import Latch
 
-from hwr_ray.comparison import verdict
-from hwr_ray.folds import fold_of
-from hwr_ray.prepared import Prepared
-from hwr_ray.recognizer import Recognizer
-from hwr_ray.train_settings import TrainSettings
-from hwr_ray.training import read_train_lines
+from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.folds import fold_of
+from hwr_ray.evaluation.comparison import verdict
+from hwr_ray.recognition.recognizer import Recognizer
+from hwr_ray.training.settings import TrainSettings
+from hwr_ray.training.train import read_train_lines
 
 RECIPE = ["--epochs", "18", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
 TRAIN = "jobs/train.py --data prepared --out run --num-workers 2"
@@ -205,8 +205,8 @@ def test_two_evaluations_are_compared_line_by_line(folder, evaluated, browser):
     check_report(browser, folder / "other/report.html", "compare")
 
 
-HELD = "import hwr_ray.preparation, latches, pathlib; latch = latches.Latch(pathlib.Path({folder!r}))\n"
-HELD += "hwr_ray.preparation.count_lines = lambda *_: latch.hold()"
+HELD = "import hwr_ray.data.prepare, latches, pathlib; latch = latches.Latch(pathlib.Path({folder!r}))\n"
+HELD += "hwr_ray.data.prepare.count_lines = lambda *_: latch.hold()"
 """What holds a preparation once a shard is written."""
 
 

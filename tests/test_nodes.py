@@ -11,9 +11,9 @@ import ray
 from conftest import NODE, draw_easy_lines, keys, new_cluster, started
 from job_runs import end_of, mistake, read_until, run, run_here, start
 
-from hwr_ray import storage
-from hwr_ray.cluster import connect
-from hwr_ray.parts import read_parquet
+from hwr_ray.cluster.connection import connect
+from hwr_ray.files import storage
+from hwr_ray.transcription.partitions import read_parquet
 
 EPOCHS, STEPS = 2, 6
 RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--gru-size", "16", "--conv-widths", "8", "8", "16", "16"]

@@ -26,7 +26,7 @@ def test_it_calls_the_package_and_defines_nothing(notebook):
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
     modules = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
     modules += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert {"hwr_ray.cleaning", "hwr_ray.line_images", "hwr_ray.preparation"} <= set(modules)
+    assert {"hwr_ray.data.cleaning", "hwr_ray.images.lines", "hwr_ray.data.prepare"} <= set(modules)
     assert {module.split(".")[0] for module in modules} == {
         "collections",
         "hwr_ray",

@@ -23,9 +23,9 @@ from benchmarks.quality import (
     with_table,
     write,
 )
-from hwr_ray.bundle import load_bundle
-from hwr_ray.bundle_config import SHIPPED
 from hwr_ray.errors import UserError
+from hwr_ray.recognition.bundle import load_bundle
+from hwr_ray.recognition.bundle_config import SHIPPED
 
 ROW = {
     "epochs": 60,

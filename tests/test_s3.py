@@ -8,17 +8,18 @@ from conftest import keys, new_tiny_bundle, wait_for
 from job_runs import run, start
 from latches import Latch
 
-from hwr_ray import storage
-from hwr_ray.bundle import save_bundle
 from hwr_ray.errors import UserError
-from hwr_ray.inputs import InputSettings, open_inputs
-from hwr_ray.line_images import encode_png
-from hwr_ray.line_reading import Line
-from hwr_ray.parts import Parts, inputs_of, read_parquet, write_output
+from hwr_ray.files import storage
+from hwr_ray.images.lines import encode_png
+from hwr_ray.images.reader import Line
+from hwr_ray.recognition.bundle import save_bundle
+from hwr_ray.transcription.inputs import InputSettings, open_inputs
+from hwr_ray.transcription.partitions import Parts, inputs_of, read_parquet, write_output
 
 NUM_FILES = 200
-HELD = "import hwr_ray.parts, hwr_ray.transcription, latches, pathlib; hwr_ray.parts.FIRST_PART = 16\n"
-HELD += "hwr_ray.transcription.load_part = latches.loading((2, pathlib.Path({folder!r})))"
+HELD = "from hwr_ray.transcription import partitions, transcribe\n"
+HELD += "import latches, pathlib; partitions.FIRST_PART = 16\n"
+HELD += "transcribe.load_part = latches.loading((2, pathlib.Path({folder!r})))"
 
 
 def put(client, key: str, data: bytes) -> None:

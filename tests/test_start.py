@@ -13,8 +13,8 @@ import pytest
 from conftest import new_tiny_bundle, wait_for
 from job_runs import named_below, start
 
-from hwr_ray.bundle import save_bundle
-from hwr_ray.line_images import encode_png
+from hwr_ray.images.lines import encode_png
+from hwr_ray.recognition.bundle import save_bundle
 
 
 @pytest.fixture(scope="module")

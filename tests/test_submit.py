@@ -21,13 +21,13 @@ from latches import Latch
 from ray.autoscaler._private.util import prepare_config
 
 from benchmarks.measuring import descendants
-from hwr_ray.monitoring import EPOCH
+from hwr_ray.cluster.monitoring import EPOCH
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 TOKEN = "a token of at least a few characters"  # noqa: S105 - of a head that lives for a test
 EPOCHS = 4
-HELD = "import hwr_ray.training, latches, pathlib, runpy, sys; sys.argv[0] = 'jobs/train.py'; "
-HELD += "hwr_ray.training.train_loop_per_worker = latches.training((14, pathlib.Path({folder!r}))); "
+HELD = "import hwr_ray.training.train, latches, pathlib, runpy, sys; sys.argv[0] = 'jobs/train.py'; "
+HELD += "hwr_ray.training.train.train_loop_per_worker = latches.training((14, pathlib.Path({folder!r}))); "
 HELD += "runpy.run_path(sys.argv[0], run_name='__main__')"
 """A training that is held in its third epoch, of six steps each."""
 RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--gru-size", "16", "--conv-widths", "8", "8", "16", "16"]
@@ -200,7 +200,7 @@ def test_what_is_uploaded_is_little_and_the_code_that_runs(head, prepared):
     ]
     (package,) = uploaded
     files = [path.relative_to(package) for path in package.rglob("*") if path.is_file()]
-    assert Path("hwr_ray/transcription.py") in files and Path("jobs/train.py") in files
+    assert Path("hwr_ray/transcription/transcribe.py") in files and Path("jobs/train.py") in files
     assert not {path.parts[0] for path in files} & {".git", ".venv", "tests", "quickstart"}
     assert sum((package / path).stat().st_size for path in files) < 8 << 20
     said = head.submit("-c", "import hwr_ray; print(hwr_ray.__path__)")

@@ -1,5 +1,5 @@
 """The demo as a Hugging Face Space, whose environment says where it listens."""
 
-from hwr_ray.demo import DemoSettings, demo
+from hwr_ray.recognition.demo import DemoSettings, demo
 
 demo(DemoSettings(port=0), server_name=None)

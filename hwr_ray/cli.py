@@ -1,0 +1,109 @@
+"""How every job runs: settings from the command line, the user's mistakes in one sentence, an exit status to trust."""
+
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from typing import TypeVar
+
+import tyro
+
+from hwr_ray.cluster.submission import check_lasting
+from hwr_ray.errors import UserError
+
+Settings = TypeVar("Settings")
+
+NOISE = (
+    "has constructor arguments in the object store and max_restarts > 0",  # at each start of Ray Data (ray#53727)
+    "PYTHON worker processes have been started on node",  # as a sweep does on two CPUs
+)
+"""Parts of lines that Ray prints and that mean nothing to a user."""
+FILTER = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+for line in sys.stdin.buffer:
+    if not any(part in line for part in {[part.encode() for part in NOISE]!r}):
+        os.write(2, line)
+"""
+
+
+class Console(io.TextIOWrapper):
+    """Python's stderr, without NOISE, which Ray passes on from its workers, too."""
+
+    is_after_noise = False
+
+    def write(self, text: str) -> int:
+        is_noise = any(part in text for part in NOISE)
+        if is_noise or (self.is_after_noise and text == "\n"):  # print writes the end of a line apart
+            self.is_after_noise = is_noise and not text.endswith("\n")
+            return len(text)
+        self.is_after_noise = False
+        return super().write(text)
+
+
+def run_job(settings_type: type[Settings], run: Callable[[Settings], str | None]) -> None:
+    """Parses `settings_type` from the command line, calls `run` with it and prints the path that it returns.
+
+    Nothing else comes to stdout: Ray, too, prints there.
+
+    Exits with status 2 after one sentence on stderr where the user can mend what is wrong (`UserError`), with 130 at
+    Ctrl-C and 143 at SIGTERM; any other exception passes through with its traceback, and Python exits with status 1.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    set_up_console()
+    try:
+        settings = tyro.cli(settings_type, config=(tyro.conf.OmitArgPrefixes,))
+        check_lasting(getattr(settings, "out", None))
+        with redirect_stdout(sys.stderr):
+            result = run(settings)
+        if result is not None:
+            print(result)
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: interrupted; the same command goes on with what is there", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        # No right to a file is nearly always the user's to mend, and its text names the file.
+        mistakes = [e for e in _causes(error) if isinstance(e, UserError | PermissionError)]
+        if not mistakes:
+            raise
+        # The innermost, since Ray's wrapping of a UserError is one too, and its first line, since Ray adds advice.
+        print(f"{sys.argv[0]}: {str(mistakes[-1]).splitlines()[0]}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def set_up_console() -> None:
+    """Any path can be printed, whatever the console's encoding; the log goes to stderr; Ray's noise does not."""
+    if sys.stderr and sys.stderr is sys.__stderr__:  # else a program that runs this job, such as a test, has its own
+        _filter_stderr()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
+def _filter_stderr() -> None:
+    """Lets what is not written by Python, such as by Ray's C++ code, pass through a process that leaves out NOISE.
+
+    A process, since it still passes on the last words of this one when it is aborted.
+    """
+    console = os.dup(2)
+    command = [sys.executable, "-I", "-S", "-c", FILTER]
+    reader, writer = os.pipe()
+    subprocess.Popen(command, stdin=reader, stdout=subprocess.DEVNULL)  # noqa: S603
+    os.close(reader)
+    os.dup2(writer, 2)
+    os.close(writer)
+    sys.stderr = Console(os.fdopen(console, "wb"), encoding=sys.stderr.encoding, line_buffering=True)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it: Ray wraps what workers raised, in `cause`, `__cause__` or `worker_failures`."""
+    yield error
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for inner in [getattr(error, "cause", None) or error.__cause__, *failures]:
+        if isinstance(inner, BaseException):
+            yield from _causes(inner)

@@ -1,0 +1,256 @@
+"""Label CSVs and images to a prepared data set: read, clean, decode, fit, write, in one pass of Ray Data."""
+
+import logging
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from itertools import chain, islice, tee
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import ray.data
+
+from hwr_ray.cluster.connection import Needs, check_shared, connect, preflight, rows_of
+from hwr_ray.cluster.monitoring import count_lines
+from hwr_ray.cluster.progress import Progress
+from hwr_ray.data import dataset as prepared
+from hwr_ray.data.cleaning import REASONS, CleaningSettings, normalize, reason_for
+from hwr_ray.data.labels import LabelFile, Split, find_label_files, read_rows
+from hwr_ray.data.statistics import Tally
+from hwr_ray.errors import UserError
+from hwr_ray.evaluation.reports import write_preparation_report
+from hwr_ray.files import storage
+from hwr_ray.images.lines import Canvas
+from hwr_ray.images.reader import Line, lines_of, read_files
+from hwr_ray.versions import versions
+
+log = logging.getLogger(__name__)
+
+MOST_ROWS, SHARD_BYTES = 4096, 64 << 20
+"""Of a shard, before compression."""
+LABEL_CPUS, SHARD_CPUS = 0.1, 0.45
+"""Ray's logical CPUs of what reads a CSV, and of each process that prepares its rows, of which a CPU has one: so few
+that the processes of a node that is lost, which start again on the others, leave them some."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    out: str
+    """Folder or URI of the prepared data set."""
+    data: str | None = None
+    """Folder in the layout of Kaggle's landlord/handwriting-recognition, any of its three splits."""
+    csv: str | None = None
+    """A label CSV, instead of --data."""
+    images: str | None = None
+    """Folder of the images that --csv names."""
+    split: Split | None = None
+    """Split of all rows of --csv; by default they are dealt out 80 : 10 : 10 by the hash of the file name."""
+    columns: tuple[str, str] = ("FILENAME", "IDENTITY")
+    """Names of the CSV's columns with the file name and the text."""
+    encoding: str = "utf-8"
+    """Encoding of the CSVs."""
+    canvas: tuple[int, int] = (Canvas.height, Canvas.width)
+    """Height and width in pixels of every prepared image."""
+    cleaning: CleaningSettings = field(default_factory=CleaningSettings)
+    wait_minutes: float = 0
+    """For which the job waits for nodes that it lacks, and an autoscaler is asked for them; 0 refuses it at once."""
+    overwrite: bool = False
+    """Replace a finished data set."""
+
+    def __post_init__(self) -> None:
+        Canvas(*self.canvas)
+        if (self.data is None) == (self.csv is None):
+            raise UserError("name either --data or --csv")
+        if (self.csv is None) != (self.images is None):
+            raise UserError("--csv and --images go together")
+
+    def label_files(self) -> list[LabelFile]:
+        """The CSVs to read. Raises UserError where --data holds none."""
+        if self.csv is not None and self.images is not None:
+            files = [LabelFile(csv=self.csv, images=self.images, split=self.split)]
+        else:
+            files = find_label_files(str(self.data))
+        return [
+            replace(
+                file,
+                csv=storage.absolute(file.csv),
+                images=storage.absolute(file.images),
+                columns=self.columns,
+                encoding=self.encoding,
+            )
+            for file in files
+        ]
+
+
+def prepare(settings: PrepareSettings) -> str:
+    """Writes the prepared data set of the settings. Raises UserError for what its user can mend."""
+    files = settings.label_files()
+    canvas = Canvas(*settings.canvas)
+    for file in files:
+        next(read_rows(file))  # what is wrong with a CSV shows before Ray starts
+    with storage.staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
+        connect()
+        needs = Needs(num_workers=1, cpus_per_worker=SHARD_CPUS, other_cpus=LABEL_CPUS)
+        preflight(needs, wait_minutes=settings.wait_minutes)
+        check_shared(out, *(path for file in files for path in (file.csv, file.images)))
+        tally = write_shards(files, out, settings.cleaning, canvas)
+        check_whole(out, tally)
+        if not any(reason == "prepared" for _, reason in tally.rows):
+            (_, reason), number = tally.rows.most_common(1)[0]
+            raise UserError(
+                f"none of {tally.rows.total()} rows could be prepared, {number} of them for {reason} "
+                f"({REASONS[reason]}): nothing was written"
+            )
+        facts: dict[str, Any] = {
+            "canvas": [canvas.height, canvas.width],
+            "charset": settings.cleaning.charset or tally.charset(),
+            "splits": tally.splits(),
+            "content_hash": f"{tally.digest:064x}",
+            "settings": {**asdict(settings), "label_files": [asdict(file) for file in files]},
+            "versions": versions(),
+        }
+        write_preparation_report(out, facts=facts, tally=tally)
+        storage.write_json(storage.join(out, "dataset.json"), facts)
+    for split, figures in facts["splits"].items():
+        rejected = ", ".join(f"{reason} {n}" for reason, n in figures["rejected"].items()) or "none"
+        log.info("%s: %s rows, %s prepared, rejected: %s", split, figures["rows"], figures["prepared"], rejected)
+    return storage.absolute(settings.out)
+
+
+def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, canvas: Canvas) -> Tally:
+    """Prepares all rows of the label files and writes them to `out`."""
+    rows_per_shard = max(16, min(MOST_ROWS, SHARD_BYTES // (canvas.height * canvas.width)))
+    begun = chain.from_iterable(read_rows(file, rows_per_table=rows_per_shard) for file in files)
+    num_writers = sum(1 for _ in islice(begun, max(1, int(ray.cluster_resources()["CPU"]))))  # no more than shards
+    carried = [{"number": number, **asdict(file)} for number, file in enumerate(files)]
+    # Actors, not tasks: Ray Data has tasks wait for its next round, a tenth of a second, and ends idle processes.
+    shards = (
+        ray.data.from_items(carried, override_num_blocks=len(files))
+        .map_batches(
+            _shards_of,  # type: ignore[arg-type]
+            fn_kwargs={"rows_per_shard": rows_per_shard},
+            batch_format="pyarrow",
+            num_cpus=LABEL_CPUS,
+        )
+        .map_batches(
+            ShardWriter,
+            fn_constructor_kwargs={"out": out, "cleaning": cleaning, "canvas": canvas},
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=SHARD_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=num_writers),
+        )
+    )
+    shards.context.enable_progress_bars = False
+    shards.context.target_max_block_size = 1  # byte: each row, which is a shard, becomes a block
+    tally, progress = Tally(), Progress("rows", lambda: None)
+    try:
+        for row in rows_of(shards):
+            part = pickle.loads(row["tally"])  # noqa: S301 - of a process of this job
+            tally += part
+            progress.advance(part.rows.total())
+            count_lines("prepare", ((outcome, number) for (_, outcome), number in part.rows.items()))
+    finally:
+        progress.close()
+    return tally
+
+
+def check_whole(out: str, tally: Tally) -> None:
+    """Raises RuntimeError where the shards in `out` do not hold the rows that were counted."""
+    for name in storage.list_files(out):
+        if storage.PARTIAL in name:  # of a process that was killed while it wrote
+            storage.delete_file(storage.join(out, name))
+    expected = {split: figures["prepared"] for split, figures in tally.splits().items()}
+    expected["rejected"] = tally.rows.total() - sum(expected.values())
+    for folder, rows in expected.items():
+        filesystem, inner = storage.locate(storage.join(out, folder))
+        found = pyarrow.dataset.dataset(inner, filesystem=filesystem).count_rows() if rows else 0
+        if found != rows:
+            raise RuntimeError(
+                f"{found} of {rows} {folder} rows are in {out}: is --out on storage that all nodes share?"
+            )
+
+
+def _shards_of(files: pa.Table, *, rows_per_shard: int) -> Iterable[pa.Table]:
+    """LabelFiles, as Ray Data carries them, to tables of one row: the `name` of a shard, and its `rows` as an Arrow
+    stream, which Ray Data can neither split nor join."""
+    for file in files.to_pylist():
+        number = file.pop("number")
+        label_file = LabelFile(**{**file, "columns": tuple(file["columns"])})
+        for shard, rows in enumerate(read_rows(label_file, rows_per_table=rows_per_shard)):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, rows.schema) as stream:
+                stream.write_table(rows)
+            yield pa.table({"name": [f"{number:02d}-{shard:06d}.parquet"], "rows": [sink.getvalue().to_pybytes()]})
+
+
+def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> list[dict[str, Any]]:
+    """Rows (schema ROWS) cleaned, their images decoded and fitted.
+
+    Adds `kept_text`; `height` and `width` of the image file in pixels and `image`, (H, W) uint8 on the canvas, None in
+    rows that are to leave; and `digest`, the SHA-256 of the file, empty where it was not read. Every row stays; those
+    that are to leave carry their `reason`.
+    """
+    records = rows.to_pylist()
+    for row in records:
+        row["kept_text"] = normalize(row["text"])
+        row["reason"] = row["reason"] or reason_for(row["kept_text"], cleaning, is_training=row["split"] == "train")
+        row |= {"height": None, "width": None, "image": None, "digest": b""}
+    for folder in {row["folder"] for row in records}:
+        good = [row for row in records if row["reason"] is None and row["folder"] == folder]
+        to_hash, to_decode = tee(read_files(folder, [row["id"] for row in good]))
+        for row, file, line in zip(good, to_hash, lines_of(to_decode, canvas), strict=True):
+            row |= {"reason": line.reason, "detail": line.detail, "height": line.height, "width": line.width}
+            row |= {"digest": b"" if isinstance(file, Line) else sha256(file).digest(), "image": line.image}
+    return records
+
+
+class ShardWriter:
+    """The actor: prepares tables of rows and writes them to `out`, a shard for each split and one of rejected rows."""
+
+    def __init__(self, out: str, cleaning: CleaningSettings, canvas: Canvas) -> None:
+        self.out, self.cleaning, self.canvas = out, cleaning, canvas
+
+    def __call__(self, shards: pa.Table) -> pa.Table:
+        """A row with the pickled Tally for each shard (`name`, `rows` as an Arrow stream), which is written."""
+        tallies = []
+        for shard in shards.to_pylist():
+            rows = pa.ipc.open_stream(shard["rows"]).read_all()
+            records = prepare_rows(rows, cleaning=self.cleaning, canvas=self.canvas)
+            # Under the same name, whichever process writes it, and however often.
+            tallies.append(pickle.dumps(self.write(records, shard["name"])))
+        return pa.table({"tally": tallies})
+
+    def write(self, records: list[dict[str, Any]], name: str) -> Tally:
+        """Writes prepared rows as files of that name in the folders of the splits and of the rejected."""
+        tally, folders = Tally(), defaultdict[str, list[dict[str, Any]]](list)
+        for row in records:
+            folders[count_row(row, tally)].append(row)
+        for folder, members in folders.items():
+            schema = prepared.REJECTED if folder == "rejected" else prepared.schema(self.canvas)
+            columns: dict[str, Any] = {column: [row[column] for row in members] for column in schema.names}
+            if folder != "rejected":
+                columns["text"] = [row["kept_text"] for row in members]
+                columns["image"] = prepared.column_of(columns["image"], self.canvas)
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd", compression_level=1)
+            storage.write_bytes(storage.join(self.out, folder, name), sink.getvalue().to_pybytes())
+        return tally
+
+
+def count_row(row: dict[str, Any], tally: Tally) -> str:
+    """Adds a prepared row to the tally; returns the folder that it goes to."""
+    is_kept = row["reason"] is None
+    tally.add_row(
+        split=row["split"],
+        text=row["text"],
+        kept_text=row["kept_text"] if is_kept else None,
+        reason=row["reason"],
+        size=(row["height"], row["width"]) if row["height"] else None,
+        content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"]],
+    )
+    return row["split"] if is_kept else "rejected"

@@ -1,0 +1,84 @@
+"""What prepare counts while it runs, in parts that add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from hashlib import sha256
+from typing import Any
+
+from hwr_ray.data.labels import Split
+from hwr_ray.text.codec import frames_needed
+
+
+@dataclass
+class Tally:
+    """Counts over rows of a data set; tallies of disjoint rows add up to that of their union."""
+
+    rows: Counter[tuple[Split, str]] = field(default_factory=Counter)
+    """Rows by split and reason; the reason of a row that stays is 'prepared'."""
+    normalized: Counter[Split] = field(default_factory=Counter)
+    """Prepared rows whose label changed by normalization."""
+    frames: Counter[tuple[Split, int]] = field(default_factory=Counter)
+    """Prepared rows by the frames that their label needs."""
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Decoded images by (height, width) in pixels."""
+    lengths_before: Counter[int] = field(default_factory=Counter)
+    """Labelled rows by the label's length, before cleaning."""
+    lengths_after: Counter[int] = field(default_factory=Counter)
+    characters_before: Counter[str] = field(default_factory=Counter)
+    characters_after: Counter[tuple[Split, str]] = field(default_factory=Counter)
+    digest: int = 0
+    """Sum modulo 2**256 of a hash of each row and its image: the same for the same rows in any order (Bellare and
+    Micciancio 1997, AdHash)."""
+
+    def add_row(
+        self,
+        *,
+        split: Split,
+        text: str,
+        kept_text: str | None,
+        reason: str | None,
+        size: tuple[int, int] | None,
+        content: Iterable[bytes],
+    ) -> None:
+        """Counts one row; `kept_text` is the label that was kept, None for a rejected row."""
+        self.rows[split, reason or "prepared"] += 1
+        if size:
+            self.sizes[size] += 1
+        if text:
+            self.lengths_before[len(text)] += 1
+            self.characters_before.update(text)
+        if kept_text is not None:
+            self.normalized[split] += kept_text != text
+            self.frames[split, frames_needed(kept_text)] += 1
+            self.lengths_after[len(kept_text)] += 1
+            self.characters_after.update((split, c) for c in kept_text)
+        hashed = sha256(b"".join(sha256(part).digest() for part in content))
+        self.digest = (self.digest + int.from_bytes(hashed.digest(), "big")) % 2**256
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "digest"},
+            digest=(self.digest + other.digest) % 2**256,
+        )
+
+    def charset(self) -> str:
+        """The characters of the prepared training labels, sorted."""
+        return "".join(sorted({c for split, c in self.characters_after if split == "train"}))
+
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """dataset.json's figures by split."""
+        names = dict.fromkeys(split for split, _ in self.rows)
+        return {name: self._split(name) for name in names}
+
+    def _split(self, name: Split) -> dict[str, Any]:
+        rows = {reason: n for (split, reason), n in self.rows.items() if split == name}
+        return {
+            "rows": sum(rows.values()),
+            "prepared": rows.pop("prepared", 0),
+            "rejected": dict(sorted(rows.items())),
+            "normalized": self.normalized[name],
+            "most_frames_needed": max((frames for split, frames in self.frames if split == name), default=0),
+        }

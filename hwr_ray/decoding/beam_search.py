@@ -1,0 +1,100 @@
+"""CTC prefix beam search: the texts that are most probable in a line image, weighed with a language model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwr_ray.decoding.ctc import ctc_log_probs, greedy_labels
+from hwr_ray.decoding.ngram import END, LanguageModel
+from hwr_ray.decoding.prefix_beam import Settings, search
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """Candidate texts of N lines, K each, different from one another, the best first."""
+
+    labels: np.ndarray
+    """(N, K, T) int32, padded with BLANK."""
+    lengths: np.ndarray
+    """(N, K) int32; 0 where a line has fewer than K candidates."""
+    ctc_log_probs: np.ndarray
+    """(N, K) float64: log-probability of the text given the line, summed over all alignments; -inf where missing."""
+    scores: np.ndarray
+    """(N, K) float64: what they are sorted by; -inf where missing."""
+
+
+def beam_search(
+    log_probs: np.ndarray,
+    *,
+    language_model: LanguageModel | None = None,
+    lm_weight: float = 0.0,
+    length_bonus: float = 0.0,
+    beam_width: int = 32,
+    num_best: int = 8,
+    min_prob: float = 1e-4,
+    max_gap: float = 12.0,
+) -> Hypotheses:
+    """Candidates of each line of `log_probs` (N, T, C) float32, sorted by score: log-probability of the text given the
+    line + lm_weight * log P_lm(text, its end included) + length_bonus * length.
+
+    The search is that of Graves & Jaitly 2014 and Hannun et al. 2014 (arXiv 1408.2873). A prefix is not extended by
+    labels below `min_prob` in a frame, and is given up where `beam_width` others score better, or one by more than
+    `max_gap`. What it finds, and the greedy reading, is scored exactly: the best candidate never scores below the
+    greedy reading.
+    """
+    if beam_width < 1 or num_best < 1:
+        raise ValueError(f"beam_width and num_best must be positive, not {beam_width} and {num_best}")
+    model = language_model or _no_model(log_probs.shape[2])
+    if model.next_state.shape[1] != log_probs.shape[2]:
+        raise ValueError(f"the model has {model.next_state.shape[1]} labels, the lines have {log_probs.shape[2]}")
+    settings = Settings(
+        model.next_state,
+        model.log_probs,
+        model.start,
+        float(lm_weight),
+        float(length_bonus),
+        int(beam_width),
+        float(min_prob),
+        float(max_gap),
+    )
+    probs = np.exp(log_probs, dtype=np.float64)
+    labels, lengths = _with_greedy(log_probs, *search(probs, settings, num_best))
+    ctc = ctc_log_probs(probs, labels, lengths)
+    scores = ctc + lm_weight * lm_log_probs(model, labels, lengths) + length_bonus * lengths
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :num_best]
+    return Hypotheses(
+        labels=np.take_along_axis(labels, order[:, :, None], axis=1),
+        lengths=np.take_along_axis(lengths, order, axis=1).clip(min=0),
+        ctc_log_probs=np.take_along_axis(ctc, order, axis=1),
+        scores=np.take_along_axis(scores, order, axis=1),
+    )
+
+
+def lm_log_probs(model: LanguageModel, labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Log-probability (N, K) float64 of texts, their ends included; `labels` is (N, K, L), `lengths` (N, K)."""
+    states = np.full(lengths.shape, model.start)
+    total = np.zeros(lengths.shape)
+    for i in range(max(0, lengths.max(initial=0))):
+        label, is_inside = labels[:, :, i], i < lengths
+        total += np.where(is_inside, model.log_probs[states, label], 0)
+        states = np.where(is_inside, model.next_state[states, label], states)
+    return total + model.log_probs[states, END]
+
+
+def _no_model(num_classes: int) -> LanguageModel:
+    """A model that gives every text the same score, 0: no distribution, and of use to this search alone."""
+    return LanguageModel(
+        order=1,
+        start=0,
+        next_state=np.zeros((1, num_classes), np.int32),
+        log_probs=np.zeros((1, num_classes), np.float32),
+        tensors={},
+    )
+
+
+def _with_greedy(log_probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The candidates (N, K + 1) of a search with the greedy reading as one more, missing where it is there already."""
+    greedy, length = greedy_labels(log_probs.argmax(-1))
+    is_same = (labels == greedy[:, None]).all(-1) & (lengths == length[:, None])
+    length = np.where(is_same.any(1), -1, length).astype(np.int32)
+    return np.concatenate([labels, greedy[:, None]], axis=1), np.concatenate([lengths, length[:, None]], axis=1)

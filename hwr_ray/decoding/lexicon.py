@@ -1,0 +1,101 @@
+"""How probable a text is before its image is seen: an n-gram model with known names mixed in."""
+
+import csv
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hwr_ray.data.cleaning import normalize
+from hwr_ray.decoding.ngram import LanguageModel
+from hwr_ray.errors import UserError
+from hwr_ray.files import storage
+from hwr_ray.text.codec import Codec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NameList:
+    """Known names and how often each occurs."""
+
+    counts: Mapping[str, int]
+
+    @cached_property
+    def total(self) -> int:
+        """Occurrences of all names."""
+        return sum(self.counts.values())
+
+    def log_prob(self, text: str) -> float:
+        """Natural logarithm of the name's share of all occurrences; -inf for a text that is no name of the list."""
+        count = self.counts.get(text, 0)
+        return math.log(count / self.total) if count else -math.inf
+
+
+@dataclass(frozen=True)
+class TextPrior:
+    """P(text) = (P_ngram(text) + P_names(text)) / 2, a distribution as its parts are.
+
+    A known name raises a reading; an unknown one is never forbidden.
+    """
+
+    language_model: LanguageModel
+    codec: Codec
+    names: NameList
+
+    def log_prob(self, text: str) -> float:
+        """Natural logarithm of the text's probability. Raises UserError for a character that the charset lacks."""
+        spelled, known = self.language_model.log_prob(self.codec.encode(text)), self.names.log_prob(text)
+        return float(np.logaddexp(spelled, known)) - math.log(2)
+
+
+def read_name_list(path: str, codec: Codec) -> NameList:
+    """The names of a file in UTF-8, one a line, each with a comma and its count where it occurs more than once.
+
+    Counts of a name on several lines add up, empty lines count nothing. A warning tells how many names hold characters
+    that the charset lacks: they can't be read. Raises UserError that names the file and the line.
+    """
+    counts: Counter[str] = Counter()
+    reader = csv.reader(_text(path).splitlines(), strict=True)  # else an open quote swallows the names after it
+    try:
+        for fields in reader:
+            if any(map(str.strip, fields)):
+                name, count = _name(fields, f"{path}, line {reader.line_num}")
+                counts[name] += count
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    if not counts:
+        raise UserError(f"{path} holds no name")
+    unreadable = sum(bool(codec.unknown(name)) for name in counts)
+    if unreadable:
+        log.warning(f"{path}: {unreadable} of {len(counts)} names hold characters that the charset lacks")
+    return NameList(counts)
+
+
+def _text(path: str) -> str:
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8: {error.reason}") from error
+
+
+def _name(fields: list[str], where: str) -> tuple[str, int]:
+    name, count = normalize(fields[0]), fields[1].strip() if len(fields) > 1 else "1"
+    if len(fields) > 2:
+        raise UserError(f"{where}: a name and a count were expected, not {len(fields)} fields")
+    if not name:
+        raise UserError(f"{where}: there is a count and no name")
+    if not (count.isascii() and count.isdigit() and int(count) > 0):
+        raise UserError(f"{where}: {count!r} is no count: expected a whole number from 1 on")
+    return name, int(count)

@@ -1,0 +1,188 @@
+"""How well a bundle reads a prepared split: predictions, figures with intervals, a report."""
+
+import logging
+import shlex
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+
+from hwr_ray.cluster.connection import check_shared, connect
+from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.labels import Split
+from hwr_ray.decoding.calibration import calibration_error
+from hwr_ray.errors import UserError
+from hwr_ray.evaluation.comparison import compare, verdict
+from hwr_ray.evaluation.label_errors import find_suspects, in_fold_order
+from hwr_ray.evaluation.reports import lines_to_show, write_evaluation_report
+from hwr_ray.evaluation.subgroups import slice_figures, weak_groups
+from hwr_ray.files import storage
+from hwr_ray.recognition.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
+from hwr_ray.text.metrics import confusion_table, edit_distances, figures
+from hwr_ray.transcription.actors import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
+from hwr_ray.versions import versions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    data: str
+    """A prepared data set (jobs/prepare.py)."""
+    model: str = SHIPPED_WORD
+    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
+    out: str
+    """Folder or URI for metrics.json, predictions/*.parquet and report.html, or suspects.parquet and suspects.html."""
+    split: Split = "validation"
+    """Which lines to read."""
+    suspects: tuple[str, ...] = ()
+    """Rank the training lines by how wrong their labels look instead, each read by the one of these bundles that was
+    trained without it: one for each fold (jobs/train.py --num-folds --fold). --model and --split are not used."""
+    compare: str | None = None
+    """Another evaluation of the same lines: which of the two reads better, and is it luck?"""
+    seed: int = 0
+    """Of the bootstrap."""
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
+    overwrite: bool = False
+    """Replace an evaluation that is there."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"--seed must not be negative, not {self.seed}")
+
+
+def evaluate(settings: EvaluateSettings) -> str:
+    """Writes the evaluation of the settings and returns its path. Raises UserError for what its user can mend."""
+    prepared = Prepared(settings.data)
+    if settings.suspects:
+        return rank_suspects(settings, prepared)
+    model_path = bundle_path(settings.model)
+    bundle = read_config(model_path)
+    check_canvas(prepared, bundle, model_path)
+    num_lines = prepared.num_lines(settings.split)
+    other = read_other(settings.compare, prepared, settings.split) if settings.compare else None
+    reading = settings.reading.for_workers(model_path, bundle)
+    with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
+        connect()
+        reading = reading.admitted()
+        check_shared(out, prepared.path, model_path)
+        filesystem, folder = storage.locate(storage.join(out, "predictions"))
+        # Ray reads small shards as one block, which would keep all but one model idle.
+        blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
+        lines = read_lines_with(blocks, model_path, reading, num_blocks=-(-num_lines // ROWS_PER_BLOCK))
+        lines.map_batches(
+            add_edits,
+            batch_format="pyarrow",
+            num_cpus=0.25,
+        ).write_parquet(folder, filesystem=filesystem)
+        predictions = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
+        if len(predictions) != num_lines:
+            raise RuntimeError(f"{len(predictions)} of {num_lines} lines came back: the evaluation is not whole")
+        seen = training_texts(prepared) if settings.split != "train" else None
+        metrics = measure(predictions, bundle, seed=settings.seed, training_texts=seen)
+        metrics |= {
+            "split": settings.split,
+            "prepared": prepared.path,
+            "content_hash": prepared.facts["content_hash"],
+            "model_id": bundle.model_id,
+            "settings": asdict(settings),
+            "versions": versions(),
+        }
+        if other:
+            told, theirs = other
+            comparison = compare(predictions, theirs, seed=settings.seed)
+            figures_of_other = {name: told[name] for name in ("model_id", "cer", "exact_match")}
+            metrics["comparison"] = {"with": settings.compare, **figures_of_other, "difference": comparison}
+        storage.write_json(storage.join(out, "metrics.json"), metrics)
+        shown = prepared.images(settings.split, lines_to_show(predictions))
+        write_evaluation_report(out, metrics=metrics, predictions=predictions, images=shown)
+    log.info("%s", summary(metrics))
+    if other:
+        log.info("against %s: %s", settings.compare, verdict(comparison))
+    return storage.absolute(settings.out)
+
+
+def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, Any], pa.Table]:
+    """The metrics and predictions of another evaluation. Raises UserError where it is not of the same lines."""
+    if not storage.is_file(storage.join(path, "metrics.json")):
+        raise UserError(f"{path} is no evaluation: it has no metrics.json")
+    metrics = storage.read_json(storage.join(path, "metrics.json"))
+    if (metrics["content_hash"], metrics["split"]) != (prepared.facts["content_hash"], split):
+        raise UserError(f"{path} is of other lines: the {metrics['split']} split of {metrics['prepared']}")
+    filesystem, folder = storage.locate(storage.join(path, "predictions"))
+    return metrics, pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
+
+
+def rank_suspects(settings: EvaluateSettings, prepared: Prepared) -> str:
+    """Writes the ranking of the training lines and returns its path; see `evaluate`."""
+    if settings.reading.names or settings.reading.num_best > 1 or settings.reading.characters:
+        raise UserError("--suspects compares greedy readings: leave --names, --num-best and --characters out")
+    bundles = [(path, read_config(path)) for path in map(bundle_path, settings.suspects)]
+    for path, bundle in bundles:
+        check_canvas(prepared, bundle, path)
+    paths = in_fold_order([(path, bundle.training) for path, bundle in bundles], prepared)
+    return find_suspects(prepared, paths, settings.out, settings.reading, overwrite=settings.overwrite)
+
+
+def check_canvas(prepared: Prepared, bundle: BundleConfig, model_path: str) -> None:
+    """Raises UserError with the command to run where the lines were prepared for another canvas than the bundle's."""
+    if prepared.canvas != bundle.canvas:
+        again = {"out": "NEW_FOLDER", "canvas": [bundle.canvas.height, bundle.canvas.width], "overwrite": None}
+        raise UserError(
+            f"{prepared.path} has the canvas {prepared.canvas} and {model_path} reads {bundle.canvas}; prepare again: "
+            f"{command({**prepared.facts['settings'], **again})}"
+        )
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The command line of `prepare` with the settings that a dataset.json holds."""
+    given = {**settings, **settings["cleaning"], "cleaning": None, "label_files": None}
+    words = ["python", "jobs/prepare.py"]
+    for name, value in given.items():
+        if value not in (None, [], ()):
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return shlex.join(words)
+
+
+def add_edits(table: pa.Table) -> pa.Table:
+    """The table with `num_edits`, the edit distance of each prediction to its text."""
+    edits = edit_distances(table["text"].to_pylist(), table["prediction"].to_pylist())
+    return table.append_column("num_edits", pa.array(edits, pa.int32()))
+
+
+def training_texts(prepared: Prepared) -> set[str] | None:
+    """The texts of the training split, or None where the set has none."""
+    if not prepared.facts["splits"].get("train", {}).get("prepared"):
+        return None
+    return set(prepared.table("train", ["text"])["text"].to_pylist())
+
+
+def measure(
+    predictions: pa.Table, bundle: BundleConfig, *, seed: int, training_texts: Collection[str] | None
+) -> dict[str, Any]:
+    """Figures over all predictions and over groups of them, and which characters were read as which."""
+    texts, edits = predictions["text"].to_pylist(), predictions["num_edits"].to_pylist()
+    return {
+        **figures(texts, edits, seed=seed),
+        "calibration_error": calibration_error(predictions["confidence"].to_numpy(), np.array(edits) == 0),
+        # Each of them counts as an error: the model has no way to write it.
+        "num_unknown_characters": sum(c not in bundle.codec.charset for text in texts for c in text),
+        "confusions": confusion_table(texts, predictions["prediction"].to_pylist()),
+        "slices": slice_figures(predictions, seed=seed, training_texts=training_texts),
+    }
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The figures in one sentence, with the weakest group of lines where one stands out."""
+    (cer_low, cer_high), (exact_low, exact_high) = metrics["cer_ci"], metrics["exact_match_ci"]
+    said = (
+        f"CER {metrics['cer']:.2%} ({cer_low:.2%} to {cer_high:.2%}), "
+        f"exact match {metrics['exact_match']:.2%} ({exact_low:.2%} to {exact_high:.2%}) "
+        f"on {metrics['num_lines']} {metrics['split']} lines"
+    )
+    for row in weak_groups(metrics["slices"], cer=metrics["cer"])[:1]:
+        said += f"; weakest is {row['slice']} {row['group']}: CER {row['cer']:.2%} on {row['num_lines']} lines"
+    return said

@@ -1,0 +1,86 @@
+"""Figures over groups of the lines of an evaluation: where the recognizer is weak."""
+
+from collections.abc import Collection, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hwr_ray.text.metrics import figures
+
+SLICES = {
+    "width": "Width of the image file in pixels, which tells the forms of a collection apart.",
+    "length": "Characters of the text.",
+    "doubled_letters": "The text holds two equal characters in a row.",
+    "training": "The text occurs among the training texts of the same prepared data set.",
+    "separators": "What the text holds besides letters. A line may be in several groups; plain is one in none of them.",
+}
+"""Each slice with its meaning. The groups of all but `separators` are disjoint."""
+SEPARATORS = {"hyphen": "-\u2010\u2011", "space": " ", "apostrophe": "'\u2019"}
+MOST_RANGES = 8
+FEW_LINES = 30
+"""A group of fewer lines says little."""
+
+
+def slice_figures(lines: pa.Table, *, seed: int, training_texts: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """One row a group that has lines: `slice` (of SLICES), `group`, and its hwr_ray.text.metrics.figures.
+
+    `lines` has the columns `text`, `num_edits` and `width`. Without training texts there is no slice `training`.
+    """
+    texts, edits = lines["text"].to_pylist(), lines["num_edits"].to_pylist()
+    rows = []
+    for name, group, members in _groups(texts, lines["width"].to_numpy(), training_texts):
+        if len(members):
+            figures_of_group = figures([texts[i] for i in members], [edits[i] for i in members], seed=seed)
+            rows.append({"slice": name, "group": group, **figures_of_group})
+    return rows
+
+
+def weak_groups(rows: list[dict[str, Any]], *, cer: float) -> list[dict[str, Any]]:
+    """The rows of FEW_LINES lines or more whose interval lies above the CER of all lines, the highest CER first."""
+    rows = [row for row in rows if row["num_lines"] >= FEW_LINES and row["cer"] is not None and row["cer_ci"][0] > cer]
+    return sorted(rows, key=lambda row: -row["cer"])
+
+
+def _groups(
+    texts: list[str], widths: np.ndarray, training_texts: Collection[str] | None
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Slice, group and the positions of the group's lines."""
+    for name, values in (("width", widths), ("length", np.array([len(text) for text in texts], int))):
+        for label, is_member in ranges(values):
+            yield name, label, np.flatnonzero(is_member)
+    is_doubled = np.array([any(a == b for a, b in pairwise(text)) for text in texts], bool)
+    yield "doubled_letters", "yes", np.flatnonzero(is_doubled)
+    yield "doubled_letters", "no", np.flatnonzero(~is_doubled)
+    if training_texts is not None:
+        known = frozenset(training_texts)
+        is_seen = np.array([text in known for text in texts], bool)
+        yield "training", "seen", np.flatnonzero(is_seen)
+        yield "training", "unseen", np.flatnonzero(~is_seen)
+    is_plain = np.ones(len(texts), bool)
+    for label, characters in SEPARATORS.items():
+        is_member = np.array([any(c in text for c in characters) for text in texts], bool)
+        yield "separators", label, np.flatnonzero(is_member)
+        is_plain &= ~is_member
+    yield "separators", "plain", np.flatnonzero(is_plain)
+
+
+def ranges(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Disjoint groups of whole numbers, ascending: a label and which values are members.
+
+    Up to MOST_RANGES different values are a group each; of more, as many ranges with about equally many members.
+    """
+    if not len(values):
+        return []
+    ends = np.unique(values)
+    if len(ends) > MOST_RANGES:
+        shares = np.arange(1, MOST_RANGES + 1) / MOST_RANGES
+        ends = np.unique(np.quantile(values, shares, method="inverted_cdf"))
+    places = np.searchsorted(ends, values)  # a value belongs to the first end that it does not exceed
+    groups = []
+    for place in range(len(ends)):
+        is_member = places == place
+        low, high = values[is_member].min(), values[is_member].max()
+        groups.append((str(low) if low == high else f"{low}–{high}", is_member))
+    return groups

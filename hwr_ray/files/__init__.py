@@ -1,0 +1,1 @@
+"""Bytes by path or URI, whole or not at all."""

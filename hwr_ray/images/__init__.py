@@ -1,0 +1,1 @@
+"""Bytes of an image file to pixels on a canvas."""

@@ -1,0 +1,148 @@
+"""What a bundle says of itself: all but its network. Needs no torch, so that a job's driver starts without it."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from hwr_ray.decoding.calibration import Calibration
+from hwr_ray.decoding.decoder import Decoding
+from hwr_ray.decoding.ngram import from_tensors
+from hwr_ray.errors import UserError
+from hwr_ray.files import storage
+from hwr_ray.images.lines import Canvas
+from hwr_ray.model.architecture import ModelSettings, num_frames
+from hwr_ray.text.codec import Codec
+
+WEIGHTS, CONFIG, LANGUAGE_MODEL = "model.safetensors", "config.json", "language_model.safetensors"
+SHIPPED = str(Path(__file__).parents[1] / "pretrained")
+"""The bundle that comes with the package."""
+SHIPPED_WORD = "shipped"
+"""What stands for it wherever a user names a bundle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleConfig:
+    """A bundle without its network."""
+
+    settings: ModelSettings
+    codec: Codec
+    canvas: Canvas
+    decoding: Decoding = field(default_factory=Decoding)
+    training: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from: settings, data, figures, versions."""
+    model_id: str = ""
+    """12 hex digits that change with the weights and with the decoding; empty before it is saved."""
+
+
+def bundle_path(name: str) -> str:
+    """The absolute path or URI of a bundle that a user names: a folder, a URI or `shipped`."""
+    return SHIPPED if name == SHIPPED_WORD else storage.absolute(name)
+
+
+def read_config(path: str) -> BundleConfig:
+    """What the bundle in a folder or at a URI says of itself.
+
+    Raises UserError where a file is missing or damaged, or the two do not belong together.
+    """
+    return read_files(path)[0]
+
+
+def read_files(path: str) -> tuple[BundleConfig, bytes]:
+    """The same, and the file of the weights. Raises UserError as `read_config` does."""
+    if not storage.is_folder(path):
+        raise UserError(f"there is no bundle {path}: jobs/train.py writes RUN/best")
+    config = storage.read_json(storage.join(path, CONFIG)) if _read(path, CONFIG) else {}
+    try:
+        architecture = dict(config["architecture"])
+        if config["format"] == 1:
+            raise UserError("it was made by an older version of hwr_ray: train it again")
+        decoder = config["decoding"]["name"]
+        if config["format"] != 2 or architecture.pop("name") != "crnn" or decoder not in ("greedy", "beam"):
+            raise UserError("it was made by a newer version of hwr_ray")
+        architecture["conv_widths"] = tuple(architecture["conv_widths"])
+        height, width = config["canvas"]
+        codec, canvas = Codec(config["charset"]), Canvas(height, width)
+        settings, model_id = ModelSettings(**architecture), _model_id(config)
+        num_frames(height, width)
+        decoding = _decoding_of(config)
+        digests = {name: config["sha256"][name] for name in (WEIGHTS, *([LANGUAGE_MODEL] if decoder == "beam" else []))}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{storage.join(path, CONFIG)} is no bundle's configuration: {error!r}") from error
+    except UserError as error:
+        raise UserError(f"{storage.join(path, CONFIG)} can't be used: {error}") from error
+    files = {name: _read(path, name) for name in digests}
+    for name, data in files.items():
+        if sha256(data).hexdigest() != digests[name]:
+            raise UserError(f"{storage.join(path, name)} is damaged: its SHA-256 is not the one in {CONFIG}")
+    if decoder == "beam":
+        try:
+            language_model = from_tensors(safetensors.numpy.load(files[LANGUAGE_MODEL]))
+            if language_model.next_state.shape[1] != codec.num_classes:
+                raise ValueError("its characters are not those of the charset")
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{storage.join(path, LANGUAGE_MODEL)} does not fit {CONFIG}: {error}") from error
+        decoding = replace(decoding, language_model=language_model)
+    found = BundleConfig(
+        settings=settings,
+        codec=codec,
+        canvas=canvas,
+        decoding=decoding,
+        training=config.get("training", {}),
+        model_id=model_id,
+    )
+    return found, files[WEIGHTS]
+
+
+def architecture_from(bundle: BundleConfig, settings: ModelSettings, canvas: Canvas) -> ModelSettings:
+    """The bundle's architecture with the dropout of the settings.
+
+    Raises UserError where the settings ask for an architecture that is neither this nor the default, or the canvas has
+    another height.
+    """
+    asked, default, there = asdict(settings), asdict(ModelSettings()), asdict(bundle.settings)
+    for name in sorted(asked.keys() - {"dropout"}):
+        if asked[name] not in (default[name], there[name]):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {asked[name]} is not the architecture of --init-from, which has {there[name]}")
+    if canvas.height != bundle.canvas.height:
+        raise UserError(
+            f"--init-from reads lines of {bundle.canvas.height} pixels of height and the prepared ones have "
+            f"{canvas.height}: prepare them with --canvas {bundle.canvas.height} {canvas.width}"
+        )
+    return replace(bundle.settings, dropout=settings.dropout)
+
+
+def weights_digest(path: str) -> str:
+    """12 hex digits of the SHA-256 of a bundle's weights, whatever its decoding."""
+    return storage.read_json(storage.join(path, CONFIG))["sha256"][WEIGHTS][:12]
+
+
+def _decoding_of(config: dict[str, Any]) -> Decoding:
+    """The decoding of a configuration, still without its language model."""
+    calibration = {name: Calibration(**found) if found else None for name, found in config["calibration"].items()}
+    return Decoding(
+        lm_weight=float(config["decoding"]["lm_weight"]),
+        length_bonus=float(config["decoding"]["length_bonus"]),
+        greedy_calibration=calibration["greedy"],
+        beam_calibration=calibration["beam"],
+    )
+
+
+def _model_id(config: dict[str, Any]) -> str:
+    """Of a bundle with this configuration: what decides its readings, hashed."""
+    deciding = {
+        name: config[name] for name in ("architecture", "charset", "canvas", "decoding", "calibration", "sha256")
+    }
+    return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read(path: str, name: str) -> bytes:
+    try:
+        return storage.read_bytes(storage.join(path, name))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"the bundle {path} has no {name}") from error

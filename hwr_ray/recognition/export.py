@@ -1,0 +1,152 @@
+"""A bundle's network as a file for programs without this package: ONNX or TorchScript, checked against the original."""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from hwr_ray.errors import UserError
+from hwr_ray.files import storage
+from hwr_ray.images.lines import fit
+from hwr_ray.recognition.bundle import Bundle, load_bundle
+from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path
+from hwr_ray.recognition.recognizer import read_log_probs
+from hwr_ray.recognition.runtime import Head
+from hwr_ray.synthetic.forms import draw_line
+from hwr_ray.synthetic.glyphs import DRAWABLE
+from hwr_ray.text.codec import BLANK
+from hwr_ray.versions import versions
+
+log = logging.getLogger(__name__)
+
+FILES = {"onnx": "model.onnx", "torchscript": "model.pt"}
+NUM_CHECKED = 64
+"""Drawn lines that both must read alike."""
+MOST_LETTERS = 8
+TOLERANCE = 1e-3
+"""Of the confidences, and of the probabilities of the classes in each frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    out: str
+    """Folder or URI for the network and reading.json, which says how to use it."""
+    model: str = SHIPPED_WORD
+    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
+    format: Literal["onnx", "torchscript"] = "onnx"
+    """`onnx` needs the extra `export`."""
+    overwrite: bool = False
+    """Replace an export that is there."""
+
+
+def export(settings: ExportSettings) -> str:
+    """Writes the export of the settings and returns its path. Raises UserError for what its user can mend."""
+    bundle = load_bundle(bundle_path(settings.model))
+    data, read = (to_onnx if settings.format == "onnx" else to_torchscript)(bundle)
+    parity = compare(bundle, read, drawn_lines(bundle))
+    with storage.staged(storage.absolute(settings.out), mark="reading.json", overwrite=settings.overwrite) as out:
+        storage.write_bytes(storage.join(out, FILES[settings.format]), data)
+        facts = {
+            "model_id": bundle.model_id,
+            "canvas": [bundle.canvas.height, bundle.canvas.width],
+            "charset": bundle.codec.charset,
+            "blank": BLANK,
+            "input": "images (lines, height, width) uint8, dark on light",
+            "output": "log_probs (lines, frames, classes) float32: the blank, then the charset",
+            "parity": parity,
+            "versions": versions(),
+        }
+        storage.write_json(storage.join(out, "reading.json"), facts)
+    log.info(
+        "%d drawn lines read alike; largest difference of a confidence %.1e, of a frame's probability %.1e",
+        parity["lines"],
+        parity["confidence"],
+        parity["probability"],
+    )
+    return storage.absolute(settings.out)
+
+
+Read = Callable[[np.ndarray], np.ndarray]
+"""Line images (N, H, W) uint8 to log-probabilities (N, T, C) float32."""
+
+
+def to_onnx(bundle: Bundle) -> tuple[bytes, Read]:
+    """The network as an ONNX file, for any number of lines at once, and how ONNX Runtime reads with it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            "--format onnx needs the packages onnx and onnxruntime: pip install 'hwr_ray[export]'"
+        ) from error
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of the exporter that is to go: the newer one fixes the number of lines in GRUs
+        torch.onnx.export(
+            Head(bundle.model).eval(),
+            (_example(bundle),),
+            file,  # type: ignore[arg-type]
+            input_names=["images"],
+            output_names=["log_probs"],
+            dynamic_axes={"images": {0: "lines"}, "log_probs": {0: "lines"}},
+            dynamo=False,
+        )
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    return file.getvalue(), lambda images: session.run(None, {"images": images})[0]
+
+
+def to_torchscript(bundle: Bundle) -> tuple[bytes, Read]:
+    """The network as a TorchScript file, for any number of lines at once, and how it reads."""
+    file = io.BytesIO()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing a GRU, whose checks hold for any batch
+        torch.jit.save(torch.jit.trace(Head(bundle.model).eval(), (_example(bundle),), check_trace=False), file)
+    file.seek(0)
+    script = torch.jit.load(file)
+
+    @torch.inference_mode()
+    def read(images: np.ndarray) -> np.ndarray:
+        return script(torch.from_numpy(images)).numpy()
+
+    return file.getvalue(), read
+
+
+def _example(bundle: Bundle) -> torch.Tensor:
+    return torch.zeros((2, bundle.canvas.height, bundle.canvas.width), dtype=torch.uint8)
+
+
+def drawn_lines(bundle: Bundle, *, seed: int = 0) -> np.ndarray:
+    """NUM_CHECKED line images (N, H, W) uint8 of words drawn with the charset's letters, noise where none is known."""
+    rng, canvas = np.random.default_rng(seed), bundle.canvas
+    letters = [character for character in bundle.codec.charset if character in DRAWABLE and character != " "]
+    if not letters:
+        return rng.integers(0, 256, (NUM_CHECKED, canvas.height, canvas.width), dtype=np.uint8)
+    words = ["".join(rng.choice(letters, rng.integers(1, MOST_LETTERS + 1))) for _ in range(NUM_CHECKED)]
+    return np.stack([fit(draw_line(word, rng), canvas) for word in words])
+
+
+def compare(bundle: Bundle, read: Read, images: np.ndarray) -> dict[str, float]:
+    """The largest differences from the original in float32, over all lines at once and one line alone.
+
+    Raises RuntimeError where a text differs, or a confidence by more than TOLERANCE.
+    """
+    with torch.inference_mode():
+        expected = Head(bundle.model).eval()(torch.from_numpy(images))
+    together, alone = torch.tensor(read(images)), torch.tensor(read(images[:1]))
+    readings, truth = (read_log_probs(found, bundle.codec) for found in (torch.cat([together, alone]), expected))
+    pairs = list(zip(readings, [*truth, truth[0]], strict=True))
+    parity = {
+        "lines": len(images),
+        "confidence": max(abs(ours.confidence - theirs.confidence) for ours, theirs in pairs),
+        "probability": float((together.exp() - expected.exp()).abs().max()),
+    }
+    differing = sum(ours.text != theirs.text for ours, theirs in pairs)
+    if differing or max(parity["confidence"], parity["probability"]) > TOLERANCE:
+        raise RuntimeError(f"the export reads {differing} of {len(pairs)} drawn lines differently: {parity}")
+    return parity

@@ -1,0 +1,1 @@
+"""Characters and how wrong they are."""

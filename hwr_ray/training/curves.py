@@ -1,0 +1,43 @@
+"""A training run's figures, epoch by epoch, as a picture."""
+
+import io
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from hwr_ray.files import storage
+from hwr_ray.reporting.html import BAD, GOOD
+
+NAME = "curves.png"
+
+
+def write_curves(out: str, history: list[dict[str, Any]]) -> None:
+    """Draws the metrics of a run's epochs into its folder."""
+    epochs = [row["epoch"] for row in history]
+    best = min(history, key=lambda row: row["cer"])
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    (errors, loss), (rate, speed) = figure.subplots(2, 2)
+    errors.plot(epochs, [100 * row["cer"] for row in history], color=GOOD, label="CER")
+    errors.plot(epochs, [100 - 100 * row["exact_match"] for row in history], color=BAD, label="lines with an error")
+    errors.plot(best["epoch"], 100 * best["cer"], "o", color=GOOD)
+    errors.set_title(f"Validation, greedy: best CER {100 * best['cer']:.2f} % after epoch {best['epoch']}")
+    errors.set_ylabel("%")
+    errors.legend(frameon=False)
+    loss.plot(epochs, [row["loss"] for row in history], color=GOOD)
+    loss.set_title("Training loss a character")
+    loss.set_yscale("log")
+    rate.plot(epochs, [row["learning_rate"] for row in history], color=GOOD, label="learning rate at the epoch's end")
+    rate.set_title("Learning rate, and norm of the gradient")
+    norm = rate.twinx()
+    norm.plot(epochs, [row["gradient_norm"] for row in history], color=BAD, label="gradient norm")
+    rate.legend(handles=[*rate.lines, *norm.lines], frameon=False, loc="upper right")
+    speed.plot(epochs, [row["lines_per_second"] for row in history], color=GOOD)
+    speed.set_title("Training lines a second")
+    speed.set_ylim(bottom=0)
+    for axes in figure.axes:
+        axes.spines["top"].set_visible(False)
+        axes.set_xlabel("epoch")
+        axes.set_ylim(bottom=0 if axes in (errors, rate, norm) else None)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    storage.write_bytes(storage.join(out, NAME), buffer.getvalue())

@@ -1,0 +1,52 @@
+"""The texts that a run's language model learns from."""
+
+import logging
+from collections import Counter
+
+import pandas as pd
+
+from hwr_ray.data.cleaning import CleaningSettings, normalize, reason_for
+from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.folds import leave_out
+from hwr_ray.errors import UserError
+from hwr_ray.files import storage
+from hwr_ray.training.settings import TrainSettings
+
+log = logging.getLogger(__name__)
+
+
+def language_model_texts(prepared: Prepared, settings: TrainSettings) -> Counter[str]:
+    """Texts that the run trains on, or those of its label list that the cleaning rules keep, with their counts.
+
+    Raises UserError where the list is missing, lacks the column or holds no text.
+    """
+    label_list = settings.label_list
+    if label_list is None:
+        table = prepared.table("train", ["id", "text"])
+        if settings.fold is not None:
+            table = leave_out(table, fold=settings.fold, num_folds=settings.num_folds)
+        return Counter(table["text"].to_pylist())
+    cleaning = prepared.facts["settings"]["cleaning"]
+    rules = CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])})
+    raw = Counter(read_column(label_list, settings.label_column))
+    texts: Counter[str] = Counter()
+    for text, number in raw.items():
+        if reason_for(normalize(text), rules, is_training=True) is None:
+            texts[normalize(text)] += number
+    if not texts:
+        raise UserError(f"{label_list} holds no text that the cleaning rules of {prepared.path} keep")
+    log.info("%s: %s of %s texts for the language model", label_list, texts.total(), raw.total())
+    return texts
+
+
+def read_column(path: str, column: str) -> list[str]:
+    """A column of a CSV file, packed (.gz) or not. Raises UserError where the file or the column is missing."""
+    if not storage.is_file(path):
+        raise UserError(f"there is no file {path}")
+    filesystem, inner = storage.locate(path)
+    with filesystem.open_input_stream(inner, compression="detect") as stream:
+        try:
+            table = pd.read_csv(stream, usecols=[column], keep_default_na=False, dtype=str)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path} can't be read as a CSV with a column {column}: {error}") from error
+    return table[column].to_list()

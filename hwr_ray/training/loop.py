@@ -1,0 +1,244 @@
+"""What one training worker does: epochs of steps and a validation, from lines to the best bundle."""
+
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import ray.train
+import ray.util
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hwr_ray.cluster.monitoring import show_epoch
+from hwr_ray.cluster.tracking import Sample, Tracker
+from hwr_ray.data.dataset import images_of
+from hwr_ray.files import storage
+from hwr_ray.files.ownership import TakenOverError
+from hwr_ray.images.augmentation import augment
+from hwr_ray.model.crnn import to_ink
+from hwr_ray.recognition.bundle import Bundle, save_bundle
+from hwr_ray.recognition.recognizer import read_batch
+from hwr_ray.text.metrics import Counts, count
+from hwr_ray.training.checkpoint_trigger import Stopwatch
+from hwr_ray.training.dataloader import Batch
+from hwr_ray.training.history import METRICS, read_history
+from hwr_ray.training.settings import TrainSettings
+from hwr_ray.training.step import one_cycle, train_step, update_average
+from hwr_ray.training.warm_start import freeze_convolutions
+from hwr_ray.training.worker_state import Run, begin
+from hwr_ray.versions import versions
+
+NUM_SAMPLES = 32
+"""Validation lines in wandb's table."""
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
+    """Trains until the last epoch, or until patience runs out, from the last whole checkpoint if there is one.
+
+    Every epoch ends with a validation on all workers, a checkpoint, a line on the console and one in metrics.jsonl.
+    The best average of the weights so far is the bundle OUT/best. Returns how it ended, by `ended`: `finished`,
+    `stopped` (by its user), or, with a `reason` that another try would not mend, `diverged` or `refused`.
+    """
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs a long line a report; the epochs' own tell more
+    settings: TrainSettings = config["settings"]
+    try:
+        run = begin(config)
+    except TakenOverError as error:  # on all workers, so none waits for another
+        return {"ended": "refused", "reason": str(error)}
+    placement = ray.util.get_current_placement_group()
+    tracker = Tracker(
+        project=settings.wandb_project if run.is_first else None,
+        out=run.out,
+        run_id=config["run_id"],
+        config=asdict(settings),
+    )
+    state, ended = run.state, {"ended": "finished"}
+    if run.is_first and len(read_history(run.out)) < len(state.history):
+        publish(run)  # it was stopped between the checkpoint and its publication
+    while len(state.history) < settings.epochs and state.epochs_since_best() < settings.patience:
+        epoch = len(state.history) + 1
+        try:
+            trained = train_epoch(run, epoch)
+        except FloatingPointError as error:
+            ended = {"ended": "diverged", "reason": str(error)}
+            break
+        if trained is None:
+            ended = {"ended": "stopped"}
+            break
+        start = time.monotonic()
+        counts, samples = validate(run)
+        trained["validation_seconds"] = time.monotonic() - start
+        row = {"epoch": epoch, **trained, "cer": counts.cer, "exact_match": counts.exact_match, **asdict(counts)}
+        state.history.append(row)
+        is_best = state.epochs_since_best() == 0
+        if run.is_first:
+            publish(run)
+            run.lookout.tell({"text": describe(row, settings.epochs, is_best=is_best)})
+            tracker.log(row)
+            show_epoch(run.out, row)
+            if is_best:
+                tracker.log_samples(samples, epoch=epoch)
+        # A sweep gives the placement group back.
+        ray.train.report({**row, "placement_group": placement.id.hex() if placement else None})
+    run.background.wait()
+    tracker.finish()
+    return ended
+
+
+def publish(run: Run) -> None:
+    """Writes, in the background, a checkpoint, the average of the weights as the bundle OUT/best if the last epoch is
+    the best, then metrics.jsonl."""
+    state, settings, prepared = run.state, run.settings, run.prepared
+    save = _saving(run)
+    rows = "".join(json.dumps(row) + "\n" for row in state.history).encode()
+    bundle = None
+    if state.epochs_since_best() == 0:
+        provenance = {"recipe": {**settings.recipe(), **run.origin}, "data": prepared.facts["content_hash"]}
+        bundle = Bundle(
+            model=copy.deepcopy(state.average),
+            settings=settings.model,
+            codec=run.codec,
+            canvas=prepared.canvas,
+            training={**provenance, "versions": versions(), "metrics": state.history[-1]},
+        )
+
+    def work() -> None:
+        save()
+        if bundle:
+            save_bundle(bundle, storage.join(run.out, "best"))
+        storage.write_bytes(storage.join(run.out, METRICS), rows)
+
+    run.lookout.saved = time.monotonic()
+    run.background.do(work)
+
+
+def _saving(run: Run) -> Callable[[], None]:
+    """What writes a checkpoint of the state as it is now, and deletes older ones."""
+    data, step, best = run.state.to_bytes(), run.state.step, run.state.best_epoch().get("step")
+
+    def save() -> None:
+        if run.claim:
+            run.claim.check()
+        run.checkpoints.save(data, step=step)
+        run.checkpoints.prune(run.settings.keep, best=best)
+
+    return save
+
+
+def train_epoch(run: Run, epoch: int) -> dict[str, Any] | None:
+    """The rest of a pass over the lines; returns its figures, or None where the run was asked to stop.
+
+    Raises FloatingPointError where the loss is not finite.
+    """
+    state, settings = run.state, run.settings
+    # Of the losses and the gradients' norms since the last checkpoint. In float64: else an epoch's figures would
+    # depend, in their last digits, on where its checkpoints were.
+    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    if not state.sums:
+        state.sums = dict.fromkeys(("loss", "gradient_norm", "seconds", "waiting_seconds"), 0.0)
+    watch = Stopwatch()
+    run.lookout.begin_epoch()
+    batches = run.lines.batches(epoch, state.epoch_step)
+    run.parallel.train()
+    if settings.freeze_convolutions:
+        freeze_convolutions(state.model)
+    while batch := watch.waiting(batches):
+        sums += torch.stack(step_on(run, batch, epoch))
+        state.epoch_step += 1
+        save, stop = run.lookout.look(run.lines_done)
+        if stop or (save and state.epoch_step < run.lines.steps):  # the epoch's end is a checkpoint, too
+            add_up(run, sums, watch, epoch)
+            if run.is_first:
+                run.background.do(_saving(run))
+        if stop:
+            run.background.wait()
+            return None
+    add_up(run, sums, watch, epoch)
+    steps, state.epoch_step = state.epoch_step, 0
+    figures, state.sums = state.sums, {}
+    return {
+        "step": state.step,
+        "loss": figures["loss"] / steps,
+        "gradient_norm": figures["gradient_norm"] / steps,
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "lines_per_second": steps * settings.batch_size / figures["seconds"],
+        "seconds": figures["seconds"],
+        "waiting_share": figures["waiting_seconds"] / figures["seconds"],
+    }
+
+
+def step_on(run: Run, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+    """One step of all workers on their shares of a batch; returns this worker's part of the loss, and the norm."""
+    state, settings = run.state, run.settings
+    torch.manual_seed(hash((settings.seed, state.step, run.share.rank)))  # dropout's
+    factor = one_cycle(state.step, settings.epochs * run.lines.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = settings.learning_rate * factor
+    ink = to_ink(batch.images)
+    if settings.augmentation:
+        ink = augment(ink, batch.ids, seed=settings.seed, epoch=epoch)
+    loss, norm = train_step(
+        state,
+        run.parallel,
+        ink,
+        [run.codec.encode(text) for text in batch.texts],
+        shortcut_weight=settings.shortcut_weight,
+        line_weight=run.share.world_size / settings.batch_size,
+        accumulation=settings.accumulation,
+    )
+    update_average(state.average, state.model, min(settings.average_decay, (1 + state.step) / (10 + state.step)))
+    return loss, norm
+
+
+def add_up(run: Run, sums: Tensor, watch: Stopwatch, epoch: int) -> None:
+    """Adds the sums of all workers and the time to the state's figures of the epoch, and sets the sums to 0.
+
+    Raises FloatingPointError where one of them is not finite.
+    """
+    if run.share.world_size > 1:
+        dist.all_reduce(sums)
+    loss, norm = (sums / run.share.world_size).tolist()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(f"the loss of epoch {epoch} or its gradient is not finite")
+    seconds, waited = watch.lap()
+    for name, value in zip(run.state.sums, (loss, norm, seconds, waited), strict=True):
+        run.state.sums[name] += value
+    sums.zero_()
+
+
+def validate(run: Run) -> tuple[Counts, list[Sample]]:
+    """Counts over all validation lines, summed over all workers, and some of this worker's lines.
+
+    Raises RuntimeError where a line was lost on the way.
+    """
+    counts, samples = Counts(), list[Sample]()
+    for table in run.validation_lines:
+        images, texts = images_of(table, run.prepared.canvas), table["text"].to_pylist()
+        readings = read_batch(run.state.average, run.codec, torch.tensor(images, device=run.device))
+        predictions = [reading.text for reading in readings]
+        counts += count(texts, predictions)
+        samples += list(zip(images, texts, predictions, strict=True))[: NUM_SAMPLES - len(samples)]
+    total = torch.tensor(list(asdict(counts).values()), device=run.device)
+    if run.share.world_size > 1:
+        dist.all_reduce(total)
+    counts = Counts(*total.tolist())
+    if counts.num_lines != run.prepared.num_lines("validation"):
+        raise RuntimeError(f"validated {counts.num_lines} of {run.prepared.num_lines('validation')} lines")
+    return counts, samples
+
+
+def describe(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
+    """An epoch in one line for the console."""
+    return (
+        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}, CER {100 * row['cer']:.2f} %, "
+        f"exact match {100 * row['exact_match']:.1f} % of {row['num_lines']} lines, "
+        f"learning rate {row['learning_rate']:.1e}, gradient {row['gradient_norm']:.2f}, "
+        f"{row['lines_per_second']:.0f} lines/s, {row['waiting_share']:.0%} of {row['seconds']:.0f} s waiting for lines"
+        + (" (best)" if is_best else "")
+    )

@@ -1,0 +1,121 @@
+"""One step of learning, and the state that it changes; knows no Ray."""
+
+import io
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hwr_ray.model.crnn import CRNN, has_bfloat16
+from hwr_ray.recognition.recognizer import ctc_losses
+
+WARM_UP_STEPS, MOST_WARM_UP = 500, 0.15
+"""Steps in which the learning rate rises, at most this share of all steps."""
+CLIP_NORM = 5.0
+"""Largest norm of the gradient."""
+
+
+@dataclass
+class TrainState:
+    """All that a resumed run needs to go on, in the middle of an epoch, too: what is not here (order, augmentation,
+    dropout) is drawn anew from the seed, the epoch, the step and the rank."""
+
+    model: CRNN
+    average: CRNN
+    """Exponential moving average of the model's weights, in evaluation mode."""
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    epoch_step: int = 0
+    """Steps of the epoch that is going on."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of the figures of those steps."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Metrics of the epochs so far."""
+
+    def best_epoch(self) -> dict[str, Any]:
+        """The metrics of the epoch with the lowest CER, the first of several; empty before the first epoch."""
+        return min(self.history, key=lambda row: row["cer"], default={})
+
+    def epochs_since_best(self) -> int:
+        return len(self.history) - 1 - self.history.index(self.best_epoch()) if self.history else 0
+
+    def to_bytes(self) -> bytes:
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        figures = {name: getattr(self, name) for name in ("step", "epoch_step", "sums", "history")}
+        buffer = io.BytesIO()
+        torch.save({**parts, **figures}, buffer)
+        return buffer.getvalue()
+
+    def load(self, data: bytes) -> None:
+        saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        for name in ("model", "average", "optimizer"):
+            getattr(self, name).load_state_dict(saved[name])
+        for name in ("step", "epoch_step", "sums", "history"):
+            setattr(self, name, saved[name])
+
+
+def train_step(
+    state: TrainState,
+    parallel: nn.Module,
+    ink: Tensor,
+    labels: list[list[int]],
+    *,
+    shortcut_weight: float,
+    line_weight: float | None = None,
+    accumulation: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """One step on ink (N, 1, H, W), in `accumulation` parts; returns the loss and the gradient's norm before clipping.
+
+    The loss is the sum over lines of the CTC loss a character, times `line_weight`: by default 1/N, the mean. Of
+    workers together it is their number over the lines of all, since DDP divides by their number. What is minimized is
+    the loss + shortcut_weight * that of the CTC head on the convolution features.
+    """
+    line_weight = 1 / len(labels) if line_weight is None else line_weight
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = ink.new_zeros(())
+    bounds = [len(labels) * part // accumulation for part in range(accumulation + 1)]
+    for start, end in pairwise(bounds):
+        is_last = end == len(labels)
+        with nullcontext() if is_last or not isinstance(parallel, DistributedDataParallel) else parallel.no_sync():
+            part = _loss(parallel, ink[start:end], labels[start:end], shortcut_weight) * line_weight
+            part.sum().backward()
+        loss += part[0].detach()
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), CLIP_NORM)
+    state.optimizer.step()
+    state.step += 1
+    return loss, norm
+
+
+def _loss(parallel: nn.Module, ink: Tensor, labels: list[list[int]], shortcut_weight: float) -> Tensor:
+    """CTC loss a character, summed over lines, and the shortcut's part of what is minimized: (2)."""
+    with torch.autocast(ink.device.type, torch.bfloat16, enabled=has_bfloat16(ink.device)):
+        logits, shortcut = parallel(ink.contiguous(memory_format=torch.channels_last))
+    lengths = torch.tensor([max(1, len(line)) for line in labels], device=ink.device)
+    # CTC sums many small probabilities: float32 always.
+    loss, shortcut_loss = (
+        (ctc_losses(out.float().log_softmax(-1), labels) / lengths).sum() for out in (logits, shortcut)
+    )
+    return torch.stack([loss, shortcut_weight * shortcut_loss])
+
+
+def one_cycle(step: int, total_steps: int) -> float:
+    """Factor of the learning rate at a step of 0 to total_steps: a linear rise, then half a cosine down to 0."""
+    warm_up = min(WARM_UP_STEPS, MOST_WARM_UP * total_steps)
+    if step < warm_up:
+        return max(0.04, step / warm_up)
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warm_up) / (total_steps - warm_up)))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model, the batch statistics included."""
+    for kept, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(now, 1 - decay)
+        else:
+            kept.copy_(now)

@@ -1,0 +1,275 @@
+"""A training run: Ray Train over a prepared data set, one folder that it can be resumed from."""
+
+import logging
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import ray
+import ray.data
+
+from hwr_ray.cluster.connection import Needs, check_shared, configure_data, connect, preflight, working_nodes
+from hwr_ray.cluster.tracking import check_key
+from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.folds import folds_of, leave_out
+from hwr_ray.errors import UserError
+from hwr_ray.files import storage
+from hwr_ray.files.ownership import Claim, difference
+from hwr_ray.model.architecture import num_frames
+from hwr_ray.recognition.bundle_config import architecture_from, bundle_path, read_config, weights_digest
+from hwr_ray.training.checkpoints import Checkpoints
+from hwr_ray.training.driver_channel import follow, new_board
+from hwr_ray.training.history import CHECKPOINTS, check_fresh, read_history
+from hwr_ray.training.label_list import language_model_texts
+from hwr_ray.training.settings import KEPT_SHARE, TrainSettings
+
+log = logging.getLogger(__name__)
+
+INGEST_CPUS = 1
+"""Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
+REPORT_SECONDS = "0.5"
+"""Between two looks of Ray Train at what its workers report, and whether they have ended; 2 by default."""
+
+
+def train(settings: TrainSettings) -> str:
+    """Trains or resumes the run of the settings and returns the path of its best bundle."""
+    prepared = Prepared(settings.data)
+    num_lines = count_train_lines(prepared, settings)
+    origin: dict[str, Any] = {}
+    if settings.init_from:
+        settings = replace(settings, init_from=bundle_path(settings.init_from))
+        bundle = read_config(str(settings.init_from))
+        settings = replace(settings, model=architecture_from(bundle, settings.model, prepared.canvas))
+        origin = {"init_from": weights_digest(str(settings.init_from))}
+    check_feasible(prepared, settings, num_lines)
+    texts = language_model_texts(prepared, settings)
+    check_key(settings.wandb_project)
+    connect()
+    preflight(
+        Needs(
+            num_workers=settings.worker_range[0],
+            cpus_per_worker=settings.cpus_per_worker,
+            gpus_per_worker=1 if settings.use_gpu else 0,
+            other_cpus=INGEST_CPUS,
+        ),
+        wait_minutes=settings.wait_minutes,
+    )
+    out = storage.absolute(settings.out)
+    data = {name: prepared.facts[name] for name in ("content_hash", "canvas", "charset")}
+    data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
+    data["lines"]["train"] = num_lines
+    run_id = claim_run(out, {**settings.recipe(), **origin, "data": data})
+    if not last_step(out):
+        check_fresh(out)
+    claim = Claim(out).make()
+    begun_from = [settings.init_from] if settings.init_from else []
+    check_shared(storage.join(out, "recipe.json"), prepared.path, *begun_from)
+    board = new_board()
+    lines_per_epoch = num_lines // settings.batch_size * settings.batch_size
+    try:
+        metrics = follow(
+            board,
+            lambda: fit(settings, prepared, out, run_id, num_lines=num_lines, board=board, origin=origin, claim=claim),
+            total=settings.epochs * lines_per_epoch,
+            done=last_step(out) * settings.batch_size,
+        )
+    except FloatingPointError as error:
+        raise UserError(f"{error}: lower --learning-rate, and name another --out") from error
+    except SystemExit:
+        show_curves(out)
+        log.info("stopped after %d epochs; to go on: %s", len(read_history(out)), shlex.join(["python", *sys.argv]))
+        raise
+    show_curves(out)
+    log.info(
+        "best epoch %s: CER %.2f %%, exact match %.2f %%",
+        metrics["epoch"],
+        100 * metrics["cer"],
+        100 * metrics["exact_match"],
+    )
+    best = storage.join(out, "best")
+    log.info("decoder fitted: %s", fit_decoder_remotely(best, prepared, texts, settings))
+    return best
+
+
+def last_step(out: str) -> int:
+    """Steps that the last checkpoint of a run comes after."""
+    return Checkpoints(storage.join(out, CHECKPOINTS)).last_step()
+
+
+def show_curves(out: str) -> None:
+    if history := read_history(out):
+        from hwr_ray.training.curves import write_curves  # with matplotlib: not in the workers
+
+        write_curves(out, history)
+
+
+def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], settings: TrainSettings) -> str:
+    """Fits the decoder of a bundle on a node with what a training worker has; returns what came of it."""
+    fit_remotely: Any = ray.remote(_fit_decoder)
+    fit_remotely = fit_remotely.options(num_cpus=settings.cpus_per_worker, num_gpus=1 if settings.use_gpu else 0)
+    return ray.get(fit_remotely.remote(best, prepared, texts, device="cuda" if settings.use_gpu else "cpu"))
+
+
+def _fit_decoder(*args: Any, **settings: Any) -> str:
+    from hwr_ray.training.decoder_fitting import (
+        fit_decoder,  # in the worker: the driver needs neither torch nor numba for it
+    )
+
+    return fit_decoder(*args, **settings)
+
+
+def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:
+    """Training lines of the run: all, or those of the other folds. Raises UserError where the set has none."""
+    lines = prepared.num_lines("train")
+    if settings.fold is None:
+        return lines
+    return int((folds_of(prepared.table("train", ["id"])["id"].to_pylist(), settings.num_folds) != settings.fold).sum())
+
+
+def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) -> None:
+    """Raises UserError where training can't work: too few lines, or a label that needs more frames than there are."""
+    prepared.num_lines("validation")
+    if num_lines < settings.batch_size:
+        raise UserError(
+            f"{num_lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}"
+        )
+    frames = num_frames(prepared.canvas.height, prepared.canvas.width)
+    needed = prepared.facts["splits"]["train"]["most_frames_needed"]
+    if needed > frames:
+        raise UserError(
+            f"a training label needs {needed} frames and the canvas {prepared.canvas} gives {frames}: "
+            f"prepare the lines with a wider --canvas or a lower --max-length"
+        )
+
+
+def claim_run(out: str, recipe: dict[str, Any]) -> str:
+    """Writes the run's recipe with a new id, or finds them there; returns the id.
+
+    Raises UserError that names the first field in which a run that is there differs.
+    """
+    path = storage.join(out, "recipe.json")
+    storage.recover(storage.join(out, "best"))
+    if not storage.is_file(path):
+        if storage.list_files(out):
+            raise UserError(f"{out} holds something that is no run: name another --out")
+        run_id = uuid4().hex[:12]
+        storage.write_json(path, {"run_id": run_id, **recipe})
+        return run_id
+    found = storage.read_json(path)
+    run_id = found.pop("run_id")
+    if differs := difference(found, recipe):
+        name, there, here = differs
+        raise UserError(f"{out} is a run with {name} = {there}, not {here}: name another --out")
+    return run_id
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
+    """The same as `hwr_ray.training.loop`'s, which is imported in the worker: the driver needs nothing of it."""
+    from hwr_ray.training import loop as train_loop
+
+    return train_loop.train_loop_per_worker(config)
+
+
+def fit(
+    settings: TrainSettings,
+    prepared: Prepared,
+    out: str,
+    run_id: str,
+    *,
+    num_lines: int,
+    callbacks: Sequence[Any] = (),
+    runs_at_once: int = 1,
+    board: Any = None,
+    origin: dict[str, Any] | None = None,
+    claim: Claim | None = None,
+    witness: str = "recipe.json",
+    has_cleaner: bool = False,
+) -> dict[str, Any]:
+    """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best,
+    or nothing where the run was stopped before its first epoch's end.
+
+    `callbacks` are Ray Train's; as many runs like this one as `runs_at_once` says share the cluster; `board` is a
+    Board; `origin` tells of the weights that it begins with; `claim` is on the run's folder; `witness` is a file in it,
+    by which the workers know that they see it; `has_cleaner` keeps Ray Train's PlacementGroupCleaner. Raises
+    ray.train.TrainingFailedError where workers fail again and again, FloatingPointError where the loss is not finite,
+    and UserError where another process took over.
+    """
+    # Imported here: not by a job that is refused before.
+    import ray.train
+
+    from hwr_ray.training.trainer import Trainer
+
+    def train_lines() -> ray.data.Dataset:
+        """Built anew with each group of workers, in another order each time."""
+        configure_data()
+        lines = read_train_lines(prepared, settings, seed=settings.seed + last_step(out))
+        lines.context.enable_progress_bars = False  # the run tells its own
+        return lines
+
+    streaming = may_stream(prepared, settings, num_lines, runs_at_once)
+    if not has_cleaner:  # a sweep's trials share the driver's cores
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
+    trainer = Trainer(
+        train_loop_per_worker,
+        has_cleaner=has_cleaner,
+        train_loop_config={
+            "settings": settings,
+            "data": prepared.path,
+            "out": out,
+            "run_id": run_id,
+            "num_train_lines": num_lines,
+            "runs_at_once": runs_at_once,
+            "board": board,
+            "origin": origin or {},
+            "claim": claim,
+            "witness": storage.join(out, witness),
+            "may_stream": streaming,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.num_workers,  # type: ignore[arg-type]
+            use_gpu=settings.use_gpu,
+            resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
+            # Ray restarts the workers to change their number: what they did since the last checkpoint is lost.
+            elastic_resize_monitor_interval_s=max(60, 2 * 60 * settings.checkpoint_minutes),  # type: ignore[call-arg]
+        ),
+        run_config=ray.train.RunConfig(
+            name="state",
+            storage_path=out,
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            # Ray Train's own print shows every line twice.
+            worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},  # type: ignore[call-arg]
+            # A worker group that can't start would otherwise be tried again for ever.
+            failure_config=ray.train.FailureConfig(
+                max_failures=settings.max_failures,
+                controller_failure_limit=3,  # type: ignore[call-arg]
+            ),
+            callbacks=list(callbacks),
+        ),
+        datasets={"train": train_lines} if streaming else {},  # which take a process
+    )
+    ended = trainer.fit().return_value  # type: ignore[attr-defined]
+    if ended["ended"] in ("diverged", "refused"):
+        raise (FloatingPointError if ended["ended"] == "diverged" else UserError)(ended["reason"])
+    return min(read_history(out), key=lambda row: row["cer"], default={})
+
+
+def may_stream(prepared: Prepared, settings: TrainSettings, num_lines: int, runs_at_once: int) -> bool:
+    """Whether the training lines might not fit into the memory of some node with all workers on it."""
+    memory = min(node["Resources"].get("memory", 0) for node in working_nodes())
+    copies = settings.worker_range[1] * runs_at_once
+    return settings.stream or copies * prepared.num_bytes(num_lines) > KEPT_SHARE * memory
+
+
+def read_train_lines(prepared: Prepared, settings: TrainSettings, *, seed: int) -> ray.data.Dataset:
+    """The training lines of the run, in blocks of a shard or more, the shards in the seed's random order."""
+    lines = prepared.read("train", shuffle_seed=seed)
+    if settings.fold is None:
+        return lines
+    others = partial(leave_out, fold=settings.fold, num_folds=settings.num_folds)
+    return lines.map_batches(others, batch_format="pyarrow", batch_size=None, num_cpus=0.25)

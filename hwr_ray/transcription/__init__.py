@@ -1,0 +1,1 @@
+"""Images by the million to Parquet."""

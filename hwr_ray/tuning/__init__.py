@@ -1,0 +1,1 @@
+"""A hyperparameter sweep."""

@@ -1,0 +1,125 @@
+"""Readings and their probabilities, against sums over every path of a short lattice."""
+
+from itertools import groupby, product
+from math import inf, log, prod
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from hwr_ray.recognition.bundle_config import SHIPPED
+from hwr_ray.recognition.recognizer import Recognizer, compare_log_probs, ctc_losses, read_batch, text_log_probs
+from hwr_ray.synthetic.glyphs import Writer, write
+from hwr_ray.text.codec import Codec
+
+FRAMES, CLASSES = 4, 3
+PROBABILITIES = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]])
+
+
+def text_of(path: tuple[int, ...]) -> str:
+    return "".join("-AB"[label] for label, _ in groupby(path)).replace("-", "")
+
+
+def probability_of(text: str, probabilities: list[list[float]]) -> float:
+    """The sum over all 81 paths that spell the text."""
+    paths = (path for path in product(range(CLASSES), repeat=FRAMES) if text_of(path) == text)
+    return sum(prod(frame[label] for frame, label in zip(probabilities, path, strict=True)) for path in paths)
+
+
+TEXTS = ["".join(letters) for length in range(5) for letters in product("AB", repeat=length)]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_ctc_loss_is_the_sum_over_all_paths_that_spell_the_text(text):
+    labels = Codec("AB").encode(text)
+    (loss,) = ctc_losses(PROBABILITIES.log()[None], [labels]).tolist()
+    probability = probability_of(text, PROBABILITIES.tolist())
+    assert loss == pytest.approx(-log(probability) if probability else inf, rel=1e-5)
+
+
+def test_the_probabilities_of_all_texts_sum_to_1():
+    assert sum(probability_of(text, PROBABILITIES.tolist()) for text in TEXTS) == pytest.approx(1)
+    labels = [Codec("AB").encode(text) for text in TEXTS]
+    losses = ctc_losses(PROBABILITIES.log().expand(len(TEXTS), -1, -1), labels)
+    assert (-losses).exp().sum() == pytest.approx(1, rel=1e-5)
+
+
+def test_a_reading_is_the_likeliest_path_with_the_probability_of_its_text():
+    lines = torch.stack([PROBABILITIES, PROBABILITIES.flip(0), torch.eye(3)[[0, 0, 0, 0]]])
+    stub = lambda ink: (lines.log(), None)  # noqa: E731 - a model whose logits are known
+    readings = read_batch(stub, Codec("AB"), torch.zeros(3, 16, 16, dtype=torch.uint8))
+    assert [reading.text for reading in readings] == ["AB", "BA", ""]
+    for reading, frames in zip(readings, lines.tolist(), strict=True):
+        assert reading.confidence == pytest.approx(probability_of(reading.text, frames), rel=1e-5)
+
+
+def test_texts_weigh_as_the_sums_over_their_paths_and_those_that_cannot_be_written_nothing():
+    texts = [*TEXTS, "ABABA", "AAA", "AAX", "X"]  # too long, too many blanks needed, not in the charset
+    found = text_log_probs(PROBABILITIES.log().expand(len(texts), -1, -1), Codec("AB"), texts)
+    for text, log_prob in zip(texts, found, strict=True):
+        probability = probability_of(text, PROBABILITIES.tolist())
+        assert log_prob == pytest.approx(log(probability) if probability else -inf, rel=1e-5)
+    assert found[-4:] == [-inf] * 4
+
+
+def test_a_comparison_weighs_the_reading_and_the_text():
+    lines = torch.stack([PROBABILITIES, PROBABILITIES, PROBABILITIES.flip(0), PROBABILITIES])
+    texts = ["AB", "BA", "B", "ÄB"]
+    found = compare_log_probs(lines.log(), Codec("AB"), texts)
+    assert [c.reading.text for c in found] == ["AB", "AB", "BA", "AB"]
+    for comparison, text, frames in zip(found[:3], texts, lines.tolist(), strict=False):
+        assert comparison.text_log_prob == pytest.approx(log(probability_of(text, frames)), rel=1e-5)
+        read = probability_of(comparison.reading.text, frames)
+        assert comparison.prediction_log_prob == pytest.approx(log(read), rel=1e-5)
+        assert comparison.reading.confidence == pytest.approx(read, rel=1e-5)
+    assert found[0].text_log_prob == found[0].prediction_log_prob
+    assert found[3].text_log_prob == -inf
+
+
+@pytest.fixture
+def images(draw_text) -> np.ndarray:
+    return np.stack([draw_text(text) for text in ("ANNA", "BOB", "", "CLOE", "MWMWMW", "I")])
+
+
+def test_lines_read_alone_and_together_give_the_same_texts_and_confidences(bundle_path, images):
+    recognizer = Recognizer(bundle_path)
+    together = recognizer.read(images)
+    assert len({reading.text for reading in together}) > 1
+    for n, reading in enumerate(together):
+        (alone,) = recognizer.read(images[n : n + 1])
+        assert alone.text == reading.text
+        assert alone.confidence == pytest.approx(reading.confidence, abs=1e-4)
+        assert 0 <= alone.confidence <= 1
+
+
+def test_read_only_images_are_read_and_no_images_give_no_readings(bundle_path, images):
+    recognizer = Recognizer(bundle_path)
+    images.setflags(write=False)
+    assert len(recognizer.read(images)) == 6
+    assert recognizer.read(images[:0]) == []
+    assert recognizer.compare(images[:0], []) == []
+
+
+@pytest.mark.parametrize("left", [4, 60, 120])
+def test_characters_stand_where_they_are_drawn(left):
+    """Each letter is drawn in a box of its own; the GRUs would write the first one at the left edge."""
+    recognizer, rng, found = Recognizer(SHIPPED), np.random.default_rng(7), 0
+    for name in ("MARTIN", "ELODIE", "CAMILLE", "HUGO", "LEA", "NATHAN"):
+        picture = np.full((recognizer.canvas.height, recognizer.canvas.width), 255, np.uint8)
+        boxes = []
+        writer = Writer.draw(rng)
+        for place, letter in enumerate(name):
+            strokes = write(letter, writer, rng, left=left + 18 * place, baseline=32, pitch=18)
+            cv2.polylines(
+                picture, [np.rint(s).astype(np.int32) for s in strokes], isClosed=False, color=30, thickness=2
+            )
+            points = np.concatenate(strokes)[:, 0]
+            boxes.append((points.min(), points.max()))
+        (reading,) = recognizer.read(picture[None], characters=True)
+        if reading.text == name:
+            found += 1
+            for character, (low, high) in zip(reading.characters, boxes, strict=True):
+                first, end = (4 * frame for frame in character.frames)
+                assert low - 8 < (first + end) / 2 < high + 8, (name, character)
+    assert found >= 3

@@ -1,0 +1,175 @@
+"""How a job ends: the user's mistakes in one sentence, everything else as it was raised."""
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from hwr_ray.cli import NOISE, Console, run_job
+from hwr_ray.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    depth: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    out: str
+    inner: Inner = Inner()
+    lines: int = 5
+
+    def __post_init__(self) -> None:
+        if self.lines < 1:
+            raise UserError(f"--lines must be positive, not {self.lines}")
+
+
+class WrappedByRay(Exception):
+    """Carries what a worker raised as Ray's errors do."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+def raise_plain() -> None:
+    raise UserError("the file a.csv is empty")
+
+
+def raise_from() -> None:
+    try:
+        raise_plain()
+    except UserError as error:
+        raise RuntimeError("a task failed") from error
+
+
+def raise_twice_from() -> None:
+    try:
+        raise_from()
+    except RuntimeError as error:
+        raise ValueError("the job failed") from error
+
+
+def raise_as_ray() -> None:
+    raise WrappedByRay(UserError("the file a.csv is empty"))
+
+
+@pytest.fixture
+def command_line(monkeypatch):
+    def give(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["jobs/a.py", *arguments])
+
+    return give
+
+
+@pytest.mark.parametrize("fail", [raise_plain, raise_from, raise_twice_from, raise_as_ray])
+def test_a_users_mistake_is_one_sentence_on_stderr_and_status_2(command_line, capsys, fail):
+    command_line("--out", "x")
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, lambda _: fail())
+    assert stop.value.code == 2
+    assert stop.value.__suppress_context__  # no traceback
+    written = capsys.readouterr()
+    assert written.err == "jobs/a.py: the file a.csv is empty\n"
+    assert written.out == ""
+
+
+def test_settings_that_contradict_themselves_are_a_users_mistake(command_line, capsys):
+    command_line("--out", "x", "--lines", "0")
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, lambda _: pytest.fail("ran"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "jobs/a.py: --lines must be positive, not 0\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--out", "x", "--lines", "many"), ("--out", "x", "--nope")])
+def test_a_command_line_that_cannot_be_parsed_is_status_2_and_runs_nothing(command_line, capsys, arguments):
+    command_line(*arguments)
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, lambda _: pytest.fail("ran"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError("gone")])
+def test_any_other_error_passes_through(command_line, error):
+    def run(_: Settings) -> None:
+        raise error
+
+    command_line("--out", "x")
+    with pytest.raises(type(error)) as raised:
+        run_job(Settings, run)
+    assert raised.value is error
+
+
+def test_only_the_result_comes_to_stdout(command_line, capsys):
+    def run(_: Settings) -> str:
+        print("(raylet) WARNING: 8 workers")
+        return "/out"
+
+    command_line("--out", "x")
+    run_job(Settings, run)
+    assert capsys.readouterr() == ("/out\n", "(raylet) WARNING: 8 workers\n")
+
+
+def test_an_interrupt_is_one_sentence_and_status_130(command_line, capsys):
+    def run(_: Settings) -> None:
+        raise KeyboardInterrupt
+
+    command_line("--out", "x")
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, run)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.startswith("jobs/a.py: interrupted; the same command goes on")
+
+
+def test_a_submitted_job_may_not_write_to_the_folder_that_ray_deletes(command_line, capsys, monkeypatch):
+    submitted = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0.zip", "env_vars": {"A": "1"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
+    seen: list[str] = []
+    for out in ("/shared/x", "s3://bucket/x", "~/x"):
+        command_line("--out", out)
+        run_job(Settings, lambda settings: seen.append(settings.out))
+    assert seen == ["/shared/x", "s3://bucket/x", "~/x"]
+    command_line("--out", "x")
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, lambda _: pytest.fail("ran"))
+    assert stop.value.code == 2
+    assert "--out x would be lost" in capsys.readouterr().err
+
+
+def test_settings_come_from_the_command_line_without_prefixes_for_inner_ones(command_line):
+    seen: list[Settings] = []
+    command_line("--out", "x", "--depth", "3")
+    run_job(Settings, seen.append)
+    assert seen == [Settings(out="x", inner=Inner(depth=3))]
+
+
+def test_the_console_leaves_out_some_lines_of_rays_whoever_writes_them():
+    console = Console(written := io.BytesIO(), encoding="utf-8", line_buffering=True)
+    for line in ("before", *(f"(TrainController pid=5) Actor {part}. See ..." for part in NOISE), "", "after"):
+        print(line, file=console)
+    assert written.getvalue() == b"before\n\nafter\n"
+
+
+def test_the_last_words_of_a_process_that_is_aborted_reach_the_console():
+    """What C++ writes goes to file descriptor 2, and the process may end on the spot."""
+    program = f"""
+import os
+from hwr_ray.cli import set_up_console
+set_up_console()
+os.write(2, b"first\\n" + {NOISE[0].encode()!r} + b"\\nlast\\n")
+os.abort()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode < 0 and done.stderr == "first\nlast\n"
+
+
+def test_paths_that_the_encoding_lacks_are_printed_with_escapes(monkeypatch):
+    program = "from hwr_ray.cli import set_up_console; set_up_console(); print('/a/é/\\udcff')"
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "/a/\\xe9/\\udcff\n"

@@ -1,0 +1,131 @@
+"""Training lines: each once an epoch, in batches that do not depend on how many workers share them."""
+
+import threading
+import time
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hwr_ray.data.dataset import Prepared, column_of, schema
+from hwr_ray.data.folds import fold_of
+from hwr_ray.files.storage import write_json
+from hwr_ray.images.lines import Canvas
+from hwr_ray.training.dataloader import KeptLines, Share, ahead
+from hwr_ray.training.settings import TrainSettings
+
+CANVAS, CPU, ALONE = Canvas(16, 32), torch.device("cpu"), Share(0, 1)
+NUM_LINES = 53
+
+
+def write_lines(folder, *, files=3, backwards=False):
+    """A prepared data set whose line i has the id f"{i}.png", the text "A" * i and i as its grey value."""
+    numbers = list(range(NUM_LINES))[:: -1 if backwards else 1]
+    (folder / "train").mkdir(parents=True)
+    for part in range(files):
+        mine = numbers[part::files]
+        images = [np.full((CANVAS.height, CANVAS.width), i, np.uint8) for i in mine]
+        columns = {"id": [f"{i}.png" for i in mine], "path": ["p"] * len(mine), "text": ["A" * i for i in mine]}
+        columns |= {"height": [1] * len(mine), "width": [1] * len(mine), "image": column_of(images, CANVAS)}
+        pq.write_table(pa.table(columns, schema=schema(CANVAS)), folder / f"train/{part}.parquet")
+    write_json(str(folder / "dataset.json"), {"canvas": [CANVAS.height, CANVAS.width], "charset": "A", "splits": {}})
+    return Prepared(str(folder))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return write_lines(tmp_path_factory.mktemp("lines") / "prepared")
+
+
+def lines_of(prepared, share=ALONE, *, batch_size=8, num_lines=NUM_LINES, **settings):
+    settings = TrainSettings(data="", out="", batch_size=batch_size, **settings)
+    return KeptLines(prepared, settings, share, CPU, room=CPU, num_lines=num_lines)
+
+
+def ids_of(lines, epoch, start=0):
+    return [batch.ids for batch in lines.batches(epoch, start)]
+
+
+def test_every_line_comes_at_most_once_an_epoch_in_full_batches_with_its_own_picture_and_text(prepared):
+    seen = []
+    for batch in lines_of(prepared).batches(1, 0):
+        assert len(batch.ids) == 8
+        for image, line, text in zip(batch.images, batch.ids, batch.texts, strict=True):
+            number = int(line.removesuffix(".png"))
+            assert (image == number).all() and text == "A" * number
+            seen.append(line)
+    assert len(seen) == len(set(seen)) == NUM_LINES // 8 * 8
+
+
+def test_epochs_differ_and_are_the_same_again_for_the_same_seed(prepared):
+    first = ids_of(lines_of(prepared, seed=1), 1)
+    assert first == ids_of(lines_of(prepared, seed=1), 1)
+    assert first != ids_of(lines_of(prepared, seed=1), 2)
+    assert first != ids_of(lines_of(prepared, seed=2), 1)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 8])
+def test_the_workers_share_each_batch_that_one_would_have(prepared, workers):
+    shares = [ids_of(lines_of(prepared, Share(rank, workers)), 3) for rank in range(workers)]
+    joined = [list(chain(*parts)) for parts in zip(*shares, strict=True)]
+    assert joined == ids_of(lines_of(prepared), 3)
+    assert {len(part) for share in shares for part in share} <= {8 // workers, -(-8 // workers)}
+
+
+def test_an_epoch_goes_on_at_any_step(prepared):
+    lines = lines_of(prepared)
+    whole = ids_of(lines, 1)
+    for start in range(len(whole) + 1):
+        assert ids_of(lines, 1, start) == whole[start:]
+
+
+def test_the_order_does_not_depend_on_how_the_lines_lie_in_files(prepared, tmp_path):
+    other = write_lines(tmp_path / "other", files=5, backwards=True)
+    assert ids_of(lines_of(prepared), 1) == ids_of(lines_of(other), 1)
+
+
+def test_a_fold_is_left_out(prepared):
+    others = {f"{i}.png" for i in range(NUM_LINES) if fold_of(f"{i}.png", 3) != 1}
+    lines = lines_of(prepared, batch_size=1, num_lines=len(others), num_folds=3, fold=1)
+    assert {line for (line,) in ids_of(lines, 1)} == others
+
+
+def test_lines_that_are_missing_are_told(prepared):
+    with pytest.raises(RuntimeError, match="read 53 of 54 training lines"):
+        lines_of(prepared, num_lines=54)
+
+
+def test_items_fetched_ahead_come_in_order_and_few_of_them_wait():
+    fetched = []
+
+    def items():
+        for i in range(20):
+            fetched.append(i)
+            yield i
+
+    found = ahead(items(), 3)
+    assert next(found) == 0
+    deadline = time.monotonic() + 5
+    while len(fetched) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(fetched) == 5  # three wait, and one is in the thread's hand
+    assert list(found) == list(range(1, 20))
+
+
+def test_an_error_ahead_is_raised_where_the_items_are_used_and_an_early_end_leaves_no_thread():
+    def items():
+        yield 1
+        raise OSError("lost")
+
+    found = ahead(items(), 3)
+    assert next(found) == 1
+    with pytest.raises(OSError, match="lost"):
+        next(found)
+    before = threading.active_count()
+    endless = ahead(iter(int, 1), 3)
+    next(endless)
+    endless.close()
+    assert threading.active_count() <= before

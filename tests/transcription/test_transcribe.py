@@ -1,0 +1,325 @@
+"""From the rows of a part to transcripts and what is told of them, without Ray."""
+
+import json
+import time
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hwr_ray.decoding.calibration import Calibration
+from hwr_ray.decoding.decoder import Decoding
+from hwr_ray.errors import UserError
+from hwr_ray.files.ownership import difference
+from hwr_ray.images.lines import Canvas, encode_png, fit
+from hwr_ray.recognition.bundle import load_bundle
+from hwr_ray.recognition.bundle_config import SHIPPED
+from hwr_ray.transcription.actors import LineReader, PartReader, ReadingSettings
+from hwr_ray.transcription.inputs import InputSettings, open_inputs
+from hwr_ray.transcription.partitions import Parts, inputs_of
+from hwr_ray.transcription.transcribe import (
+    TranscribeSettings,
+    facts_of,
+    parts_at_once,
+    slowest,
+    told_of_review,
+    transcribe,
+)
+from hwr_ray.transcription.transcripts import (
+    ALTERNATIVES,
+    CHARACTERS,
+    TRANSCRIPTS,
+    errors_of,
+    load_part,
+    store_part,
+    summarize,
+    to_transcripts,
+)
+
+CANVAS = Canvas(16, 64)
+CONFIDENCES = [0.9, None, 0.2, 0.5, 1.0, 0.0, 0.7]
+
+
+def readings(*, part: str = "a-000000.parquet", num_rows: int | None = None, padding: int = 0) -> pa.Table:
+    """What the model gives for a part, one image of which could not be read."""
+    number, noise = len(CONFIDENCES), np.random.default_rng(3)
+    return pa.table(
+        {
+            "part": [part] * number,
+            "num_rows": [num_rows or number] * number,
+            "read_seconds": [0.25] * number,
+            "decode_seconds": [0.5] * number,
+            "model_seconds": [2.0] * number,
+            "id": pa.nulls(number, pa.string()),
+            "path": [f"{n}.png" for n in range(number)],
+            "height": pa.array([None if c is None else 40 for c in CONFIDENCES], pa.int32()),
+            "width": pa.array([None if c is None else 100 for c in CONFIDENCES], pa.int32()),
+            "error": ["undecodable_image: the file is empty" if c is None else None for c in CONFIDENCES],
+            "prediction": [None if c is None else noise.bytes(padding).hex() for c in CONFIDENCES],
+            "confidence": pa.array(CONFIDENCES, pa.float32()),
+            "alternatives": pa.array([None if c is None else [] for c in CONFIDENCES], ALTERNATIVES),
+            "characters": pa.nulls(number, CHARACTERS),
+        }
+    )
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.71, 0.9, 1.0, np.inf])
+def test_what_is_less_sure_than_the_threshold_or_unread_needs_review(threshold):
+    found = to_transcripts(readings(), model_id="m", threshold=threshold)
+    told = np.array([np.nan if c is None else np.float32(c) for c in CONFIDENCES], np.float64)
+    assert found["needs_review"].to_pylist() == [not passes for passes in told >= threshold]
+
+
+def test_without_a_threshold_it_is_not_known_what_needs_review():
+    assert to_transcripts(readings(), model_id="m", threshold=None)["needs_review"].null_count == len(CONFIDENCES)
+
+
+def test_transcripts_have_their_columns_and_the_readings_values():
+    table = readings(padding=4)
+    found = to_transcripts(table, model_id="m", threshold=0.5)
+    assert found.schema == TRANSCRIPTS
+    assert found["text"].to_pylist() == table["prediction"].to_pylist()
+    assert set(found["model_id"].to_pylist()) == {"m"}
+    for name in ("id", "path", "confidence", "alternatives", "characters", "error", "height", "width"):
+        assert found[name].to_pylist() == table[name].to_pylist()
+
+
+def test_a_part_is_loaded_in_its_order_each_row_with_its_picture_or_its_reason(tmp_path, draw_text):
+    (tmp_path / "in/deep").mkdir(parents=True)
+    pictures = {f"deep/{n}.png": draw_text("ABC"[n % 3] * n, height=20 + n, width=90) for n in range(5)}
+    for name, picture in pictures.items():
+        (tmp_path / "in" / name).write_bytes(encode_png(picture))
+    (tmp_path / "in/empty.png").touch()
+    (tmp_path / "in/gone.png").write_bytes(b"x")
+    inputs, out = open_inputs(InputSettings(images=str(tmp_path / "in"))), str(tmp_path / "out")
+    names = list(Parts(out, {}).deal(inputs.tables(), most=4))
+    (tmp_path / "in/gone.png").unlink()
+    rows = []
+    for name in names:
+        table = load_part(pa.table({"part": [name]}), out=out, inputs=inputs, canvas=CANVAS)
+        paths = inputs_of(out, name)["path"].to_pylist()
+        assert table["path"].to_pylist() == paths
+        assert table["part"].to_pylist() == [name] * len(paths)
+        assert table["num_rows"].to_pylist() == [len(paths)] * len(paths)
+        rows += table.to_pylist()
+    found = {row["path"]: row for row in rows}
+    assert sorted(found) == sorted([*pictures, "empty.png", "gone.png"])
+    for name, picture in pictures.items():
+        image = np.frombuffer(found[name]["image"], np.uint8).reshape(16, 64)
+        assert np.array_equal(image, fit(picture, CANVAS))
+        assert (found[name]["height"], found[name]["width"], found[name]["error"]) == (*picture.shape, None)
+    for name, error in (("empty.png", "undecodable_image: the file is empty"), ("gone.png", "missing_image: ")):
+        assert found[name]["error"].startswith(error)
+        assert found[name]["image"] is found[name]["height"] is found[name]["width"] is None
+
+
+def test_a_part_is_read_the_same_whether_its_pictures_are_loaded_here_or_come(
+    tmp_path, draw_text, bundle_path, monkeypatch
+):
+    loaded = []
+
+    def load_model(*args):
+        reader = LineReader(*args)
+        loaded.append(time.monotonic())
+        return reader
+
+    monkeypatch.setattr("hwr_ray.transcription.actors.LineReader", load_model)
+    monkeypatch.setattr("hwr_ray.transcription.actors.threads_per_worker", lambda _: torch.get_num_threads())
+    (tmp_path / "in").mkdir()
+    for n in range(5):
+        (tmp_path / f"in/{n}.png").write_bytes(encode_png(draw_text("ABC"[n % 3] * (n + 1), height=16, width=60)))
+    (tmp_path / "in/bad.png").touch()
+    inputs, written = open_inputs(InputSettings(images=str(tmp_path / "in"))), []
+    for here in (True, False):
+        out = str(tmp_path / f"out-{here}")
+        (name,) = Parts(out, {}).deal(inputs.tables(), most=9)
+        load = partial(load_part, out=out, inputs=inputs, canvas=load_bundle(bundle_path).canvas)
+        part = pa.table({"part": [name]})
+        reader = PartReader(bundle_path, ReadingSettings(), load if here else None, out, 0.5)
+        (told,) = reader(part if here else load(part)).to_pylist()
+        assert told["model_seconds"] + told["write_seconds"] <= told["ready_seconds"] <= time.monotonic() - loaded[-1]
+        assert (told["part"], told["num_rows"], told["errors"]) == (name, 6, [("undecodable_image", 1)])
+        written.append(pq.read_table(f"{out}/_work/outputs/{name}"))
+    assert written[0] == written[1]
+    assert written[0]["text"].null_count == 1
+
+
+def test_a_part_is_stored_as_its_transcripts_and_told_in_one_row(tmp_path):
+    told = store_part(readings(), out=str(tmp_path), model_id="m", threshold=0.5).to_pylist()
+    assert len(told) == 1
+    assert told[0].pop("write_seconds") >= 0
+    assert told[0] == {
+        "part": "a-000000.parquet",
+        "num_rows": 7,
+        "errors": [("undecodable_image", 1)],
+        "read_seconds": 0.25,
+        "decode_seconds": 0.5,
+        "model_seconds": 2.0,
+    }
+    stored = pd.read_parquet(tmp_path / "_work/outputs/a-000000.parquet")
+    assert stored.path.tolist() == [f"{n}.png" for n in range(7)]
+    assert list(stored.columns) == TRANSCRIPTS.names
+
+
+def test_a_part_of_which_rows_are_missing_or_strange_is_not_stored(tmp_path):
+    for table in (readings(num_rows=8), pa.concat_tables([readings().slice(0, 4), readings(part="b").slice(4)])):
+        with pytest.raises(RuntimeError, match=r"of the part a-000000\.parquet came back"):
+            store_part(table, out=str(tmp_path), model_id="m", threshold=0.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_to_be_full_and_holds_no_half_part(small_disk):
+    out = str(small_disk.path)
+    with pytest.raises(UserError, match=f"no space is left to write {out}"):
+        store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
+    assert [path for path in small_disk.path.rglob("*") if path.is_file()] == []
+    small_disk.mount("remount,size=4m")
+    store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
+    assert len(pd.read_parquet(small_disk.path / "_work/outputs")) == 7
+
+
+def test_errors_of_earlier_attempts_are_counted_and_those_of_unread_parts_are_not(tmp_path):
+    rows = pa.table({"id": pa.nulls(21, pa.string()), "path": [f"{n}.png" for n in range(21)]})
+    parts = Parts(str(tmp_path), {})
+    assert errors_of(parts) == (0, {})
+    names = list(parts.deal([rows], most=7))
+    for name in names[1:]:
+        store_part(readings(part=name).slice(0, 7), out=parts.out, model_id="m", threshold=None)
+        store_part(readings(part="unknown"), out=parts.out, model_id="m", threshold=None)
+    assert errors_of(parts) == (14, {"undecodable_image": 2})
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.6, np.inf])
+def test_the_summary_counts_what_is_in_the_files(tmp_path, threshold):
+    errors = [None, "missing_image: there is no such file", "undecodable_image: it is: no image", None, None]
+    for number in range(2):  # the second job adds to the first
+        folder = tmp_path / "in"
+        folder.mkdir(exist_ok=True)
+        for n in range(5):
+            (folder / f"{number}-{n}.png").touch()
+        parts = Parts(str(tmp_path / "out"), {})
+        for name in parts.deal(open_inputs(InputSettings(images=str(folder))).tables(), most=2):
+            rows = inputs_of(parts.out, name)
+            numbers = [int(path.split("-")[1][0]) for path in rows["path"].to_pylist()]
+            columns = {
+                "path": rows["path"],
+                "error": pa.array([errors[n] for n in numbers], pa.string()),
+                "confidence": pa.array([None if errors[n] else n / 4 for n in numbers], pa.float32()),
+            }
+            read = readings(part=name, num_rows=len(rows)).slice(0, len(rows)).drop_columns(list(columns))
+            for column, values in columns.items():
+                read = read.append_column(column, values)
+            store_part(read, out=parts.out, model_id="m", threshold=threshold)
+        parts.finish()
+    frame = pd.read_parquet(tmp_path / "out")
+    assert len(frame) == 10
+    assert summarize(parts) == {
+        "num_images": 10,
+        "num_read": frame.error.isna().sum(),
+        "num_review": None if threshold is None else frame.needs_review.sum(),
+        "errors": {"missing_image": 2, "undecodable_image": 2},
+    }
+
+
+def test_the_threshold_is_that_of_the_decoder_that_reads(tiny_bundle):
+    greedy = Calibration(slope=1, intercept=0, quantiles=(0.2, 0.5, 0.8))
+    beam = Calibration(slope=1, intercept=0, quantiles=(0.3, 0.6, 0.9))
+    shipped = load_bundle(SHIPPED).decoding.language_model
+    for model, is_greedy, expected in (
+        (None, False, (0.8, 1 / 3)),  # without a language model there is nothing but greedy decoding
+        (None, True, (0.8, 1 / 3)),
+        (shipped, True, (0.8, 1 / 3)),
+        (shipped, False, (0.6, 2 / 3)),
+    ):
+        decoding = Decoding(language_model=model, greedy_calibration=greedy, beam_calibration=beam)
+        found = decoding.review_threshold(0.75, greedy=is_greedy)
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("calibration", [None, Calibration(slope=1, intercept=0)])
+def test_a_bundle_that_knows_no_thresholds_gives_none(tiny_bundle, calibration):
+    assert Decoding(greedy_calibration=calibration).review_threshold(0.9)[0] is None
+
+
+def test_what_is_told_of_review_has_the_counts_and_the_share():
+    counts = {"num_images": 200, "num_review": 50}
+    told = told_of_review(counts, 0.9123, 0.7, 0.99)
+    for part in ("150 of 200", "(75.0%)", "precision of 0.99", "0.912 or more", "70.0%"):
+        assert part in told
+    assert "no calibration" in told_of_review({"num_images": 200, "num_review": None}, None, 0.0, 0.99)
+
+
+def settings(tmp_path, **changes) -> TranscribeSettings:
+    return TranscribeSettings(**{"inputs": InputSettings(images=str(tmp_path)), "out": "out", **changes})
+
+
+def test_what_decides_the_rows_is_a_fact_and_what_does_not_is_none(tmp_path, tiny_bundle, monkeypatch):
+    (tmp_path / "names").write_text("ANNA\n")
+    reading = ReadingSettings(names=str(tmp_path / "names"))
+
+    def facts(*, reading=reading, bundle=tiny_bundle, **changes):
+        return json.loads(json.dumps(facts_of(settings(tmp_path, **changes), bundle, reading)))
+
+    known = facts()
+    monkeypatch.chdir(tmp_path)
+    same = [
+        facts(inputs=InputSettings(images=".")),
+        facts(reading=replace(reading, names="names", num_workers=3, batch_size=7, cpus_per_worker=2)),
+        facts(out="other", max_error_rate=0.1, overwrite=True),
+    ]
+    assert same == [known] * 3
+    assert difference(known, facts(inputs=InputSettings(images=".."))) is not None
+    assert difference(known, facts(precision=0.9))[0] == "precision"
+    assert difference(known, facts(reading=replace(reading, num_best=3)))[0] == "num_best"
+    assert difference(known, facts(bundle=replace(tiny_bundle, model_id="other")))[0] == "model_id"
+    assert difference(known, facts(reading=ReadingSettings(greedy=True)))[0] == "greedy"
+    (tmp_path / "names").write_text("BOB\n")
+    assert difference(known, facts())[0] == "names"
+
+
+@pytest.mark.parametrize("name", ["precision", "max_error_rate"])
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_shares_lie_between_none_and_all(tmp_path, name, value):
+    with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} must lie in 0 to 1, not {value}"):
+        settings(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("out", ["", "out", "deep/er/out"])
+def test_transcripts_among_the_images_are_refused(tmp_path, out):
+    (tmp_path / "a.png").write_bytes(encode_png(np.full((40, 100), 230, np.uint8)))
+    with pytest.raises(UserError, match="lies in --images"):
+        transcribe(TranscribeSettings(inputs=InputSettings(images=str(tmp_path)), out=str(tmp_path / out)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "use_gpu", "stage"),
+    [
+        ({"read": 5, "decode": 15, "model": 85, "write": 1}, False, "model"),
+        ({"read": 5, "decode": 15, "model": 70, "write": 1}, False, "model"),  # whatever else the CPUs did
+        ({"read": 5, "decode": 60, "model": 40, "write": 1}, False, "decode"),
+        ({"read": 150, "decode": 5, "model": 30, "write": 1}, False, "read"),
+        ({"read": 5, "decode": 900, "model": 95, "write": 1}, True, "model"),  # sixteen processes decode for it
+        ({"read": 5, "decode": 900, "model": 60, "write": 1}, True, "decode"),
+    ],
+)
+def test_what_bounds_the_speed_is_what_the_others_wait_for(seconds, use_gpu, stage):
+    assert slowest(seconds, 100, use_gpu=use_gpu) == stage
+
+
+@pytest.mark.parametrize(
+    ("images", "out", "use_gpu", "number"),
+    [
+        ("/lines", "/out", False, 1),
+        ("s3://bucket/lines", "/out", False, 2),
+        ("/lines", "s3://bucket/out", False, 2),
+        ("/lines", "/out", True, 2),
+    ],
+)
+def test_a_process_works_on_two_parts_where_it_would_wait_for_a_server_or_a_gpu(images, out, use_gpu, number):
+    assert parts_at_once(images, out, use_gpu=use_gpu) == number
