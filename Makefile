@@ -45,6 +45,7 @@ check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(MAKE) test
 
 # The documentation as a site in build/site; a warning is an error. (The variable silences Material's advertisement.)

@@ -22,11 +22,10 @@ import torch
 from benchmarks.machine import commit, hardware
 from hwr_ray.cli import run_job
 from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.evaluation.comparison import compare
 from hwr_ray.recognition.bundle import Bundle, load_bundle
-from hwr_ray.training.label_list import language_model_texts
-from hwr_ray.training.settings import TrainSettings
 from hwr_ray.tuning.cost import multiply_adds, num_parameters
 from hwr_ray.versions import versions
 
@@ -248,9 +247,7 @@ def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str
     if word != "names":
         return [word]
     file = work / "names.csv"
-    counts: Counter[str] = language_model_texts(
-        Prepared(str(prepared)), TrainSettings(data="", out="", label_list=str(labels))
-    )
+    counts: Counter[str] = language_model_texts(Prepared(str(prepared)), str(labels))
     file.write_text("".join(f"{name},{count}\n" for name, count in counts.items()))
     return ["--names", str(file)]
 

@@ -1,7 +1,5 @@
 """The rules by which labelled rows leave a data set, each with a name that its rejected rows carry."""
 
-import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,11 +40,6 @@ class CleaningSettings:
             Codec(self.charset)
 
 
-def normalize(text: str) -> str:
-    """The text with composed characters (Unicode NFC), no outer spaces and single inner ones: what a reader can see."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
 def reason_for(text: str, settings: CleaningSettings, *, is_training: bool) -> str | None:
     """Why a row with this (normalized) label is rejected, or None where it stays.
 
@@ -63,16 +56,3 @@ def reason_for(text: str, settings: CleaningSettings, *, is_training: bool) -> s
         and any(c not in settings.charset for c in text),
     }
     return next((reason for reason, holds in checks.items() if holds and reason not in settings.keep), None)
-
-
-def is_safe(path: str) -> bool:
-    """Whether a path from a CSV stays below its folder, whatever the operating system."""
-    names = path.split("/")
-    return (
-        bool(path.strip())
-        and "\\" not in path
-        and "\0" not in path
-        and not re.match(r"[A-Za-z]:|.*://", path)  # a drive, a URI
-        and not path.startswith("/")
-        and ".." not in names
-    )

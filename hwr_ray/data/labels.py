@@ -8,9 +8,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from hwr_ray.data.cleaning import is_safe
 from hwr_ray.errors import UserError
 from hwr_ray.files import csv as csv_files
+from hwr_ray.files.paths import is_safe
 from hwr_ray.files.storage import is_file, is_folder, join
 
 Split = Literal["train", "validation", "test"]

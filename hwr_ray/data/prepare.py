@@ -18,14 +18,15 @@ from hwr_ray.cluster.connection import Needs, check_shared, connect, preflight, 
 from hwr_ray.cluster.monitoring import count_lines
 from hwr_ray.cluster.progress import Progress
 from hwr_ray.data import dataset as prepared
-from hwr_ray.data.cleaning import REASONS, CleaningSettings, normalize, reason_for
+from hwr_ray.data.cleaning import REASONS, CleaningSettings, reason_for
 from hwr_ray.data.labels import LabelFile, Split, find_label_files, read_rows
+from hwr_ray.data.report import write_preparation_report
 from hwr_ray.data.statistics import Tally
 from hwr_ray.errors import UserError
-from hwr_ray.evaluation.reports import write_preparation_report
 from hwr_ray.files import storage
 from hwr_ray.images.lines import Canvas
 from hwr_ray.images.reader import Line, lines_of, read_files
+from hwr_ray.text.normalization import normalize
 from hwr_ray.versions import versions
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ from functools import cached_property
 
 import numpy as np
 
-from hwr_ray.data.cleaning import normalize
 from hwr_ray.decoding.ngram import LanguageModel
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.text.codec import Codec
+from hwr_ray.text.normalization import normalize
 
 log = logging.getLogger(__name__)
 

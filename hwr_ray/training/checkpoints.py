@@ -1,5 +1,6 @@
-"""The states that a training run can go on from: small files, each whole or known not to be."""
+"""What a training run's folder holds to go on from: its checkpoints, each whole or known not to be, and its epochs."""
 
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -7,9 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
+from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 
 log = logging.getLogger(__name__)
+
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 
 NAME = re.compile(r"(\d+)-([0-9a-f]{16})\.pt")
 """Of a checkpoint: the steps done, and the beginning of its SHA-256."""
@@ -86,3 +90,16 @@ class Background:
         """Until all is done."""
         if self._last:
             self._last.result()
+
+
+def check_fresh(out: str) -> None:
+    """Raises UserError where a run without a checkpoint has epochs: a new first one would replace its best bundle."""
+    if history := read_history(out):
+        raise UserError(f"{out} has {len(history)} epochs and no whole checkpoint to go on from: name another --out")
+
+
+def read_history(out: str) -> list[dict[str, Any]]:
+    """The metrics of a run's epochs so far, from its metrics.jsonl."""
+    path = storage.join(out, METRICS)
+    lines = storage.read_bytes(path).decode().splitlines() if storage.is_file(path) else []
+    return [json.loads(line) for line in lines]

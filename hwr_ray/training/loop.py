@@ -26,8 +26,8 @@ from hwr_ray.recognition.bundle import Bundle, save_bundle
 from hwr_ray.recognition.recognizer import read_batch
 from hwr_ray.text.metrics import Counts, count
 from hwr_ray.training.checkpoint_trigger import Stopwatch
+from hwr_ray.training.checkpoints import METRICS, read_history
 from hwr_ray.training.dataloader import Batch
-from hwr_ray.training.history import METRICS, read_history
 from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.step import one_cycle, train_step, update_average
 from hwr_ray.training.warm_start import freeze_convolutions

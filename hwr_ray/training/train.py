@@ -18,15 +18,14 @@ from hwr_ray.cluster.connection import Needs, check_shared, configure_data, conn
 from hwr_ray.cluster.tracking import check_key
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.folds import folds_of, leave_out
+from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import Claim, difference
 from hwr_ray.model.architecture import num_frames
 from hwr_ray.recognition.bundle_config import architecture_from, bundle_path, read_config, weights_digest
-from hwr_ray.training.checkpoints import Checkpoints
+from hwr_ray.training.checkpoints import CHECKPOINTS, Checkpoints, check_fresh, read_history
 from hwr_ray.training.driver_channel import follow, new_board
-from hwr_ray.training.history import CHECKPOINTS, check_fresh, read_history
-from hwr_ray.training.label_list import language_model_texts
 from hwr_ray.training.settings import KEPT_SHARE, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,9 @@ def train(settings: TrainSettings) -> str:
         settings = replace(settings, model=architecture_from(bundle, settings.model, prepared.canvas))
         origin = {"init_from": weights_digest(str(settings.init_from))}
     check_feasible(prepared, settings, num_lines)
-    texts = language_model_texts(prepared, settings)
+    texts = language_model_texts(
+        prepared, settings.label_list, settings.label_column, fold=settings.fold, num_folds=settings.num_folds
+    )
     check_key(settings.wandb_project)
     connect()
     preflight(
@@ -104,7 +105,7 @@ def last_step(out: str) -> int:
 
 def show_curves(out: str) -> None:
     if history := read_history(out):
-        from hwr_ray.training.curves import write_curves  # with matplotlib: not in the workers
+        from hwr_ray.reporting.curves import write_curves  # with matplotlib: not in the workers
 
         write_curves(out, history)
 

@@ -19,9 +19,8 @@ from hwr_ray.model.sync_batchnorm import synchronized
 from hwr_ray.recognition.bundle import load_bundle, new_model
 from hwr_ray.text.codec import Codec
 from hwr_ray.training.checkpoint_trigger import Lookout
-from hwr_ray.training.checkpoints import Background, Checkpoints
+from hwr_ray.training.checkpoints import CHECKPOINTS, Background, Checkpoints, check_fresh
 from hwr_ray.training.dataloader import Lines, Share, ValidationLines, training_lines
-from hwr_ray.training.history import CHECKPOINTS, check_fresh
 from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.step import TrainState
 from hwr_ray.training.warm_start import freeze_convolutions, parameters_to_learn, start_from

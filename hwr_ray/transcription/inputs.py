@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hwr_ray.data.cleaning import is_safe
 from hwr_ray.errors import UserError
 from hwr_ray.files import csv as csv_files
 from hwr_ray.files import storage
+from hwr_ray.files.paths import is_safe
 from hwr_ray.images.reader import Line, read_files
 
 INPUTS = pa.schema(

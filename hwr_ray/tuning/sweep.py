@@ -19,7 +19,7 @@ from hwr_ray.cluster.connection import configure_data
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import Claim
-from hwr_ray.training.history import read_history
+from hwr_ray.training.checkpoints import read_history
 from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.train import fit
 from hwr_ray.tuning.search_space import settings_of

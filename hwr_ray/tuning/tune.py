@@ -16,11 +16,11 @@ from ray.tune.schedulers import FIFOScheduler
 from hwr_ray.cluster.connection import Needs, check_shared, connect, preflight, room_for
 from hwr_ray.cluster.tracking import check_key
 from hwr_ray.data.dataset import Prepared, images_of
+from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import Claim
 from hwr_ray.recognition.bundle import load_bundle, save_bundle
-from hwr_ray.training.label_list import language_model_texts
 from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.train import INGEST_CPUS, check_feasible, claim_run, fit_decoder_remotely
 from hwr_ray.tuning.cost import reading_speed
@@ -115,7 +115,7 @@ def tune(settings: TuneSettings) -> str:
     prepared, base, space = Prepared(settings.data), settings.training(), space_of(settings.space)
     for corner in corners(space):
         check_feasible(prepared, settings_of(base, corner), prepared.num_lines("train"))
-    texts = language_model_texts(prepared, base)
+    texts = language_model_texts(prepared)
     check_key(settings.wandb_project)
     out = storage.absolute(settings.out)
     # connect passes it on, and wandb reads it

@@ -2,8 +2,10 @@
 
 import pytest
 
-from hwr_ray.data.cleaning import REASONS, CleaningSettings, is_safe, normalize, reason_for
+from hwr_ray.data.cleaning import REASONS, CleaningSettings, reason_for
 from hwr_ray.errors import UserError
+from hwr_ray.files.paths import is_safe
+from hwr_ray.text.normalization import normalize
 
 STRICT = CleaningSettings(max_length=10, charset="ABCDEMNPRTUYL")
 

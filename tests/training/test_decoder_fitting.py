@@ -13,6 +13,7 @@ import pytest
 from hwr_ray.data import dataset as prepared_module
 from hwr_ray.data.dataset import Prepared, column_of
 from hwr_ray.data.folds import folds_of
+from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.decoding.calibration import errors_before_and_after
 from hwr_ray.errors import UserError
 from hwr_ray.images.lines import Canvas, fit
@@ -24,8 +25,6 @@ from hwr_ray.synthetic.forms import draw_line
 from hwr_ray.synthetic.synthesize import Names, without_accents
 from hwr_ray.text.metrics import count
 from hwr_ray.training.decoder_fitting import fit_decoder
-from hwr_ray.training.label_list import language_model_texts
-from hwr_ray.training.settings import TrainSettings
 
 TEXTS = ["ANNA", "BOB", "ANNA", "CLOE", "EVE", "ANNA", "BOB", "DAN"]
 CANVAS = Canvas()
@@ -56,16 +55,12 @@ def prepared(tmp_path):
     return write_prepared(tmp_path / "prepared", {"train": TEXTS})
 
 
-def settings(**changes) -> TrainSettings:
-    return TrainSettings(data="data", out="out", **changes)
-
-
 def test_without_a_list_the_training_texts_teach_it_and_a_fold_leaves_its_own_out(prepared):
-    assert language_model_texts(prepared, settings()) == Counter(TEXTS)
+    assert language_model_texts(prepared) == Counter(TEXTS)
     folds = folds_of([f"train-{n}.jpg" for n in range(len(TEXTS))], 3)
     for fold in range(3):
         kept = [text for text, other in zip(TEXTS, folds, strict=True) if other != fold]
-        assert language_model_texts(prepared, settings(num_folds=3, fold=fold)) == Counter(kept)
+        assert language_model_texts(prepared, num_folds=3, fold=fold) == Counter(kept)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -74,17 +69,17 @@ def test_a_label_list_teaches_what_the_cleaning_rules_keep(prepared, tmp_path, p
     content = "IDENTITY,other\n" + "".join(f"{label},1\n" for label in labels)
     path = tmp_path / ("list.csv.gz" if packed else "list.csv")
     path.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
-    assert language_model_texts(prepared, settings(label_list=str(path))) == {"LEA": 2, "NA": 1, "JEAN LUC": 1}
+    assert language_model_texts(prepared, str(path)) == {"LEA": 2, "NA": 1, "JEAN LUC": 1}
     with pytest.raises(UserError, match=r"list\.csv.* column NAME"):
-        language_model_texts(prepared, settings(label_list=str(path), label_column="NAME"))
+        language_model_texts(prepared, str(path), "NAME")
 
 
 def test_a_label_list_that_is_missing_or_holds_nothing_is_named(prepared, tmp_path):
     with pytest.raises(UserError, match=r"no file .*nothing\.csv"):
-        language_model_texts(prepared, settings(label_list=str(tmp_path / "nothing.csv")))
+        language_model_texts(prepared, str(tmp_path / "nothing.csv"))
     (tmp_path / "list.csv").write_text("IDENTITY\nsmall\n")
     with pytest.raises(UserError, match=r"list\.csv holds no text"):
-        language_model_texts(prepared, settings(label_list=str(tmp_path / "list.csv")))
+        language_model_texts(prepared, str(tmp_path / "list.csv"))
 
 
 @pytest.mark.slow

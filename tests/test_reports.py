@@ -12,14 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hwr_ray.data import dataset as prepared
+from hwr_ray.data.report import rejected_samples, shrinking, write_preparation_report
 from hwr_ray.data.statistics import Tally
-from hwr_ray.evaluation.reports import (
-    lines_to_show,
-    rejected_samples,
-    shrinking,
-    write_evaluation_report,
-    write_preparation_report,
-)
+from hwr_ray.evaluation.reports import lines_to_show, write_evaluation_report
 from hwr_ray.evaluation.subgroups import slice_figures
 from hwr_ray.images.lines import Canvas, encode_png
 from hwr_ray.text.metrics import confusion_table

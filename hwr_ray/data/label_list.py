@@ -5,30 +5,37 @@ from collections import Counter
 
 import pandas as pd
 
-from hwr_ray.data.cleaning import CleaningSettings, normalize, reason_for
+from hwr_ray.data.cleaning import CleaningSettings, reason_for
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.folds import leave_out
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.training.settings import TrainSettings
+from hwr_ray.text.normalization import normalize
 
 log = logging.getLogger(__name__)
 
 
-def language_model_texts(prepared: Prepared, settings: TrainSettings) -> Counter[str]:
-    """Texts that the run trains on, or those of its label list that the cleaning rules keep, with their counts.
+def language_model_texts(
+    prepared: Prepared,
+    label_list: str | None = None,
+    column: str = "IDENTITY",
+    *,
+    fold: int | None = None,
+    num_folds: int = 1,
+) -> Counter[str]:
+    """Texts that a run trains on, all but those of its fold, or, where there is a label list, those of it that the
+    cleaning rules keep, with their counts.
 
     Raises UserError where the list is missing, lacks the column or holds no text.
     """
-    label_list = settings.label_list
     if label_list is None:
         table = prepared.table("train", ["id", "text"])
-        if settings.fold is not None:
-            table = leave_out(table, fold=settings.fold, num_folds=settings.num_folds)
+        if fold is not None:
+            table = leave_out(table, fold=fold, num_folds=num_folds)
         return Counter(table["text"].to_pylist())
     cleaning = prepared.facts["settings"]["cleaning"]
     rules = CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])})
-    raw = Counter(read_column(label_list, settings.label_column))
+    raw = Counter(read_column(label_list, column))
     texts: Counter[str] = Counter()
     for text, number in raw.items():
         if reason_for(normalize(text), rules, is_training=True) is None:

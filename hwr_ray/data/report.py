@@ -1,0 +1,154 @@
+"""The report of a preparation: an HTML file that needs no other."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from matplotlib.patches import Rectangle
+
+from hwr_ray.data.cleaning import REASONS
+from hwr_ray.data.dataset import REJECTED, images_of
+from hwr_ray.data.labels import SPLITS
+from hwr_ray.data.statistics import Tally
+from hwr_ray.files import storage
+from hwr_ray.images.lines import Canvas, UndecodableImageError, decode
+from hwr_ray.reporting.html import BAD, GOOD, PALE, data_uri, new_figure, render
+
+MOST_CHARACTERS = 120
+
+
+def write_preparation_report(out: str, *, facts: dict[str, Any], tally: Tally) -> None:
+    """Writes `report.html` of the prepared data set in the folder `out`, whose shards are there already."""
+    canvas = Canvas(*facts["canvas"])
+    before, after = tally.lengths_before, tally.lengths_after
+    page = render(
+        "preparation.html",
+        facts=facts,
+        canvas=canvas,
+        splits=[split for split in SPLITS if split in facts["splits"]],
+        reasons=reason_table(tally),
+        explanations=REASONS,
+        rejected=rejected_samples(out),
+        lengths=_plot_lengths(before, after) if before else None,
+        characters=character_table(tally),
+        most_characters=MOST_CHARACTERS,
+        sizes=_plot_sizes(tally.sizes, canvas) if tally.sizes else None,
+        shrinking=shrinking(tally.sizes, canvas),
+        lines=sample_lines(out, canvas),
+        settings=json.dumps(facts["settings"], indent=2, ensure_ascii=False, default=str),
+    )
+    storage.write_bytes(storage.join(out, "report.html"), page.encode())
+
+
+def reason_table(tally: Tally) -> list[dict[str, Any]]:
+    """Rows by reason and split, in the order of the rules, those that stayed at the end; their sum is all rows."""
+    reasons = [reason for reason in REASONS if any(reason == r for _, r in tally.rows)]
+    return [
+        {
+            "reason": reason,
+            "explanation": REASONS.get(reason, "the row stays"),
+            "counts": {split: tally.rows[split, reason] for split in SPLITS},
+            "total": sum(tally.rows[split, reason] for split in SPLITS),
+        }
+        for reason in [*reasons, "prepared"]
+    ]
+
+
+def rejected_samples(out: str, *, count: int = 6) -> dict[str, list[dict[str, Any]]]:
+    """The first `count` rejected rows of each reason by row number, with their `picture` or None."""
+    filesystem, _ = storage.locate(out)
+    kept = REJECTED.empty_table()
+    if shards := _shards(out, "rejected"):
+        # Batch by batch: millions of rows may be rejected.
+        for batch in ds.dataset(shards, filesystem=filesystem, schema=REJECTED).to_batches():
+            rows = pa.concat_tables([kept, pa.Table.from_batches([batch])])
+            rows = rows.sort_by([("row", "ascending"), ("split", "ascending")])
+            kept = rows.take(rows.select(["reason"]).to_pandas().groupby("reason").head(count).index.to_numpy())
+    samples: dict[str, list[dict[str, Any]]] = {reason: [] for reason in REASONS}
+    for row in kept.to_pylist():
+        samples[row["reason"]].append({**row, "picture": _picture_of_file(row["path"])})
+    return {reason: rows for reason, rows in samples.items() if rows}
+
+
+def _picture_of_file(path: str | None) -> np.ndarray | None:
+    if path is None:
+        return None
+    try:
+        return decode(storage.read_bytes(path))
+    except (OSError, UndecodableImageError):
+        return None
+
+
+def sample_lines(out: str, canvas: Canvas, *, count: int = 12, shards: int = 4) -> list[dict[str, Any]]:
+    """The first lines of a few shards of the first split that has any, with their `picture` on the canvas."""
+    filesystem, _ = storage.locate(out)
+    files = next(filter(None, (_shards(out, split) for split in SPLITS)), [])
+    files = files[:: max(1, len(files) // shards)][:shards]
+    lines: list[dict[str, Any]] = []
+    for file in files:
+        head = ds.dataset(file, filesystem=filesystem).head(-(-count // len(files)), columns=["id", "text", "image"])
+        rows = head.select(["id", "text"]).to_pylist()
+        lines += [{**row, "picture": image} for row, image in zip(rows, images_of(head, canvas), strict=True)]
+    return lines[:count]
+
+
+def _shards(out: str, folder: str) -> list[str]:
+    inner = storage.locate(storage.join(out, folder))[1]
+    names = storage.list_files(storage.join(out, folder))
+    return [storage.join(inner, name) for name in names if name.endswith(".parquet")]
+
+
+def shrinking(sizes: Counter[tuple[int, int]], canvas: Canvas) -> dict[str, float]:
+    """Share of the images that shrink to fit the canvas, and their scales: at the median and the smallest."""
+    pairs = sorted((canvas.scale_for(*size), number) for size, number in sizes.items())
+    scales = np.repeat([scale for scale, _ in pairs], [number for _, number in pairs])
+    shrunk = scales[scales < 1]
+    if not len(shrunk):
+        return {"share": 0.0, "median": 1.0, "smallest": 1.0}
+    return {"share": len(shrunk) / len(scales), "median": float(np.median(shrunk)), "smallest": float(shrunk[0])}
+
+
+def character_table(tally: Tally) -> list[dict[str, Any]]:
+    """Each character with its count in all labels and in the kept ones, most frequent first."""
+    after: Counter[str] = Counter()
+    for (_, character), number in tally.characters_after.items():
+        after[character] += number
+    before = tally.characters_before
+    characters = sorted(before.keys() | after.keys(), key=lambda c: (-max(before[c], after[c]), c))
+    return [{"character": c, "before": before[c], "after": after[c]} for c in characters]
+
+
+def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:
+    figure, axes = new_figure()
+    last = max(after or before) + 4  # one label of a thousand characters must not flatten the rest
+    for lengths, color, name in ((before, PALE, "all labels"), (after, GOOD, "prepared")):
+        capped: Counter[int] = Counter()
+        for length, number in lengths.items():
+            capped[min(length, last)] += number
+        axes.bar(list(capped), list(capped.values()), color=color, label=name)
+    axes.set_xlabel(f"characters in the label (the bar at {last} also holds the longer ones)")
+    axes.set_ylabel("labels")
+    axes.legend(frameon=False)
+    return data_uri(figure)
+
+
+def _plot_sizes(sizes: Counter[tuple[int, int]], canvas: Canvas) -> str:
+    figure, axes = new_figure()
+    heights, widths = zip(*sizes, strict=True)
+    areas = np.maximum(4, 300 * np.array(list(sizes.values())) / max(sizes.values()))
+    # Rasterized: there may be thousands of sizes.
+    axes.scatter(widths, heights, s=areas, color=GOOD, alpha=0.45, linewidths=0, rasterized=True)
+    axes.add_patch(
+        Rectangle((1, 1), canvas.width - 1, canvas.height - 1, fill=False, color=BAD, lw=2, label=f"canvas {canvas}")
+    )
+    if max(heights) > 8 * canvas.height or max(widths) > 8 * canvas.width:
+        axes.set(xscale="log", yscale="log")
+    else:
+        axes.set_xlim(0, 1.08 * max(*widths, canvas.width))
+        axes.set_ylim(0, 1.15 * max(*heights, canvas.height))
+    axes.set(xlabel="width in pixels", ylabel="height in pixels")
+    axes.legend(frameon=False, loc="upper left")
+    return data_uri(figure)
