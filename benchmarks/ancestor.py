@@ -20,10 +20,10 @@ from benchmarks.machine import commit, hardware
 from hwr_ray.cli import run_job
 from hwr_ray.data.cleaning import CleaningSettings, reason_for
 from hwr_ray.data.labels import Split, find_label_files, read_rows
+from hwr_ray.decoding.ctc import ctc_losses
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import read_bytes, write_json
 from hwr_ray.images.lines import UndecodableImageError, decode
-from hwr_ray.recognition.recognizer import ctc_losses
 from hwr_ray.text.codec import Codec, collapse, frames_needed
 from hwr_ray.text.metrics import edit_distances, figures
 from hwr_ray.text.normalization import normalize

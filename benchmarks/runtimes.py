@@ -26,8 +26,9 @@ from torch import Tensor
 from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, write
 from hwr_ray.cli import run_job as run_benchmark
-from hwr_ray.data.dataset import Prepared, images_of
+from hwr_ray.data.dataset import Prepared
 from hwr_ray.errors import UserError
+from hwr_ray.images.arrow import images_of
 from hwr_ray.images.reader import lines_of
 from hwr_ray.recognition.bundle import Bundle, load_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED

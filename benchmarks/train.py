@@ -25,8 +25,9 @@ from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, cores, medians, run_job, write
 from hwr_ray.cli import run_job as run_benchmark
 from hwr_ray.cluster.connection import ALLOCATOR, THREADS
-from hwr_ray.data.dataset import Prepared, images_of
+from hwr_ray.data.dataset import Prepared
 from hwr_ray.errors import UserError
+from hwr_ray.images.arrow import images_of
 from hwr_ray.images.augmentation import augment
 from hwr_ray.model.architecture import ModelSettings
 from hwr_ray.model.crnn import to_ink

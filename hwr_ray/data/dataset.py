@@ -1,6 +1,6 @@
 """The prepared data set: Parquet shards of line images, and what its dataset.json says of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray.data
 from hwr_ray.data.labels import Split
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
+from hwr_ray.images.arrow import images_of
 from hwr_ray.images.lines import Canvas
 
 
@@ -110,23 +111,3 @@ class Prepared:
         """Line images (H, W) uint8 of some lines of a split, by id."""
         table = self.table(split, ["id", "image"], ids=ids)
         return dict(zip(table["id"].to_pylist(), images_of(table, self.canvas), strict=True))
-
-
-def images_of(table: pa.Table, canvas: Canvas) -> np.ndarray:
-    """The `image` column as (N, H, W) uint8, which may not be written; rows without an image are white."""
-    size = canvas.height * canvas.width
-    column = table["image"].cast(pa.binary(size))  # a view where it is that already, as is what follows
-    column = pc.fill_null(column, pa.scalar(b"\xff" * size, column.type))
-    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    pixels = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
-    return pixels.reshape(-1, canvas.height, canvas.width)
-
-
-def column_of(images: Sequence[np.ndarray | None], canvas: Canvas) -> pa.Array:
-    """Pictures (H, W) uint8 on the canvas as an `image` column, null where there is none."""
-    size = canvas.height * canvas.width
-    empty = bytes(size)
-    pixels = b"".join(empty if image is None else image.data for image in images)  # copied once
-    is_there = np.array([image is not None for image in images], bool)
-    buffers = [pa.py_buffer(np.packbits(is_there, bitorder="little")), pa.py_buffer(pixels)]
-    return pa.Array.from_buffers(pa.binary(size), len(images), buffers)

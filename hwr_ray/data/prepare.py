@@ -24,6 +24,7 @@ from hwr_ray.data.report import write_preparation_report
 from hwr_ray.data.statistics import Tally
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
+from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas
 from hwr_ray.images.reader import Line, lines_of, read_files
 from hwr_ray.text.normalization import normalize
@@ -236,7 +237,7 @@ class ShardWriter:
             columns: dict[str, Any] = {column: [row[column] for row in members] for column in schema.names}
             if folder != "rejected":
                 columns["text"] = [row["kept_text"] for row in members]
-                columns["image"] = prepared.column_of(columns["image"], self.canvas)
+                columns["image"] = column_of(columns["image"], self.canvas)
             sink = pa.BufferOutputStream()
             pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd", compression_level=1)
             storage.write_bytes(storage.join(self.out, folder, name), sink.getvalue().to_pybytes())

@@ -10,10 +10,11 @@ import pyarrow.dataset as ds
 from matplotlib.patches import Rectangle
 
 from hwr_ray.data.cleaning import REASONS
-from hwr_ray.data.dataset import REJECTED, images_of
+from hwr_ray.data.dataset import REJECTED
 from hwr_ray.data.labels import SPLITS
 from hwr_ray.data.statistics import Tally
 from hwr_ray.files import storage
+from hwr_ray.images.arrow import images_of
 from hwr_ray.images.lines import Canvas, UndecodableImageError, decode
 from hwr_ray.reporting.html import BAD, GOOD, PALE, data_uri, new_figure, render
 

@@ -2,6 +2,9 @@
 
 import numba
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from hwr_ray.text.codec import BLANK
 
@@ -128,3 +131,19 @@ def _log_prob(probs, labels, symbols, room):
         log_scale += np.log(total)
     end = forward[positions - 1] + (forward[positions - 2] if positions > 1 else 0.0)
     return np.log(end) + log_scale if end > 0 else -np.inf
+
+
+def ctc_losses(log_probs: Tensor, labels: list[list[int]]) -> Tensor:
+    """Negative log-likelihood (N) of each line's labels, summed over alignments (Graves et al. 2006).
+
+    `log_probs` is (N, T, C) float32. Infinite for labels that need more than T frames.
+    """
+    num_lines, frames, _ = log_probs.shape
+    return F.ctc_loss(
+        log_probs.transpose(0, 1),
+        torch.tensor([label for line in labels for label in line], dtype=torch.long),
+        torch.full((num_lines,), frames),
+        torch.tensor([len(line) for line in labels]),
+        blank=BLANK,
+        reduction="none",
+    )

@@ -6,15 +6,14 @@ from math import inf
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hwr_ray.decoding.ctc import ctc_log_probs, greedy_labels
+from hwr_ray.decoding.ctc import ctc_log_probs, ctc_losses, greedy_labels
 from hwr_ray.decoding.decoder import Reading, calibrated, names_for, with_characters
 from hwr_ray.model.crnn import CRNN
 from hwr_ray.recognition.bundle import load_bundle
 from hwr_ray.recognition.runtime import Network, log_probs_of
-from hwr_ray.text.codec import BLANK, Codec
+from hwr_ray.text.codec import Codec
 
 
 @dataclass(frozen=True)
@@ -103,19 +102,3 @@ def text_log_probs(log_probs: Tensor, codec: Codec, texts: list[str]) -> list[fl
     labels = [codec.encode(text) if known else [] for text, known in zip(texts, can_spell, strict=True)]
     losses = ctc_losses(log_probs, labels).tolist()
     return [-loss if known else -inf for loss, known in zip(losses, can_spell, strict=True)]
-
-
-def ctc_losses(log_probs: Tensor, labels: list[list[int]]) -> Tensor:
-    """Negative log-likelihood (N) of each line's labels, summed over alignments (Graves et al. 2006).
-
-    `log_probs` is (N, T, C) float32. Infinite for labels that need more than T frames.
-    """
-    num_lines, frames, _ = log_probs.shape
-    return F.ctc_loss(
-        log_probs.transpose(0, 1),
-        torch.tensor([label for line in labels for label in line], dtype=torch.long),
-        torch.full((num_lines,), frames),
-        torch.tensor([len(line) for line in labels]),
-        blank=BLANK,
-        reduction="none",
-    )

@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hwr_ray.data.dataset import Prepared, images_of
+from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.folds import leave_out
 from hwr_ray.errors import UserError
+from hwr_ray.images.arrow import images_of
 from hwr_ray.training.settings import KEPT_SHARE, TrainSettings
 
 READ_BATCH = 256

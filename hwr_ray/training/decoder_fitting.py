@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hwr_ray.data.dataset import Prepared, images_of
+from hwr_ray.data.dataset import Prepared
 from hwr_ray.decoding.calibration import errors_before_and_after
 from hwr_ray.decoding.decoder import fit_decoding
 from hwr_ray.decoding.ngram import fit_language_model
+from hwr_ray.images.arrow import images_of
 from hwr_ray.recognition.bundle import load_bundle, save_bundle
 from hwr_ray.recognition.recognizer import read_log_probs
 from hwr_ray.recognition.runtime import Network

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hwr_ray.cluster.monitoring import show_epoch
 from hwr_ray.cluster.tracking import Sample, Tracker
-from hwr_ray.data.dataset import images_of
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import TakenOverError
+from hwr_ray.images.arrow import images_of
 from hwr_ray.images.augmentation import augment
 from hwr_ray.model.crnn import to_ink
 from hwr_ray.recognition.bundle import Bundle, save_bundle

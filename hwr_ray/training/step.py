@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hwr_ray.decoding.ctc import ctc_losses
 from hwr_ray.model.crnn import CRNN, has_bfloat16
-from hwr_ray.recognition.recognizer import ctc_losses
 
 WARM_UP_STEPS, MOST_WARM_UP = 500, 0.15
 """Steps in which the learning rate rises, at most this share of all steps."""

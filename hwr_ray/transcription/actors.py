@@ -13,11 +13,11 @@ import ray
 import ray.data
 
 from hwr_ray.cluster.connection import Needs, preflight, threads_per_worker
-from hwr_ray.data.dataset import images_of
 from hwr_ray.data.folds import folds_of
 from hwr_ray.decoding.decoder import NUM_CANDIDATES, Reading, names_for, placed_characters
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
+from hwr_ray.images.arrow import images_of
 from hwr_ray.images.lines import PAPER
 from hwr_ray.recognition.bundle_config import BundleConfig
 from hwr_ray.transcription.transcripts import ALTERNATIVES, CHARACTERS, store_part

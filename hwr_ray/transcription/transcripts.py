@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hwr_ray.data.dataset import column_of
 from hwr_ray.files import storage
+from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas
 from hwr_ray.images.reader import Line, in_groups, lines_of
 from hwr_ray.transcription.inputs import Inputs

@@ -15,11 +15,12 @@ from ray.tune.schedulers import FIFOScheduler
 
 from hwr_ray.cluster.connection import Needs, check_shared, connect, preflight, room_for
 from hwr_ray.cluster.tracking import check_key
-from hwr_ray.data.dataset import Prepared, images_of
+from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import Claim
+from hwr_ray.images.arrow import images_of
 from hwr_ray.recognition.bundle import load_bundle, save_bundle
 from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.train import INGEST_CPUS, check_feasible, claim_run, fit_decoder_remotely

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hwr_ray.data.dataset import Prepared, column_of, images_of
+from hwr_ray.data.dataset import Prepared
 from hwr_ray.files.storage import write_json
+from hwr_ray.images.arrow import column_of, images_of
 from hwr_ray.images.lines import Canvas
 
 CANVAS = Canvas(8, 16)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from hwr_ray.decoding.ctc import ctc_losses
 from hwr_ray.recognition.bundle_config import SHIPPED
-from hwr_ray.recognition.recognizer import Recognizer, compare_log_probs, ctc_losses, read_batch, text_log_probs
+from hwr_ray.recognition.recognizer import Recognizer, compare_log_probs, read_batch, text_log_probs
 from hwr_ray.synthetic.glyphs import Writer, write
 from hwr_ray.text.codec import Codec
 

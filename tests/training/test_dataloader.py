@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hwr_ray.data.dataset import Prepared, column_of, schema
+from hwr_ray.data.dataset import Prepared, schema
 from hwr_ray.data.folds import fold_of
 from hwr_ray.files.storage import write_json
+from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas
 from hwr_ray.training.dataloader import KeptLines, Share, ahead
 from hwr_ray.training.settings import TrainSettings

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from hwr_ray.data import dataset as prepared_module
-from hwr_ray.data.dataset import Prepared, column_of
+from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.folds import folds_of
 from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.decoding.calibration import errors_before_and_after
 from hwr_ray.errors import UserError
+from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas, fit
 from hwr_ray.recognition.bundle import load_bundle, save_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from hwr_ray.decoding.ctc import ctc_losses
 from hwr_ray.errors import UserError
-from hwr_ray.recognition.recognizer import ctc_losses
 from hwr_ray.training import dataloader as ingest
 from hwr_ray.training import train as training
 from hwr_ray.training.dataloader import shuffled_batches
