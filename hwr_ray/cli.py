@@ -6,16 +6,79 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from typing import TypeVar
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, TypeVar
 
 import tyro
 
 from hwr_ray.cluster.submission import check_lasting
+from hwr_ray.command import program
 from hwr_ray.errors import UserError
 
 Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job by the module of its function, which is imported when it is run, and the names of both."""
+
+    function: str
+    settings: str
+    description: str
+
+
+JOBS = {
+    "synthesize": Job(
+        "synthetic.synthesize:synthesize",
+        "synthetic.synthesize:SynthesisSettings",
+        "Draws a labelled data set of names on school forms; nothing is downloaded.",
+    ),
+    "fetch_kaggle": Job(
+        "data.kaggle:fetch",
+        "data.kaggle:FetchSettings",
+        "Fetches the labelled names of Kaggle's landlord/handwriting-recognition.",
+    ),
+    "prepare": Job(
+        "data.prepare:prepare",
+        "data.prepare:PrepareSettings",
+        "Cleans label CSVs, decodes and fits their images, and writes Parquet.",
+    ),
+    "train": Job(
+        "training.train:train",
+        "training.settings:TrainSettings",
+        "Trains a recognizer on prepared lines; the same command again resumes the run.",
+    ),
+    "tune": Job(
+        "tuning.tune:tune",
+        "tuning.tune:TuneSettings",
+        "Sweeps over training settings on prepared lines; the same command again resumes the sweep.",
+    ),
+    "evaluate": Job(
+        "evaluation.evaluate:evaluate",
+        "evaluation.evaluate:EvaluateSettings",
+        "Reads a prepared split with a bundle and measures how well.",
+    ),
+    "transcribe": Job(
+        "transcription.transcribe:transcribe",
+        "transcription.transcribe:TranscribeSettings",
+        "Transcribes every image of a folder to Parquet; the same command again resumes.",
+    ),
+    "demo": Job(
+        "recognition.demo:demo",
+        "recognition.demo:DemoSettings",
+        "Serves a web page that reads line images, on this machine's loopback.",
+    ),
+    "export": Job(
+        "recognition.export:export",
+        "recognition.export:ExportSettings",
+        "Writes a bundle's network as ONNX or TorchScript, checked against the original on drawn lines.",
+    ),
+}
+"""In the order in which data flows."""
 
 NOISE = (
     "has constructor arguments in the object store and max_restarts > 0",  # at each start of Ray Data (ray#53727)
@@ -45,8 +108,42 @@ class Console(io.TextIOWrapper):
         return super().write(text)
 
 
-def run_job(settings_type: type[Settings], run: Callable[[Settings], str | None]) -> None:
-    """Parses `settings_type` from the command line, calls `run` with it and prints the path that it returns.
+def main() -> None:
+    """Runs the job that the first argument names: the command `hwr-ray`."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: hwr-ray JOB [--help] ...\n")
+        for job, told in JOBS.items():
+            print(f"  {job:14}{told.description}")
+    elif name == "--version":
+        print(version("hwr_ray"))
+    elif name not in JOBS:
+        print(f"{program()[-1]}: there is no job {name}: name one of {', '.join(JOBS)}", file=sys.stderr)
+        raise SystemExit(2)
+    else:
+        run_named(name, arguments)
+
+
+def run_named(name: str, arguments: Sequence[str] | None = None) -> None:
+    """Runs a job of JOBS with arguments, by default those of the command line. Ends as `run_job` does."""
+    job = JOBS[name]
+    settings, function = (_imported(path) for path in (job.settings, job.function))
+    run_job(settings, function, arguments, description=job.description)
+
+
+def _imported(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(import_module(f"hwr_ray.{module}"), name)
+
+
+def run_job(
+    settings_type: type[Settings],
+    run: Callable[[Settings], str | None],
+    arguments: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+) -> None:
+    """Parses `settings_type` from the arguments, calls `run` with it and prints the path that it returns.
 
     Nothing else comes to stdout: Ray, too, prints there.
 
@@ -55,15 +152,17 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], str | None]
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     set_up_console()
+    name = " ".join([program()[-1], *sys.argv[1:2]] if arguments is not None else [sys.argv[0]])
     try:
-        settings = tyro.cli(settings_type, config=(tyro.conf.OmitArgPrefixes,))
+        options = (tyro.conf.OmitArgPrefixes,)
+        settings = tyro.cli(settings_type, prog=name, args=arguments, description=description, config=options)
         check_lasting(getattr(settings, "out", None))
         with redirect_stdout(sys.stderr):
             result = run(settings)
         if result is not None:
             print(result)
     except KeyboardInterrupt:
-        print(f"{sys.argv[0]}: interrupted; the same command goes on with what is there", file=sys.stderr)
+        print(f"{name}: interrupted; the same command goes on with what is there", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         # No right to a file is nearly always the user's to mend, and its text names the file.
@@ -71,7 +170,7 @@ def run_job(settings_type: type[Settings], run: Callable[[Settings], str | None]
         if not mistakes:
             raise
         # The innermost, since Ray's wrapping of a UserError is one too, and its first line, since Ray adds advice.
-        print(f"{sys.argv[0]}: {str(mistakes[-1]).splitlines()[0]}", file=sys.stderr)
+        print(f"{name}: {str(mistakes[-1]).splitlines()[0]}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -1,7 +1,6 @@
 """Serves a web page that reads line images, on this machine's loopback."""
 
-from hwr_ray.cli import run_job
-from hwr_ray.recognition.demo import DemoSettings, demo
+from hwr_ray.cli import run_named
 
 if __name__ == "__main__":
-    run_job(DemoSettings, demo)
+    run_named("demo")

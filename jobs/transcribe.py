@@ -1,7 +1,6 @@
 """Transcribes every image of a folder to Parquet."""
 
-from hwr_ray.cli import run_job
-from hwr_ray.transcription.transcribe import TranscribeSettings, transcribe
+from hwr_ray.cli import run_named
 
 if __name__ == "__main__":
-    run_job(TranscribeSettings, transcribe)
+    run_named("transcribe")

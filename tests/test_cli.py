@@ -7,9 +7,12 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from job_runs import ROOT
 
-from hwr_ray.cli import NOISE, Console, run_job
+from hwr_ray.cli import JOBS, NOISE, Console, main, run_job
+from hwr_ray.command import command
 from hwr_ray.errors import UserError
+from hwr_ray.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +149,49 @@ def test_settings_come_from_the_command_line_without_prefixes_for_inner_ones(com
     command_line("--out", "x", "--depth", "3")
     run_job(Settings, seen.append)
     assert seen == [Settings(out="x", inner=Inner(depth=3))]
+
+
+@pytest.mark.parametrize("script", ["/usr/bin/hwr-ray", "/x/hwr_ray/__main__.py"])
+def test_the_command_runs_the_job_that_it_is_given_and_names_itself(monkeypatch, capsys, script):
+    monkeypatch.setattr("sys.argv", [script, "export", "--model", "/none", "--out", "/none/x"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    name = "hwr-ray" if script.endswith("hwr-ray") else "hwr_ray"
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"{name} export: there is no bundle /none")
+
+
+def test_the_command_lists_its_jobs_which_are_the_scripts(monkeypatch, capsys):
+    for arguments in ([], ["--help"]):
+        monkeypatch.setattr("sys.argv", ["hwr-ray", *arguments])
+        main()
+        told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
+        assert told == {name: job.description for name, job in JOBS.items()}
+    assert JOBS.keys() == {path.stem for path in (ROOT / "jobs").glob("*.py")}
+
+
+def test_the_command_knows_its_version_and_no_other_job(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["hwr-ray", "--version"])
+    main()
+    assert capsys.readouterr().out == f"{versions()['hwr_ray']}\n"
+    monkeypatch.setattr("sys.argv", ["hwr-ray", "trian"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "there is no job trian: name one of synthesize, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["jobs/train.py", "--out", "a b"], "python jobs/train.py --out 'a b'"),
+        (["/bin/hwr-ray", "train", "--out", "a"], "hwr-ray train --out a"),
+        (["/x/hwr_ray/__main__.py", "train"], "python -m hwr_ray train"),
+    ],
+)
+def test_a_command_is_told_as_it_was_typed(monkeypatch, argv, told):
+    monkeypatch.setattr("sys.argv", argv)
+    assert command() == told
 
 
 def test_the_console_leaves_out_some_lines_of_rays_whoever_writes_them():

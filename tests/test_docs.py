@@ -117,12 +117,15 @@ def test_every_make_target_that_is_named_is_there():
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_file_tree_has_the_sentence_of_every_package():
+def test_the_packages_have_the_order_of_their_contract_and_their_own_sentences_on_both_pages():
+    layers = re.search(r"^layers = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)[1]
+    order = [name for name in re.findall(r'"(\w+)"', layers) if (ROOT / "hwr_ray" / name).is_dir()][::-1]
+    sentences = [ast.get_docstring(ast.parse((ROOT / f"hwr_ray/{name}/__init__.py").read_text())) for name in order]
+    told = [(name, f"{said[0].lower()}{said[1:].rstrip('.')}") for name, said in zip(order, sentences, strict=True)]
     tree = PAGES["README.md"].partition("hwr_ray/          ")[2].partition("\njobs/")[0]
-    told = dict(re.findall(r"^  (\w+)/ +(.+)$", tree, flags=re.MULTILINE))
-    packages = {path.parent.name: ast.parse(path.read_text()) for path in (ROOT / "hwr_ray").glob("*/__init__.py")}
-    sentences = {name: ast.get_docstring(module).rstrip(".") for name, module in packages.items()}
-    assert told == {name: sentence[0].lower() + sentence[1:] for name, sentence in sentences.items()}
+    assert re.findall(r"^  (\w+)/ +(.+)$", tree, flags=re.MULTILINE) == told
+    table = PAGES["docs/architecture.md"].partition("## Packages")[2]
+    assert re.findall(r"^\| `(\w+)` \| (.+) \|$", table, flags=re.MULTILINE) == told
 
 
 def test_the_reasons_the_slices_and_the_columns_of_transcripts_and_suspects_are_all_told():

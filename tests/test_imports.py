@@ -30,23 +30,16 @@ def test_packages_and_modules_are_small():
 
 
 @pytest.mark.slow
-def test_what_starts_jobs_and_reads_and_writes_rows_needs_no_torch():
-    """Of training also what comes to Ray Train's controller and to a sweep's trials."""
+def test_what_importing_loads_and_that_it_does_nothing(tmp_path):
+    """What starts jobs, and reads and writes rows, needs no torch: of training also what comes to Ray Train's
+    controller and to a sweep's trials. Nothing but reading loads OpenVINO, and a run that nobody follows no wandb."""
     modules = ["transcription.transcripts", "data.prepare", "transcription.transcribe", "evaluation.evaluate"]
     modules += ["training.train", "training.trainer", "tuning.sweep"]
     code = f"""
-import importlib, sys
+import importlib, logging, sys
 for module in {modules}:
     importlib.import_module(f"hwr_ray.{{module}}")
     assert not {{"torch", "openvino", "numba"}} & set(sys.modules), module
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.slow
-def test_nothing_but_reading_loads_openvino_a_run_that_nobody_follows_no_wandb_and_importing_has_no_effect(tmp_path):
-    code = f"""
-import importlib, logging, sys
 import hwr_ray.training.loop, hwr_ray.recognition.recognizer, hwr_ray.training.train, hwr_ray.tuning.tune
 assert not {{"openvino", "wandb"}} & set(sys.modules)
 for module in {MODULES}:

@@ -179,9 +179,15 @@ ASK = "import ray; ray.init({address!r}, log_to_driver=False)"
 ASK += "; print(ray.__version__, sorted(node['Resources'].get('CPU', 0) for node in ray.nodes()))"
 
 
-def test_the_start_commands_for_machines_of_ones_own_make_a_cluster_that_asks_for_its_token(head):
+@pytest.fixture(scope="module")
+def asked(head):
+    """What a submitted program sees of the cluster, and where its code is."""
+    return head.submit("-c", f"{ASK.format(address='auto')}; import hwr_ray; print(hwr_ray.__path__)")
+
+
+def test_the_start_commands_for_machines_of_ones_own_make_a_cluster_that_asks_for_its_token(head, asked):
     """Its head takes jobs and runs none of their work."""
-    assert f"{ray.__version__} [0, 4.0]\n" in head.submit("-c", ASK.format(address="auto"))
+    assert f"{ray.__version__} [0, 4.0]\n" in asked
     ask = [sys.executable, "-c", ASK.format(address=f"127.0.0.1:{head.port}")]
     done = subprocess.run(ask, env={**head.environment, "RAY_AUTH_TOKEN": "another"}, capture_output=True)
     assert done.returncode
@@ -194,7 +200,7 @@ def test_without_the_token_nothing_can_be_submitted(head, folder):
     assert not (folder / "made").exists()
 
 
-def test_what_is_uploaded_is_little_and_the_code_that_runs(head, prepared):
+def test_what_is_uploaded_is_little_and_the_code_that_runs(head, asked):
     uploaded = [
         path for path in (head.folder / "ray").rglob("working_dir_files/_ray_pkg_*/") if "latest" not in str(path)
     ]
@@ -203,8 +209,7 @@ def test_what_is_uploaded_is_little_and_the_code_that_runs(head, prepared):
     assert Path("hwr_ray/transcription/transcribe.py") in files and Path("jobs/train.py") in files
     assert not {path.parts[0] for path in files} & {".git", ".venv", "tests", "quickstart"}
     assert sum((package / path).stat().st_size for path in files) < 8 << 20
-    said = head.submit("-c", "import hwr_ray; print(hwr_ray.__path__)")
-    assert str(package.name) in said
+    assert str(package.name) in asked
 
 
 def test_a_stopped_training_goes_on_when_it_is_submitted_again_and_shows_its_figures(head, prepared, folder):

@@ -72,9 +72,9 @@ def test_the_tests_of_a_module_share_one_process_and_modules_with_ray_come_first
             by_test[test] = process
             first.setdefault(process, test)
     assert len(by_test) == 6
-    assert by_test["test_cli"] == by_test["test_mistake"] != by_test["test_page"] == by_test["test_report"]
+    assert by_test["test_job"] == by_test["test_mistake"] != by_test["test_page"] == by_test["test_report"]
     assert by_test["test_other"] == by_test["test_slow"]
-    assert set(first.values()) == {"test_cli", "test_page"}
+    assert set(first.values()) == {"test_job", "test_page"}
 
 
 def test_a_module_with_ray_that_is_not_listed_is_refused(suite, pytester):

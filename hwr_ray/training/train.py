@@ -2,8 +2,6 @@
 
 import logging
 import os
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +14,7 @@ import ray.data
 
 from hwr_ray.cluster.connection import Needs, check_shared, configure_data, connect, preflight, working_nodes
 from hwr_ray.cluster.tracking import check_key
+from hwr_ray.command import command
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.folds import folds_of, leave_out
 from hwr_ray.data.label_list import language_model_texts
@@ -84,7 +83,7 @@ def train(settings: TrainSettings) -> str:
         raise UserError(f"{error}: lower --learning-rate, and name another --out") from error
     except SystemExit:
         show_curves(out)
-        log.info("stopped after %d epochs; to go on: %s", len(read_history(out)), shlex.join(["python", *sys.argv]))
+        log.info("stopped after %d epochs; to go on: %s", len(read_history(out)), command())
         raise
     show_curves(out)
     log.info(

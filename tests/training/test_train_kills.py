@@ -256,7 +256,7 @@ def test_lines_that_are_streamed_to_two_workers_teach_as_well_and_as_many_are_va
     assert [row["step"] for row in rows] == [STEPS * epoch for epoch in range(1, 6)]
     for name in ("num_lines", "num_characters"):
         assert {row[name] for row in rows} == {history(learned)[0][name]}
-    assert rows[-1]["loss"] < 0.35 * rows[0]["loss"]  # 0.44 of it remain as long as no letter is told from another
+    assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]  # 0.44 of it remain as long as no letter is told from another
     assert len(list((folder / "streamed/wandb").glob("offline-run-*"))) == 1  # rank 0's only
 
 
