@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
-from conftest import PAGES, blocks, check_report, documented, draw_lines, wait_for
+from conftest import PAGES, blocks, check_report, documented, draw_easy_lines, draw_lines, wait_for
 from job_runs import mistake, run, run_apart, run_here, start
 from latches import Latch
 
@@ -24,10 +24,10 @@ from hwr_ray.recognition.recognizer import Recognizer
 from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.train import read_train_lines
 
-RECIPE = ["--epochs", "18", "--batch-size", "16", "--learning-rate", "8e-3", "--no-augmentation"]
+RECIPE = ["--epochs", "5", "--batch-size", "16", "--learning-rate", "1e-2", "--no-augmentation", "--dropout", "0"]
+RECIPE += ["--conv-widths", "8", "8", "16", "32", "--gru-size", "32", "--average-decay", "0.9"]
 TRAIN = "jobs/train.py --data prepared --out run --num-workers 2"
 EVALUATE = "jobs/evaluate.py --data prepared --model run/best --out evaluation"
-RECIPE += ["--conv-widths", "8", "16", "32", "32", "--gru-size", "48", "--dropout", "0", "--average-decay", "0.98"]
 
 
 def history(folder):
@@ -47,10 +47,22 @@ def drawn(folder):
 
 
 @pytest.fixture(scope="module")
-def prepared(folder, drawn, ray_cluster):
-    command = documented("jobs/prepare.py --data KAGGLE_FOLDER --out prepared", KAGGLE_FOLDER=drawn)
+def prepared_names(folder, drawn, ray_cluster):
+    replaced = {"KAGGLE_FOLDER": drawn, "prepared": "prepared-names"}
+    command = documented("jobs/prepare.py --data KAGGLE_FOLDER --out prepared", **replaced)
     said, _ = run_apart(*command, "--canvas", "32", "128", cwd=folder)
-    assert said == f"{folder / 'prepared'}\n"
+    assert said == f"{folder / 'prepared-names'}\n"
+    return folder / "prepared-names"
+
+
+@pytest.fixture(scope="module")
+def easy(folder, draw_text):
+    return draw_easy_lines(folder / "easy", draw_text, train=240, validation=60)
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, easy, ray_cluster):
+    run_here("prepare", "--data", easy, "--out", folder / "prepared", "--canvas", "16", "64")
     return folder / "prepared"
 
 
@@ -60,7 +72,8 @@ def trained(folder, prepared):
     return folder / "run"
 
 
-def test_every_row_is_prepared_or_rejected_for_the_reason_that_the_csv_gives(drawn, prepared, browser):
+def test_every_row_is_prepared_or_rejected_for_the_reason_that_the_csv_gives(drawn, prepared_names, browser):
+    prepared = prepared_names
     facts = json.loads((prepared / "dataset.json").read_text())
     truth = json.loads((drawn / "synthesis.json").read_text())["splits"]
     for split in ("train", "validation", "test"):
@@ -112,9 +125,9 @@ def test_evaluate_confirms_the_error_that_the_end_of_training_reported(evaluated
     check_report(browser, evaluated / "report.html", "evaluate")
 
 
-def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, drawn, evaluated):
+def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, easy, evaluated):
     images = folder / "new_lines"
-    shutil.copytree(drawn / "validation_v2", images)
+    shutil.copytree(easy / "validation_v2", images)
     (images / "notes.txt").write_text("no image")
     (images / "empty.jpg").touch()
     (images / ".hidden").write_text("not a row")
@@ -302,7 +315,8 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     check_report(browser, folder / "suspects/suspects.html", "suspects")
 
 
-def test_a_finished_data_set_is_replaced_only_on_request(drawn, prepared):
+def test_a_finished_data_set_is_replaced_only_on_request(drawn, prepared_names):
+    prepared = prepared_names
     before = (prepared / "dataset.json").read_bytes()
     assert "exists already" in mistake("prepare", "--data", drawn, "--out", prepared)
     assert (prepared / "dataset.json").read_bytes() == before
@@ -339,7 +353,7 @@ def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder,
     message = mistake("evaluate", "--data", other, "--model", trained / "best", "--out", folder / "none")
     command = re.search(r"python jobs/prepare.py (.*)", message)[1].replace("NEW_FOLDER", "fitting").split()
     run_here("prepare", *command, cwd=folder)
-    assert json.loads((folder / "fitting/dataset.json").read_text())["canvas"] == [32, 128]
+    assert json.loads((folder / "fitting/dataset.json").read_text())["canvas"] == [16, 64]
 
 
 def test_the_quick_start_ends_with_what_was_read_before_and_after_learning(folder, ray_cluster):
