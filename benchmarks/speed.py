@@ -21,7 +21,8 @@ from hwr_ray.images.lines import Canvas, decode, fit
 from hwr_ray.model.architecture import ModelSettings
 from hwr_ray.model.crnn import to_ink
 from hwr_ray.recognition.bundle import Bundle, new_model
-from hwr_ray.recognition.recognizer import read_batch
+from hwr_ray.recognition.recognizer import read_log_probs
+from hwr_ray.recognition.runtime import log_probs_of
 from hwr_ray.synthetic.synthesize import Names, SynthesisSettings, synthesize, without_accents
 from hwr_ray.text.codec import BLANK, Codec
 from hwr_ray.training.step import TrainState, train_step, update_average
@@ -83,6 +84,10 @@ def main() -> None:
     def search() -> None:
         beam_search(frames, language_model=language_model, lm_weight=0.35, length_bonus=1.5)
 
+    @torch.inference_mode()
+    def read() -> None:
+        read_log_probs(log_probs_of(bundle.model, images), codec)
+
     result = {
         "lines_per_second": {
             "synthesize": drawn,
@@ -90,7 +95,7 @@ def main() -> None:
             "fit": lines_per_second(lambda: [fit(picture, canvas) for picture in pictures], len(pictures)),
             "augment": lines_per_second(lambda: augment(to_ink(images), ids, seed=0, epoch=0), BATCH),
             "train_step": lines_per_second(train, BATCH),
-            "read": lines_per_second(lambda: read_batch(bundle.model, codec, images), BATCH),
+            "read": lines_per_second(read, BATCH),
             "beam_search": lines_per_second(search, len(texts)),
         },
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1},

@@ -29,6 +29,8 @@ class Job:
     function: str
     settings: str
     description: str
+    resumes: bool = False
+    """Whether the same command goes on with what an interrupted one left."""
 
 
 JOBS = {
@@ -51,11 +53,13 @@ JOBS = {
         "training.train:train",
         "training.settings:TrainSettings",
         "Trains a recognizer on prepared lines; the same command again resumes the run.",
+        resumes=True,
     ),
     "tune": Job(
         "tuning.tune:tune",
         "tuning.tune:TuneSettings",
         "Sweeps over training settings on prepared lines; the same command again resumes the sweep.",
+        resumes=True,
     ),
     "evaluate": Job(
         "evaluation.evaluate:evaluate",
@@ -66,6 +70,7 @@ JOBS = {
         "transcription.transcribe:transcribe",
         "transcription.transcribe:TranscribeSettings",
         "Transcribes every image of a folder to Parquet; the same command again resumes.",
+        resumes=True,
     ),
     "demo": Job(
         "recognition.demo:demo",
@@ -128,7 +133,7 @@ def run_named(name: str, arguments: Sequence[str] | None = None) -> None:
     """Runs a job of JOBS with arguments, by default those of the command line. Ends as `run_job` does."""
     job = JOBS[name]
     settings, function = (_imported(path) for path in (job.settings, job.function))
-    run_job(settings, function, arguments, description=job.description)
+    run_job(settings, function, arguments, description=job.description, resumes=job.resumes)
 
 
 def _imported(path: str) -> Any:
@@ -142,6 +147,7 @@ def run_job(
     arguments: Sequence[str] | None = None,
     *,
     description: str | None = None,
+    resumes: bool = False,
 ) -> None:
     """Parses `settings_type` from the arguments, calls `run` with it and prints the path that it returns.
 
@@ -162,7 +168,8 @@ def run_job(
         if result is not None:
             print(result)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command goes on with what is there", file=sys.stderr)
+        what = "goes on with what is there" if resumes else "starts over: nothing was written"
+        print(f"{name}: interrupted; the same command {what}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         # No right to a file is nearly always the user's to mend, and its text names the file.

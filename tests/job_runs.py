@@ -123,7 +123,7 @@ def in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.train, "ScalingConfig", lambda **_: real(num_workers=0))
         # Tiny networks gain nothing from two threads.
-        patch.setattr("hwr_ray.training.worker_state.threads_per_worker", lambda num_workers: 1)
+        patch.setattr("hwr_ray.training.worker_state.threads_among", lambda num_processes: 1)
         # The loop quiets its own process, which here is the driver.
         quiet = SimpleNamespace(getLogger=lambda: logging.getLogger("a worker's"), WARNING=logging.WARNING)
         patch.setattr("hwr_ray.training.loop.logging", quiet)

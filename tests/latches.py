@@ -78,7 +78,7 @@ def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> di
         patch("hwr_ray.training.checkpoint_trigger.Lookout.look", look),
         patch("hwr_ray.training.loop.step_on", step_on),
         patch("hwr_ray.training.step.has_bfloat16", lambda device: False),
-        patch("hwr_ray.training.worker_state.threads_per_worker", lambda num_workers: 1),
+        patch("hwr_ray.training.worker_state.threads_among", lambda num_processes: 1),
         patch("hwr_ray.training.checkpoint_trigger.LOOK_SECONDS", 0.0),
     ):
         return train_loop.train_loop_per_worker(config)

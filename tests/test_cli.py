@@ -118,15 +118,16 @@ def test_only_the_result_comes_to_stdout(command_line, capsys):
     assert capsys.readouterr() == ("/out\n", "(raylet) WARNING: 8 workers\n")
 
 
-def test_an_interrupt_is_one_sentence_and_status_130(command_line, capsys):
+@pytest.mark.parametrize(("resumes", "told"), [(True, "goes on with what is there"), (False, "starts over")])
+def test_an_interrupt_is_one_sentence_and_status_130(command_line, capsys, resumes, told):
     def run(_: Settings) -> None:
         raise KeyboardInterrupt
 
     command_line("--out", "x")
     with pytest.raises(SystemExit) as stop:
-        run_job(Settings, run)
+        run_job(Settings, run, resumes=resumes)
     assert stop.value.code == 130
-    assert capsys.readouterr().err.startswith("jobs/a.py: interrupted; the same command goes on")
+    assert capsys.readouterr().err.startswith(f"jobs/a.py: interrupted; the same command {told}")
 
 
 def test_a_submitted_job_may_not_write_to_the_folder_that_ray_deletes(command_line, capsys, monkeypatch):

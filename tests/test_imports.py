@@ -1,10 +1,14 @@
 """What importing loads, and that it does nothing. The order of the packages is a contract in pyproject.toml."""
 
+import ast
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
@@ -37,6 +41,8 @@ def test_what_importing_loads_and_that_it_does_nothing(tmp_path):
     modules += ["training.train", "training.trainer", "tuning.sweep"]
     code = f"""
 import importlib, logging, sys
+import hwr_ray
+assert hwr_ray.__version__ and not {{"numpy", "torch", "ray"}} & set(sys.modules)
 for module in {modules}:
     importlib.import_module(f"hwr_ray.{{module}}")
     assert not {{"torch", "openvino", "numba"}} & set(sys.modules), module
@@ -50,3 +56,15 @@ assert not logging.getLogger().handlers
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_package_that_is_imported_is_declared():
+    owners = packages_distributions()
+    declared = {canonicalize_name(Requirement(line).name) for line in requires("hwr_ray") or []}
+    for module in MODULES:
+        path = (ROOT / module.replace(".", "/")).with_suffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.split(".")[0] for name in names} - {"hwr_ray"} - sys.stdlib_module_names:
+                assert declared & set(map(canonicalize_name, owners.get(name, [name]))), f"{path} imports {name}"

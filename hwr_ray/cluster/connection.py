@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import ray.data
+from joblib import cpu_count
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -255,10 +256,14 @@ def working_nodes() -> list[dict]:
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)]
 
 
-def threads_per_worker(num_workers: int) -> int:
-    """CPU threads for this process, one of `num_workers` spread over the cluster's nodes; called in the process.
+def per_node(number: int) -> int:
+    """How many of so many processes a node has at most, where they are spread evenly over the nodes that run tasks."""
+    return math.ceil(number / len(working_nodes()))
+
+
+def threads_among(num_processes: int) -> int:
+    """CPU threads for this process, one of so many that share its node; called in the process.
 
     More threads than cores is far worse than fewer: OpenMP's waiting made a training step six times slower.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // math.ceil(num_workers / len(working_nodes())))
+    return max(1, cpu_count() // num_processes)

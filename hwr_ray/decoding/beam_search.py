@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwr_ray.decoding.ctc import ctc_log_probs, greedy_labels
+from hwr_ray.decoding.alignment import ctc_log_probs
+from hwr_ray.decoding.ctc import greedy_labels
 from hwr_ray.decoding.ngram import END, LanguageModel
 from hwr_ray.decoding.prefix_beam import Settings, search
 

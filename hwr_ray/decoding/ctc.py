@@ -1,27 +1,11 @@
-"""The texts that CTC's frames spell: the greedy one, and how probable a text is over all its alignments."""
+"""Connectionist temporal classification (CTC): the loss, and the texts that frames spell greedily. Loads no numba."""
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hwr_ray.text.codec import BLANK
-
-TINY = np.finfo(np.float64).tiny
-"""A sum of probabilities below it counts as 0: it has no reciprocal."""
-
-
-def compiled(function):
-    """The function compiled at its first call, and kept on disk where numba finds a folder that it may write.
-
-    A compiled function may call another one of its own module only: numba doesn't see that what it keeps on disk is
-    older than a change in another file.
-    """
-    try:
-        return numba.njit(function, cache=True, nogil=True)
-    except RuntimeError:  # neither the package's folder nor the user's own can be written: each process compiles again
-        return numba.njit(function, nogil=True)
+from hwr_ray.text.codec import BLANK, Codec
 
 
 def greedy_labels(paths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -37,100 +21,10 @@ def greedy_labels(paths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return labels, is_label.sum(1, dtype=np.int32)
 
 
-def ctc_log_probs(probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Log-probability (N, K) float64 of each of a line's texts, summed over all alignments (Graves et al. 2006, 4.1).
-
-    `probs` is (N, T, C) float64, `labels` (N, K, L), `lengths` (N, K), below 0 for no text: -inf.
-    """
-    total = np.full(lengths.shape, -np.inf)
-    _forward(probs, labels.astype(np.int32), lengths.astype(np.int32), total)
-    return total
-
-
-def align(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The frames that the likeliest alignment of a line (T, C) with its labels (L) gives to each of them.
-
-    Returns (L, 2) int32, the first frame and the one after the last, in ascending order. Raises ValueError where the
-    line has too few frames for the labels.
-    """
-    frames = np.zeros((len(labels), 2), np.int32)
-    if len(labels) and not _viterbi(log_probs, np.asarray(labels, np.int32), frames):
-        raise ValueError(f"{len(log_probs)} frames are too few for {len(labels)} labels")
-    return frames
-
-
-@compiled
-def _viterbi(log_probs, labels, frames):
-    """Fills `frames` (L, 2); returns whether there is an alignment. Positions are blanks (even) and labels (odd)."""
-    num_frames, positions = log_probs.shape[0], 2 * len(labels) + 1
-    best = np.full(positions, -np.inf)
-    came_from = np.zeros((num_frames, positions), np.int8)  # positions back: 0, 1 or 2
-    for t in range(num_frames):
-        for s in range(positions - 1, -1, -1):
-            score, step = best[s], 0
-            if t == 0 and s < 2:
-                score = 0.0
-            if s > 0 and best[s - 1] > score:
-                score, step = best[s - 1], 1
-            if s % 2 == 1 and s > 1 and labels[s // 2] != labels[s // 2 - 1] and best[s - 2] > score:
-                score, step = best[s - 2], 2
-            best[s] = score + log_probs[t, labels[s // 2] if s % 2 == 1 else BLANK]
-            came_from[t, s] = step
-    s = positions - 1 if best[positions - 1] >= best[positions - 2] else positions - 2
-    if best[s] == -np.inf:
-        return False
-    for t in range(num_frames - 1, -1, -1):
-        if s % 2 == 1:
-            frames[s // 2, 0] = t
-            frames[s // 2, 1] = max(frames[s // 2, 1], t + 1)
-        s -= came_from[t, s]
-    return True
-
-
-@compiled
-def _forward(probs, labels, lengths, total):
-    """Fills `total` (N, K)."""
-    symbols, room = np.empty(2 * labels.shape[2] + 1, np.int32), np.empty((3, 2 * labels.shape[2] + 1))
-    for n in range(lengths.shape[0]):
-        for k in range(lengths.shape[1]):
-            if lengths[n, k] >= 0:
-                total[n, k] = _log_prob(probs[n], labels[n, k, : lengths[n, k]], symbols, room)
-
-
-@compiled
-def _log_prob(probs, labels, symbols, room):
-    """Log-probability of the labels of a text given a line (T, C).
-
-    `symbols` and `room` are room for the text's positions, blanks at the even ones: the class of each, its mass before
-    and after a frame, and 1 where paths may come from two positions back. Each frame is scaled to a sum of 1.
-    """
-    positions = 2 * len(labels) + 1
-    forward, after, may_skip = room[0], room[1], room[2]
-    for s in range(positions):
-        forward[s] = 0.0
-        symbols[s] = labels[s // 2] if s % 2 == 1 else BLANK
-        may_skip[s] = 1.0 if s > 1 and symbols[s] != BLANK and symbols[s] != symbols[s - 2] else 0.0
-    forward[0] = 1.0  # before the first frame: a path may begin at position 0 or 1
-    log_scale = 0.0
-    for t in range(probs.shape[0]):
-        total = 0.0
-        for s in range(positions):
-            mass = forward[s]
-            if s > 0:
-                mass += forward[s - 1]
-            if s > 1:
-                mass += may_skip[s] * forward[s - 2]
-            after[s] = mass * probs[t, symbols[s]]
-            total += after[s]
-        if total < TINY:
-            return -np.inf
-        scale = 1 / total
-        for s in range(positions):
-            after[s] *= scale
-        forward, after = after, forward
-        log_scale += np.log(total)
-    end = forward[positions - 1] + (forward[positions - 2] if positions > 1 else 0.0)
-    return np.log(end) + log_scale if end > 0 else -np.inf
+def greedy_texts(log_probs: Tensor, codec: Codec) -> list[str]:
+    """The text (N) of the likeliest path of each line; `log_probs` is (N, T, C)."""
+    labels, lengths = greedy_labels(log_probs.argmax(-1).cpu().numpy())
+    return [codec.decode(line[:length]) for line, length in zip(labels.tolist(), lengths.tolist(), strict=True)]
 
 
 def ctc_losses(log_probs: Tensor, labels: list[list[int]]) -> Tensor:

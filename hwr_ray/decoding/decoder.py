@@ -56,6 +56,16 @@ class Reading:
     """The next best candidates of a beam search with their shares of the candidates' probability."""
     characters: tuple[Character, ...] = ()
     """Of the text, where they are asked for."""
+    review_threshold: float | None = None
+    """Confidence from which on texts are right often enough to need no review; None where nothing tells it."""
+
+    @property
+    def needs_review(self) -> bool | None:
+        """Whether the text should be looked at; None where nothing tells it."""
+        return None if self.review_threshold is None else self.confidence < self.review_threshold
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.confidence:.0%}{', needs review' if self.needs_review else ''})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +148,7 @@ def with_characters(
 
 
 def _characters(text: str, log_probs: np.ndarray, shortcut: np.ndarray, codec: Codec) -> tuple[Character, ...]:
-    from hwr_ray.decoding.ctc import align  # loads numba
+    from hwr_ray.decoding.alignment import align  # loads numba
 
     labels = np.array(codec.encode(text), np.int32)
     written, places = align(log_probs, labels).tolist(), align(shortcut, labels).tolist()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hwr_ray.decoding.ctc import TINY, compiled
+from hwr_ray.decoding.alignment import TINY, compiled
 from hwr_ray.decoding.ngram import END
 from hwr_ray.text.codec import BLANK
 

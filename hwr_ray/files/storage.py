@@ -223,7 +223,7 @@ def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
 def _check_free(out: str, mark: str, overwrite: bool) -> None:
     if is_file(out):
         raise UserError(f"{out} is a file: name another --out")
-    recover(out)
+    recover(out, mark)
     if list_files(out) and not is_file(join(out, mark)):
         raise UserError(f"{out} holds something else (it has no {mark}): name another --out")
     if list_files(out) and not overwrite:
@@ -239,10 +239,11 @@ def _siblings(out: str) -> list[str]:
     return [join(posixpath.dirname(out), name) for name in names if name.startswith(start)]
 
 
-def recover(out: str) -> None:
-    """Puts back the folder that a staged one was about to replace when the process was killed between two moves."""
-    if not list_files(out) and list_files(f"{out}.replaced"):
-        _move(f"{out}.replaced", out)
+def recover(out: str, mark: str) -> None:
+    """Puts back the folder that a staged one was about to replace when the process was killed on the way: it has the
+    mark, and what stands in its place has none."""
+    if is_file(join(f"{out}.replaced", mark)) and not is_file(join(out, mark)):
+        _move(f"{out}.replaced", out, mark)
 
 
 def delete(folder: str) -> None:
@@ -259,7 +260,7 @@ def delete_file(path: str) -> None:
         filesystem.delete_file(inner)
 
 
-def _move(source: str, destination: str, mark: str = "") -> None:
+def _move(source: str, destination: str, mark: str) -> None:
     filesystem, old = locate(source)
     _, new = locate(destination)
     delete(destination)

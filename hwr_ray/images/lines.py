@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hwr_ray.errors import UserError
 
@@ -141,6 +141,31 @@ def _to_grey(pixels: np.ndarray) -> np.ndarray:
         alpha = pixels[:, :, 3].astype(np.float32) / 255
         grey = np.rint(grey * alpha + PAPER * (1 - alpha)).astype(np.uint8)
     return grey
+
+
+def grey(image: np.ndarray | Image.Image) -> np.ndarray:
+    """An image of a program's own as grey (H, W) uint8, 255 white, as `decode` gives that of a file.
+
+    An array is (H, W), (H, W, 3) in RGB or (H, W, 4) in RGBA, of uint8 or uint16. Transparent pixels turn white. Raises
+    TypeError for what is no image, and ValueError for an array of another form or an image too small to read.
+    """
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        if image.mode not in ("L", "I;16"):
+            has_alpha = "A" in image.getbands() or "transparency" in image.info
+            image = image.convert("RGBA" if has_alpha else "L" if image.mode == "1" else "RGB")
+        image = np.asarray(image)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"an image is a numpy array or of Pillow, not {type(image).__name__}")
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
+        raise ValueError(
+            f"an image is (height, width), with 3 or 4 channels or none, of uint8 or uint16: not {image.shape} of "
+            f"{image.dtype}; several images go into a list"
+        )
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise ValueError(f"{image.shape[1]}x{image.shape[0]} pixels are too few for a line: {MIN_SIDE} are the fewest")
+    channels = {3: [2, 1, 0], 4: [2, 1, 0, 3]}
+    return _to_grey(np.ascontiguousarray(image[:, :, channels[image.shape[2]]]) if image.ndim == 3 else image)
 
 
 def fit(picture: np.ndarray, canvas: Canvas) -> np.ndarray:

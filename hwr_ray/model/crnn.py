@@ -48,7 +48,8 @@ class CRNN(nn.Module):
             nn.ReLU(),
         ]
         for c_in, c_out, pool in zip(widths, widths[1:], POOLS[1:], strict=False):
-            # Pooled before it is normalized: the same picture for a quarter of the memory traffic.
+            # Pooled before it is normalized, for a quarter of the memory traffic. It is the same where the scale of
+            # the normalization is positive, as it begins; where learning makes it negative, the least value is kept.
             layers += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.MaxPool2d(pool), nn.BatchNorm2d(c_out)]
             layers += [nn.ReLU()]
             layers += [SeparableResidual(c_out)] if settings.residual else []

@@ -19,7 +19,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.lines import decode, encode_png
 from hwr_ray.images.reader import MAX_BYTES, lines_of
-from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path
+from hwr_ray.recognition.bundle_config import SHIPPED_WORD
 from hwr_ray.recognition.recognizer import Recognizer
 from hwr_ray.synthetic.forms import draw_line
 from hwr_ray.synthetic.synthesize import Names
@@ -77,7 +77,7 @@ class Reader:
 
     def __init__(self, settings: DemoSettings) -> None:
         names = storage.absolute(settings.names) if settings.names else None
-        self.recognizer = Recognizer(bundle_path(settings.model), names=names)
+        self.recognizer = Recognizer(settings.model, names=names)
         self.threshold, _ = self.recognizer.decoding.review_threshold(
             settings.precision, greedy=self.recognizer.is_greedy
         )
@@ -88,7 +88,8 @@ class Reader:
         lines = list(lines_of((data for _, data in files), canvas))
         images = [line.image for line in lines if line.image is not None]
         number = 1 if self.recognizer.is_greedy else NUM_CANDIDATES
-        readings = iter(self.recognizer.read(np.stack(images), num_best=number, characters=True) if images else [])
+        stacked = np.stack(images) if images else np.empty((0, canvas.height, canvas.width), np.uint8)
+        readings = iter(self.recognizer.read_lines(stacked, num_best=number, characters=True))
         found = []
         for (name, data), line in zip(files, lines, strict=True):
             if line.image is None or line.height is None or line.width is None:

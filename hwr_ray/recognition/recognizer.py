@@ -1,18 +1,25 @@
 """Line images in, texts with confidences out; knows no Ray."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from hwr_ray.decoding.ctc import ctc_log_probs, ctc_losses, greedy_labels
+from hwr_ray.decoding.alignment import ctc_log_probs
+from hwr_ray.decoding.ctc import ctc_losses, greedy_labels
 from hwr_ray.decoding.decoder import Reading, calibrated, names_for, with_characters
-from hwr_ray.model.crnn import CRNN
+from hwr_ray.errors import UserError
+from hwr_ray.files import storage
+from hwr_ray.images.lines import UndecodableImageError, decode, fit, grey
 from hwr_ray.recognition.bundle import load_bundle
-from hwr_ray.recognition.runtime import Network, log_probs_of
+from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path
+from hwr_ray.recognition.runtime import Network
 from hwr_ray.text.codec import Codec
 
 
@@ -28,30 +35,55 @@ class Comparison:
 
 
 class Recognizer:
-    """A bundle that is loaded once and reads batches.
+    """A bundle, by default the one that comes with the package, that is loaded once and reads images.
 
-    Raises UserError where known names are given and the bundle has no language model to mix them into.
+    `device` is torch's; so many lines of a batch are read at once; `greedy` leaves the language model out; `names` is a
+    file of known names, one a line or `name,count`; so large a share of the texts that need no review is right
+    (`precision`, 0 to 1).
+
+    Raises UserError where there is no such bundle, or known names are given and it has no language model to mix them
+    into.
     """
 
     def __init__(
         self,
-        bundle_path: str,
+        bundle: str = SHIPPED_WORD,
         *,
         device: str | torch.device = "cpu",
         batch_size: int = 64,
         greedy: bool = False,
         names: str | None = None,
+        precision: float = 0.99,
     ) -> None:
-        bundle = load_bundle(bundle_path)
-        self.codec, self.canvas, self.model_id = bundle.codec, bundle.canvas, bundle.model_id
-        self.decoding, self.is_greedy = bundle.decoding, greedy or bundle.decoding.language_model is None
-        self.names = names_for(bundle_path, names, self.codec, is_greedy=self.is_greedy)
-        self.network = Network(bundle, device=device, batch_size=batch_size)
-        self._shortcut = cache(lambda: Network(bundle, device=device, batch_size=batch_size, shortcut=True))
+        path = bundle_path(bundle)
+        loaded = load_bundle(path)
+        self.codec, self.canvas, self.model_id = loaded.codec, loaded.canvas, loaded.model_id
+        self.decoding, self.is_greedy = loaded.decoding, greedy or loaded.decoding.language_model is None
+        self.names = names_for(path, names, self.codec, is_greedy=self.is_greedy)
+        self.review_threshold, _ = self.decoding.review_threshold(precision, greedy=self.is_greedy)
+        self.network = Network(loaded, device=device, batch_size=batch_size)
+        self._shortcut = cache(lambda: Network(loaded, device=device, batch_size=batch_size, shortcut=True))
 
-    def read(self, images: np.ndarray, *, num_best: int = 1, characters: bool = False) -> list[Reading]:
-        """Readings of line images (N, H, W) uint8 on the bundle's canvas, 255 paper, with num_best - 1 alternatives
-        each (a greedy reading has none), and with their characters where those are asked for."""
+    def read(
+        self, images: Iterable[np.ndarray | Image.Image], *, num_best: int = 1, characters: bool = False
+    ) -> list[Reading]:
+        """Readings of images of one line each, of any size, which stay in their order: arrays or Pillow's (see `grey`).
+
+        Each has num_best - 1 alternatives (a greedy reading has none), and its characters where those are asked for.
+        Raises TypeError or ValueError for what is no such image.
+        """
+        lines = [fit(grey(image), self.canvas) for image in images]
+        found = self.read_lines(np.stack(lines), num_best=num_best, characters=characters) if lines else []
+        return [replace(reading, review_threshold=self.review_threshold) for reading in found]
+
+    def read_files(self, paths: Iterable[str | Path], *, num_best: int = 1, characters: bool = False) -> list[Reading]:
+        """The same of image files, by path or URI. Raises UserError, which names the file, where one can't be read."""
+        images = [_decoded(str(path)) for path in paths]
+        return self.read(images, num_best=num_best, characters=characters)
+
+    def read_lines(self, images: np.ndarray, *, num_best: int = 1, characters: bool = False) -> list[Reading]:
+        """Readings, as `read` gives them but without a threshold, of line images (N, H, W) uint8 on the bundle's
+        canvas, 255 paper."""
         if not len(images):
             return []
         log_probs = self.network(images)
@@ -68,10 +100,13 @@ class Recognizer:
         return compare_log_probs(self.network(images), self.codec, texts) if len(images) else []
 
 
-@torch.inference_mode()
-def read_batch(model: CRNN, codec: Codec, images: Tensor) -> list[Reading]:
-    """Greedy readings of line images (N, H, W) uint8 by a model in evaluation mode."""
-    return read_log_probs(log_probs_of(model, images), codec) if len(images) else []
+def _decoded(path: str) -> np.ndarray:
+    if not storage.is_file(path):
+        raise UserError(f"there is no file {path}")
+    try:
+        return decode(storage.read_bytes(path))
+    except UndecodableImageError as error:
+        raise UserError(f"{path} can't be read: {error}") from error
 
 
 def compare_log_probs(log_probs: Tensor, codec: Codec, texts: list[str]) -> list[Comparison]:

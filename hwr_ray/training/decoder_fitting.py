@@ -1,5 +1,6 @@
 """The last step of a training run: the language model, its weight and the calibration, fitted to the best weights."""
 
+import heapq
 import json
 from collections import Counter
 from dataclasses import replace
@@ -20,14 +21,14 @@ from hwr_ray.recognition.runtime import Network
 from hwr_ray.text.metrics import count
 
 MOST_LINES = 5_000
-"""Validation lines that the decoder is fitted to, the first by id."""
+"""Validation lines that the decoder is fitted to."""
 
 
 def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, device: str) -> str:
     """Writes the decoding that reads the validation lines best into a bundle; returns what came of it in a sentence."""
     torch.set_num_threads(1)  # it may share its cores, and waiting threads cost more than they bring
     bundle = load_bundle(bundle_path)
-    ids = sorted(prepared.table("validation", ["id"])["id"].to_pylist())[:MOST_LINES]
+    ids = sample(prepared.table("validation", ["id"])["id"].to_pylist(), MOST_LINES)
     lines = prepared.table("validation", ["id", "text", "image"], ids=ids).sort_by("id")
     log_probs = Network(bundle, device=device)(images_of(lines, prepared.canvas))
     greedy = read_log_probs(log_probs, bundle.codec)
@@ -56,3 +57,8 @@ def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, de
     training = {**bundle.training, "decoder": figures}
     save_bundle(replace(bundle, decoding=decoding, training=training), bundle_path)
     return said
+
+
+def sample(ids: list[str], most: int) -> list[str]:
+    """At most so many ids, by the hash of each: the same ones in any order, and from all sources that ids tell of."""
+    return heapq.nsmallest(most, ids, key=lambda line: sha256(line.encode()).digest())

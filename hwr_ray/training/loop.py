@@ -17,19 +17,20 @@ from torch import Tensor
 
 from hwr_ray.cluster.monitoring import show_epoch
 from hwr_ray.cluster.tracking import Sample, Tracker
+from hwr_ray.decoding.ctc import greedy_texts
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import TakenOverError
 from hwr_ray.images.arrow import images_of
 from hwr_ray.images.augmentation import augment
 from hwr_ray.model.crnn import to_ink
 from hwr_ray.recognition.bundle import Bundle, save_bundle
-from hwr_ray.recognition.recognizer import read_batch
+from hwr_ray.recognition.runtime import log_probs_of
 from hwr_ray.text.metrics import Counts, count
 from hwr_ray.training.checkpoint_trigger import Stopwatch
 from hwr_ray.training.checkpoints import METRICS, read_history
 from hwr_ray.training.dataloader import Batch
 from hwr_ray.training.settings import TrainSettings
-from hwr_ray.training.step import one_cycle, train_step, update_average
+from hwr_ray.training.step import dropout_seed, one_cycle, train_step, update_average
 from hwr_ray.training.warm_start import freeze_convolutions
 from hwr_ray.training.worker_state import Run, begin
 from hwr_ray.versions import versions
@@ -176,7 +177,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any] | None:
 def step_on(run: Run, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
     """One step of all workers on their shares of a batch; returns this worker's part of the loss, and the norm."""
     state, settings = run.state, run.settings
-    torch.manual_seed(hash((settings.seed, state.step, run.share.rank)))  # dropout's
+    torch.manual_seed(dropout_seed(settings.seed, state.step, run.share.rank))
     factor = one_cycle(state.step, settings.epochs * run.lines.steps)
     for group in state.optimizer.param_groups:
         group["lr"] = settings.learning_rate * factor
@@ -220,8 +221,9 @@ def validate(run: Run) -> tuple[Counts, list[Sample]]:
     counts, samples = Counts(), list[Sample]()
     for table in run.validation_lines:
         images, texts = images_of(table, run.prepared.canvas), table["text"].to_pylist()
-        readings = read_batch(run.state.average, run.codec, torch.tensor(images, device=run.device))
-        predictions = [reading.text for reading in readings]
+        with torch.inference_mode():
+            log_probs = log_probs_of(run.state.average, torch.tensor(images, device=run.device))
+        predictions = greedy_texts(log_probs, run.codec)
         counts += count(texts, predictions)
         samples += list(zip(images, texts, predictions, strict=True))[: NUM_SAMPLES - len(samples)]
     total = torch.tensor(list(asdict(counts).values()), device=run.device)

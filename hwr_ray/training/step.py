@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -57,6 +58,11 @@ class TrainState:
             getattr(self, name).load_state_dict(saved[name])
         for name in ("step", "epoch_step", "sums", "history"):
             setattr(self, name, saved[name])
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a worker's dropout in a step: the same wherever a run is resumed, another in each step."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def train_step(

@@ -22,7 +22,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import Claim, difference
 from hwr_ray.model.architecture import num_frames
-from hwr_ray.recognition.bundle_config import architecture_from, bundle_path, read_config, weights_digest
+from hwr_ray.recognition.bundle_config import CONFIG, architecture_from, bundle_path, read_config, weights_digest
 from hwr_ray.training.checkpoints import CHECKPOINTS, Checkpoints, check_fresh, read_history
 from hwr_ray.training.driver_channel import follow, new_board
 from hwr_ray.training.settings import KEPT_SHARE, TrainSettings
@@ -154,7 +154,7 @@ def claim_run(out: str, recipe: dict[str, Any]) -> str:
     Raises UserError that names the first field in which a run that is there differs.
     """
     path = storage.join(out, "recipe.json")
-    storage.recover(storage.join(out, "best"))
+    storage.recover(storage.join(out, "best"), CONFIG)
     if not storage.is_file(path):
         if storage.list_files(out):
             raise UserError(f"{out} holds something that is no run: name another --out")

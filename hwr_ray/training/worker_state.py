@@ -10,7 +10,7 @@ import ray.train.torch
 import torch
 from torch import nn
 
-from hwr_ray.cluster.connection import threads_per_worker
+from hwr_ray.cluster.connection import per_node, threads_among
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
@@ -72,7 +72,8 @@ def begin(config: dict[str, Any]) -> Run:
         config["claim"].check()
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     share = Share(context.get_world_rank(), context.get_world_size())
-    torch.set_num_threads(threads_per_worker(share.world_size * config["runs_at_once"]))
+    # Ray Train fills one node after the other with the workers of a run; the runs of a sweep lie on all nodes.
+    torch.set_num_threads(threads_among(context.get_local_world_size() * per_node(config["runs_at_once"])))
     checkpoints = Checkpoints(storage.join(out, CHECKPOINTS))
     checkpoint = checkpoints.newest() if share.rank == 0 else None
     checkpoint = ray.train.collective.broadcast_from_rank_zero(checkpoint)

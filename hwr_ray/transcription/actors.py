@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from hwr_ray.cluster.connection import Needs, preflight, threads_per_worker
+from hwr_ray.cluster.connection import Needs, per_node, preflight, threads_among
 from hwr_ray.data.folds import folds_of
 from hwr_ray.decoding.decoder import NUM_CANDIDATES, Reading, names_for, placed_characters
 from hwr_ray.errors import UserError
@@ -72,7 +72,7 @@ class ReadingSettings:
 
         from hwr_ray.recognition.recognizer import Recognizer
 
-        torch.set_num_threads(threads_per_worker(self.num_workers or 1))
+        torch.set_num_threads(threads_among(per_node(self.num_workers or 1)))
         device = "cuda" if self.use_gpu else "cpu"
         return Recognizer(bundle_path, device=device, batch_size=self.batch_size, greedy=self.greedy, names=self.names)
 
@@ -118,7 +118,7 @@ class LineReader:
         self.recognizer, self.settings = settings.recognizer(bundle_path), settings
         canvas = self.recognizer.canvas
         # What the first batch costs, such as loading what numba compiled, belongs to the start, not to the first part.
-        self.recognizer.read(
+        self.recognizer.read_lines(
             np.full((settings.batch_size, canvas.height, canvas.width), PAPER, np.uint8),
             num_best=settings.num_best,
             characters=settings.characters,
@@ -142,7 +142,7 @@ class LineReader:
 
     def _read(self, table: pa.Table) -> list[Reading]:
         images, settings = images_of(table, self.recognizer.canvas), self.settings
-        return self.recognizer.read(images, num_best=settings.num_best, characters=settings.characters)
+        return self.recognizer.read_lines(images, num_best=settings.num_best, characters=settings.characters)
 
     def _characters(self, table: pa.Table, readings: list[Reading | None]) -> pa.Array:
         """Null unless they are asked for."""

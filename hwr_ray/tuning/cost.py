@@ -50,6 +50,6 @@ def reading_speed(bundle_path: str, images: np.ndarray, *, repeats: int = 3) -> 
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        recognizer.read(images)
+        recognizer.read_lines(images)
         seconds.append(time.perf_counter() - start)
     return len(images) / statistics.median(seconds[1:])

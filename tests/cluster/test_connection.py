@@ -2,6 +2,7 @@
 
 import logging
 import time
+from io import StringIO
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,10 @@ from hwr_ray.cluster.connection import (
     Needs,
     configure_data,
     jobs_at_once,
+    per_node,
     preflight,
     rows_of,
-    threads_per_worker,
+    threads_among,
 )
 from hwr_ray.errors import UserError
 
@@ -131,12 +133,22 @@ def test_a_ray_that_does_not_start_in_time_is_told_in_a_sentence(monkeypatch):
         cluster.connect()
 
 
-def test_threads_are_shared_by_the_workers_of_a_node_and_an_idle_head_counts_for_none(nodes, monkeypatch):
-    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+def test_processes_are_spread_over_the_nodes_and_an_idle_head_counts_for_none(nodes):
     nodes({"CPU": 8}, {"memory": 1})
-    assert [threads_per_worker(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert [per_node(n) for n in (1, 2, 3, 16)] == [1, 2, 3, 16]
     nodes({"CPU": 8}, {"CPU": 8})
-    assert [threads_per_worker(n) for n in (1, 2, 4)] == [8, 8, 4]
+    assert [per_node(n) for n in (1, 2, 3, 4)] == [1, 1, 2, 2]
+
+
+def test_the_processes_of_a_node_share_the_cores_that_they_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert [threads_among(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    # What a container may use, in the kernel's words: 250 of every 100 milliseconds.
+    quota = {"/sys/fs/cgroup/cpu.max": "250000 100000"}
+    monkeypatch.setattr("os.path.exists", lambda path: path in quota)
+    monkeypatch.setattr("builtins.open", lambda path, *_: StringIO(quota[path]))
+    assert [threads_among(n) for n in (1, 2)] == [3, 1]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hwr_ray.decoding.alignment import ctc_log_probs
 from hwr_ray.decoding.beam_search import beam_search
-from hwr_ray.decoding.ctc import ctc_log_probs, greedy_labels
+from hwr_ray.decoding.ctc import greedy_labels
 from hwr_ray.decoding.ngram import fit_language_model
 from hwr_ray.text.codec import BLANK, Codec, collapse
 

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -254,17 +257,12 @@ def test_a_run_does_not_replace_what_another_finished_meanwhile(root):
     assert names_in(root) == ["out/mark"]
 
 
-@pytest.mark.parametrize("num_calls", range(1, 8))
-def test_a_move_on_an_object_store_that_is_cut_off_never_shows_the_mark_of_a_half_folder(num_calls, monkeypatch):
-    """memory:// has no renames here, as s3:// has none: files are copied one by one."""
-    root = f"memory://storage-{next(NUMBERS)}"
-    out = storage.join(root, "out")
-    write_run(out, "old")
-    calls = count(1)
+@contextmanager
+def cut_off(num_calls: int) -> Iterator[None]:
+    """The process is killed at its n-th copy or deletion of a file, if it comes to that."""
+    locate, calls = storage.locate, count(1)
 
     class CutOff:
-        """A file system that fails at its n-th copy or deletion of a file."""
-
         def __init__(self, filesystem):
             self.filesystem = filesystem
 
@@ -275,18 +273,43 @@ def test_a_move_on_an_object_store_that_is_cut_off_never_shows_the_mark_of_a_hal
 
             def call(*arguments):
                 if next(calls) == num_calls:
-                    raise ConnectionError
+                    raise Killed
                 return method(*arguments)
 
             return call
 
-    locate = storage.locate
-    monkeypatch.setattr(storage, "locate", lambda path: (CutOff(locate(path)[0]), locate(path)[1]))
-    with pytest.raises(ConnectionError):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "locate", lambda path: (CutOff(locate(path)[0]), locate(path)[1]))
+        patch.setattr(storage, "delete", lambda folder: None if sys.exc_info()[0] is Killed else delete(folder))
+        with suppress(Killed):
+            yield
+
+
+class Killed(BaseException):
+    """After it nothing is cleared away, as after a real kill."""
+
+
+delete = storage.delete
+WHOLE = (["deep/old", "mark", "old"], ["deep/new", "mark", "new"])
+
+
+@pytest.mark.parametrize("num_calls", range(1, 14))
+def test_a_move_on_an_object_store_that_is_cut_off_anywhere_loses_no_folder_nor_shows_half_of_one(num_calls):
+    """memory:// has no renames here, as s3:// has none: files are copied one by one. What puts a folder back is cut off
+    on the way, too."""
+    for again in range(1, 8):
+        out = f"memory://storage-{next(NUMBERS)}/out"
+        write_run(out, "old")
+        with cut_off(num_calls):
+            write_run(out, "new", overwrite=True)
+        assert "mark" not in names_in(out) or names_in(out) in WHOLE
+        with cut_off(again):
+            storage.recover(out, "mark")
+        assert "mark" not in names_in(out) or names_in(out) in WHOLE
+        storage.recover(out, "mark")
+        assert names_in(out) in WHOLE
         write_run(out, "new", overwrite=True)
-    monkeypatch.undo()
-    names = names_in(out)
-    assert "mark" not in names or names in (["deep/old", "mark", "old"], ["deep/new", "mark", "new"])
+        assert names_in(out) == WHOLE[1] and not names_in(f"{out}.replaced")
 
 
 def test_a_folder_of_another_kind_is_never_replaced(root):
@@ -297,9 +320,10 @@ def test_a_folder_of_another_kind_is_never_replaced(root):
 
 
 def test_a_folder_that_was_being_replaced_when_the_process_was_killed_comes_back(root):
-    storage.write_bytes(storage.join(root, "out.replaced", "old"), b"old")
-    storage.recover(storage.join(root, "out"))
-    assert names_in(root) == ["out/old"]
+    for name in ("old", "mark"):
+        storage.write_bytes(storage.join(root, "out.replaced", name), b"old")
+    storage.recover(storage.join(root, "out"), "mark")
+    assert names_in(root) == ["out/mark", "out/old"]
 
 
 def test_what_a_killed_run_left_is_not_taken_over(root):

@@ -46,6 +46,16 @@ def test_settings_that_make_no_model_are_refused_by_their_flag(wrong, flag):
         ModelSettings(**wrong)
 
 
+def test_pooling_first_changes_nothing_where_the_scale_of_the_normalization_is_positive():
+    features, norm, pool = torch.randn(4, 3, 8, 8), torch.nn.BatchNorm2d(3), torch.nn.MaxPool2d(2)
+    norm(features)  # gives it statistics
+    norm.eval()
+    torch.testing.assert_close(norm(pool(features)), pool(norm(features)))
+    with torch.no_grad():
+        norm.weight.neg_()
+    assert not torch.allclose(norm(pool(features)), pool(norm(features)))
+
+
 def test_no_line_sees_another_line_of_its_batch(tiny_bundle):
     ink = torch.rand(3, 1, 16, 64)
     with torch.inference_mode():

@@ -6,6 +6,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, documented
 from job_runs import mistake, run, run_apart
 
@@ -16,7 +17,8 @@ from hwr_ray.recognition import export
 from hwr_ray.recognition.bundle import save_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED
 from hwr_ray.recognition.export import compare, drawn_lines, to_onnx, to_torchscript
-from hwr_ray.recognition.recognizer import read_batch
+from hwr_ray.recognition.recognizer import read_log_probs
+from hwr_ray.recognition.runtime import log_probs_of
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +71,9 @@ def test_a_program_with_onnx_runtime_alone_reads_images_as_the_package_does(expo
         path = tmp_path / f"{number}.png"
         cv2.imwrite(str(path), picture)
         line = fit(decode(path.read_bytes()), bundle.canvas)
-        (expected,) = read_batch(bundle.model, bundle.codec, export.torch.from_numpy(line[None]))
+        with torch.inference_mode():
+            log_probs = log_probs_of(bundle.model, torch.from_numpy(line[None]))
+        (expected,) = read_log_probs(log_probs, bundle.codec)
         replaced = {"exported": exported, "line.png": path}
         _, *arguments = documented("examples/read_onnx.py exported line.png", **replaced)
         command = [sys.executable, "-c", _WITHOUT_THE_PACKAGE, *arguments]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hwr_ray.decoding.ctc import ctc_losses
+from hwr_ray.decoding.ctc import ctc_losses, greedy_texts
 from hwr_ray.recognition.bundle_config import SHIPPED
-from hwr_ray.recognition.recognizer import Recognizer, compare_log_probs, read_batch, text_log_probs
+from hwr_ray.recognition.recognizer import Recognizer, compare_log_probs, read_log_probs, text_log_probs
 from hwr_ray.synthetic.glyphs import Writer, write
 from hwr_ray.text.codec import Codec
 
@@ -48,9 +48,8 @@ def test_the_probabilities_of_all_texts_sum_to_1():
 
 def test_a_reading_is_the_likeliest_path_with_the_probability_of_its_text():
     lines = torch.stack([PROBABILITIES, PROBABILITIES.flip(0), torch.eye(3)[[0, 0, 0, 0]]])
-    stub = lambda ink: (lines.log(), None)  # noqa: E731 - a model whose logits are known
-    readings = read_batch(stub, Codec("AB"), torch.zeros(3, 16, 16, dtype=torch.uint8))
-    assert [reading.text for reading in readings] == ["AB", "BA", ""]
+    readings = read_log_probs(lines.log(), Codec("AB"))
+    assert [reading.text for reading in readings] == greedy_texts(lines.log(), Codec("AB")) == ["AB", "BA", ""]
     for reading, frames in zip(readings, lines.tolist(), strict=True):
         assert reading.confidence == pytest.approx(probability_of(reading.text, frames), rel=1e-5)
 
@@ -85,10 +84,10 @@ def images(draw_text) -> np.ndarray:
 
 def test_lines_read_alone_and_together_give_the_same_texts_and_confidences(bundle_path, images):
     recognizer = Recognizer(bundle_path)
-    together = recognizer.read(images)
+    together = recognizer.read_lines(images)
     assert len({reading.text for reading in together}) > 1
     for n, reading in enumerate(together):
-        (alone,) = recognizer.read(images[n : n + 1])
+        (alone,) = recognizer.read_lines(images[n : n + 1])
         assert alone.text == reading.text
         assert alone.confidence == pytest.approx(reading.confidence, abs=1e-4)
         assert 0 <= alone.confidence <= 1
@@ -97,8 +96,8 @@ def test_lines_read_alone_and_together_give_the_same_texts_and_confidences(bundl
 def test_read_only_images_are_read_and_no_images_give_no_readings(bundle_path, images):
     recognizer = Recognizer(bundle_path)
     images.setflags(write=False)
-    assert len(recognizer.read(images)) == 6
-    assert recognizer.read(images[:0]) == []
+    assert len(recognizer.read_lines(images)) == 6
+    assert recognizer.read_lines(images[:0]) == []
     assert recognizer.compare(images[:0], []) == []
 
 
@@ -117,7 +116,7 @@ def test_characters_stand_where_they_are_drawn(left):
             )
             points = np.concatenate(strokes)[:, 0]
             boxes.append((points.min(), points.max()))
-        (reading,) = recognizer.read(picture[None], characters=True)
+        (reading,) = recognizer.read_lines(picture[None], characters=True)
         if reading.text == name:
             found += 1
             for character, (low, high) in zip(reading.characters, boxes, strict=True):

@@ -25,7 +25,7 @@ from hwr_ray.recognition.runtime import Network
 from hwr_ray.synthetic.forms import draw_line
 from hwr_ray.synthetic.synthesize import Names, without_accents
 from hwr_ray.text.metrics import count
-from hwr_ray.training.decoder_fitting import fit_decoder
+from hwr_ray.training.decoder_fitting import fit_decoder, sample
 
 TEXTS = ["ANNA", "BOB", "ANNA", "CLOE", "EVE", "ANNA", "BOB", "DAN"]
 CANVAS = Canvas()
@@ -99,7 +99,7 @@ def test_what_is_told_of_the_fit_is_what_the_fitted_bundle_reads(tmp_path):
     log_probs = Network(bundle)(np.stack(images))
     greedy = read_log_probs(log_probs, bundle.codec)
     assert figures["greedy_cer"] == pytest.approx(count(texts, [reading.text for reading in greedy]).cer)
-    readings = recognizer.read(np.stack(images))
+    readings = recognizer.read_lines(np.stack(images))
     assert figures["cer"] == pytest.approx(count(texts, [reading.text for reading in readings]).cer)
     assert figures["cer"] < figures["greedy_cer"] and f"{figures['cer']:.2%} by beam search" in said
     assert (figures["num_lines"], figures["num_language_model_texts"]) == (200, 5000)
@@ -111,3 +111,11 @@ def test_what_is_told_of_the_fit_is_what_the_fitted_bundle_reads(tmp_path):
     other = write_prepared(tmp_path / "other", {"validation": texts[:60]}, images[:60])
     fit_decoder(path, other, Counter(known[1:]), device="cpu")
     assert load_bundle(path).training["decoder"]["language_model_texts"] != figures["language_model_texts"]
+
+
+def test_a_sample_has_of_each_source_its_share_whatever_the_order():
+    ids = [f"{source}/{n:05}.png" for source in ("archive", "census") for n in range(2000)]
+    chosen = sample(ids, 400)
+    assert len(set(chosen)) == 400 and set(sample(ids[::-1], 400)) == set(chosen)
+    assert 150 < sum(line.startswith("archive") for line in chosen) < 250  # 5 standard deviations
+    assert set(sample(ids, 5000)) == set(ids)

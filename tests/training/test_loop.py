@@ -15,7 +15,7 @@ from hwr_ray.training import dataloader as ingest
 from hwr_ray.training import train as training
 from hwr_ray.training.dataloader import shuffled_batches
 from hwr_ray.training.settings import TrainSettings
-from hwr_ray.training.step import TrainState, one_cycle, train_step, update_average
+from hwr_ray.training.step import TrainState, dropout_seed, one_cycle, train_step, update_average
 
 LABELS = [[1], [2, 2], [3, 1, 2], [1, 1, 1]]
 
@@ -237,3 +237,10 @@ def test_lines_may_be_streamed_where_the_most_workers_might_not_hold_them_all(
     prepared = SimpleNamespace(num_bytes=lambda num_lines: 100 * num_lines)
     given = TrainSettings(data="", out="", batch_size=8, **settings)
     assert training.may_stream(prepared, given, 10, runs_at_once) is expected
+
+
+def test_each_step_and_each_worker_draws_its_own_dropout_the_same_in_every_version_of_python():
+    places = [(seed, step, rank) for seed in range(3) for step in range(20) for rank in range(4)]
+    assert len({dropout_seed(*place) for place in places}) == len(places)
+    assert dropout_seed(1, 2, 3) == 12997252459554536576
+    torch.manual_seed(dropout_seed(1, 2, 3))  # takes any of them

@@ -129,7 +129,8 @@ def test_a_part_is_read_the_same_whether_its_pictures_are_loaded_here_or_come(
         return reader
 
     monkeypatch.setattr("hwr_ray.transcription.actors.LineReader", load_model)
-    monkeypatch.setattr("hwr_ray.transcription.actors.threads_per_worker", lambda _: torch.get_num_threads())
+    monkeypatch.setattr("hwr_ray.transcription.actors.per_node", lambda number: number)
+    monkeypatch.setattr("hwr_ray.transcription.actors.threads_among", lambda _: torch.get_num_threads())
     (tmp_path / "in").mkdir()
     for n in range(5):
         (tmp_path / f"in/{n}.png").write_bytes(encode_png(draw_text("ABC"[n % 3] * (n + 1), height=16, width=60)))

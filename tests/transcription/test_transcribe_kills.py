@@ -180,7 +180,7 @@ def test_an_undisturbed_run_reads_each_file_as_the_model_does_and_says_why_it_ca
     names = [f"{n:02}.png" for n in range(NUM_PICTURES)]
     recognizer = Recognizer(str(model))
     lines = list(lines_of(read_files(str(pictures), names), recognizer.canvas))
-    readings = recognizer.read(np.stack([line.image for line in lines]))
+    readings = recognizer.read_lines(np.stack([line.image for line in lines]))
     assert len({reading.text for reading in readings}) > 4
     for path, row in truth.drop(index=list(BAD)).iterrows():
         n = int(Path(path).stem) % NUM_PICTURES

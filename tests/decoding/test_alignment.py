@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hwr_ray.decoding.ctc import align
+from hwr_ray.decoding.alignment import align
 from hwr_ray.decoding.decoder import Reading, with_characters
 from hwr_ray.text.codec import Codec, collapse
 
