@@ -6,6 +6,7 @@ import runpy
 import shlex
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,8 @@ def run(command: str) -> None:
     """Shows a command line and runs it in this process, where Ray is started only once. Ends as the job does."""
     print(f"\n$ python {command}", flush=True)
     sys.argv = shlex.split(command)
-    runpy.run_path(str(JOBS / Path(sys.argv[0]).name), run_name="__main__")
+    with redirect_stdout(sys.stdout):  # which is put back: a job leaves another
+        runpy.run_path(str(JOBS / Path(sys.argv[0]).name), run_name="__main__")
 
 
 def show_transcripts(transcripts: Path, labels: Path) -> None:

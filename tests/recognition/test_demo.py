@@ -182,18 +182,22 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page):
     def focused():
         return page.evaluate("document.activeElement.innerText.trim()")
 
-    page.get_by_role("tab", name="Images").focus()
-    for _ in range(20):
-        if focused() == "Sample":
+    def go_to(name):
+        for _ in range(20):
+            if focused() == name:
+                break
+            press("Tab")
+        press("Enter")
+
+    field = page.locator("#text textarea")
+    for _ in range(5):  # a key that comes before the page listens does nothing
+        page.get_by_role("tab", name="Images").focus()
+        go_to("Sample")
+        go_to("Draw a name and read it")
+        with suppress(AssertionError):
+            expect(field).not_to_have_value("", timeout=6000)
             break
-        press("Tab")
-    press("Enter")
-    for _ in range(20):
-        press("Tab")
-        if focused() == "Draw a name and read it":
-            break
-    press("Enter")
-    assert told(page, "text").isupper()
+    assert field.input_value().isupper()
 
 
 def draw_an_l(page):
