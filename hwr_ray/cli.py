@@ -29,7 +29,7 @@ class Job:
     settings: str
     description: str
     resumes: bool = False
-    """Whether the same command goes on with what an interrupted one left."""
+    """Whether the same command resumes an interrupted one."""
 
 
 JOBS = {
@@ -150,23 +150,23 @@ def run_job(
 ) -> None:
     """Parses `settings_type` from the arguments, calls `run` with it and prints the path that it returns.
 
-    Nothing else comes to stdout, also later on, as when Ray ends with the process: what is printed goes to stderr.
+    From then on anything else that is printed goes to stderr, also after the job: Ray prints while the process ends.
 
     Exits with status 2 after one sentence on stderr where the user can mend what is wrong (`UserError`), with 130 at
     Ctrl-C and 143 at SIGTERM; any other exception passes through with its traceback, and Python exits with status 1.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     set_up_console()
-    stdout, sys.stdout = sys.stdout, sys.stderr
     name = " ".join([program()[-1], *sys.argv[1:2]] if arguments is not None else [sys.argv[0]])
     try:
         options = (tyro.conf.OmitArgPrefixes,)
         settings = tyro.cli(settings_type, prog=name, args=arguments, description=description, config=options)
         check_lasting(getattr(settings, "out", None))
+        stdout, sys.stdout = sys.stdout, sys.stderr
         if (result := run(settings)) is not None:
             print(result, file=stdout, flush=True)
     except KeyboardInterrupt:
-        what = "goes on with what is there" if resumes else "starts over: nothing was written"
+        what = "goes on with what is there" if resumes else "starts over"
         print(f"{name}: interrupted; the same command {what}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:

@@ -14,6 +14,6 @@ if __name__ == "__main__":
     parser.add_argument("--language")
     given, worker = parser.parse_known_args()
     if prefix := given.serialized_runtime_env_context.get("command_prefix"):
-        sys.exit(f"no job of these tests is to need {prefix}")
+        sys.exit(f"the tests' clusters support no command prefix: {prefix}")
     os.environ |= given.serialized_runtime_env_context.get("env_vars", {})
     os.execv(sys.executable, [sys.executable, *worker])  # noqa: S606

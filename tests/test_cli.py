@@ -119,6 +119,15 @@ def test_only_the_result_comes_to_stdout(command_line, capsys):
     assert capsys.readouterr() == ("/out\n", "(raylet) WARNING: 8 workers\nRay prints as it ends\n")
 
 
+def test_help_comes_to_stdout(command_line, capsys):
+    command_line("--help")
+    with pytest.raises(SystemExit) as stop:
+        run_job(Settings, lambda _: pytest.fail("ran"), description="Does nothing.")
+    assert stop.value.code == 0
+    said = capsys.readouterr()
+    assert "Does nothing." in said.out and "--lines" in said.out and not said.err
+
+
 @pytest.mark.parametrize(("resumes", "told"), [(True, "goes on with what is there"), (False, "starts over")])
 def test_an_interrupt_is_one_sentence_and_status_130(command_line, capsys, resumes, told):
     def run(_: Settings) -> None:
