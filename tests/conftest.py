@@ -351,14 +351,30 @@ def new_cluster(*, num_cpus: int) -> Iterator[Cluster]:
             cluster.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def second_node(ray_cluster: Cluster) -> Iterator[Node]:
-    """One more node in the session's cluster, which a test may lose."""
+    """One more node in the session's cluster, which a test may lose. An elastic job uses it from its start."""
     node = started(ray_cluster.add_node, **NODE)
+    forget_requests()
     yield node
     if node in ray_cluster.list_all_nodes():
         ray_cluster.remove_node(node)
     wait_for(lambda: sum(found["Alive"] for found in ray.nodes()) == len(ray_cluster.list_all_nodes()))
+
+
+def forget_requests() -> None:
+    """End the actor that shares out a cluster's CPUs; the next job starts another. It looks for new nodes only every 20
+    seconds, and keeps what a killed driver asked for during 3 minutes."""
+
+    def coordinator() -> Any:
+        try:
+            return ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        except ValueError:
+            return None
+
+    if actor := coordinator():
+        ray.kill(actor)
+    wait_for(lambda: coordinator() is None)
 
 
 @pytest.fixture(scope="module")
