@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.machine import commit, hardware
 from hwr_ray.cli import run_job
@@ -27,7 +28,6 @@ from hwr_ray.images.lines import UndecodableImageError, decode
 from hwr_ray.text.codec import Codec, collapse, frames_needed
 from hwr_ray.text.metrics import edit_distances, figures
 from hwr_ray.text.normalization import normalize
-from hwr_ray.training.step import update_average
 from hwr_ray.tuning.cost import multiply_adds, num_parameters
 from hwr_ray.versions import versions
 
@@ -106,7 +106,7 @@ def train(settings: AncestorSettings) -> None:
     codec = Codec("".join(sorted(set("".join(lines.texts)))))
     images, labels = trainable(lines, codec)
     model = Ancestor(codec.num_classes)
-    average = copy.deepcopy(model)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY), use_buffers=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     result: dict[str, Any] = {
         "commit": commit(),
@@ -186,7 +186,7 @@ def trainable(lines: Lines, codec: Codec) -> tuple[Tensor, list[list[int]]]:
 
 
 def train_epoch(
-    model: Ancestor, average: Ancestor, optimizer: torch.optim.Optimizer, images: Tensor, labels: list[list[int]]
+    model: Ancestor, average: AveragedModel, optimizer: torch.optim.Optimizer, images: Tensor, labels: list[list[int]]
 ) -> float:
     """One pass over the lines in random order; returns the mean loss of a batch."""
     model.train()
@@ -199,7 +199,7 @@ def train_epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        update_average(average, model, DECAY)
+        average.update_parameters(model)
         losses.append(loss.item())
     return sum(losses) / len(losses)
 

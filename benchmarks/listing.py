@@ -19,7 +19,7 @@ from benchmarks.machine import ROOT, commit, hardware
 from benchmarks.measuring import alone, copies_of, write
 from hwr_ray.cli import run_job as run_benchmark
 from hwr_ray.transcription.inputs import InputSettings, open_inputs
-from hwr_ray.transcription.partitions import Parts, repeated_key
+from hwr_ray.transcription.partitions import Partitions, repeated_key
 from hwr_ray.transcription.transcribe import MOST_ROWS
 from hwr_ray.versions import versions
 
@@ -62,14 +62,14 @@ def list_paths(images: str, out: str) -> dict[str, float]:
     inputs = open_inputs(settings)
     repeated = repeated_key(inputs) if settings.has_keys else None
     assert repeated is None
-    parts = Parts(out, {})
+    parts = Partitions(out, {})
     deal = parts.deal(inputs.tables(), most=MOST_ROWS)
     next(deal)
     first = time.perf_counter()
     num_parts = 1 + sum(1 for _ in deal)
     seconds = time.perf_counter() - start
     start_again = time.perf_counter()
-    again = Parts(out, {})
+    again = Partitions(out, {})
     taken_over = time.perf_counter()
     assert next(again.deal(inputs.tables(), most=MOST_ROWS), None) is None
     end = time.perf_counter()

@@ -29,7 +29,7 @@ from hwr_ray.data import dataset as prepared
 from hwr_ray.data.cleaning import CleaningSettings
 from hwr_ray.data.labels import find_label_files, read_rows
 from hwr_ray.data.prepare import MOST_ROWS, ShardWriter, count_row, prepare_rows
-from hwr_ray.data.statistics import Tally
+from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.errors import UserError
 from hwr_ray.images.lines import Canvas, _check_header, decode, fit
 from hwr_ray.images.reader import read_files
@@ -95,7 +95,7 @@ def measure(settings: PrepareBenchmark) -> None:
         )
         pools.append({"rows_per_second": (before + after) / 2, "before": before, "after": after})
     stages = alone(profile, str(work / "all"))
-    parts = {name: stages[name] for name in ("rows", "read", "decode", "fit", "hash", "other", "tally", "write")}
+    parts = {name: stages[name] for name in ("rows", "read", "decode", "fit", "hash", "other", "statistics", "write")}
     write(
         settings.out,
         {
@@ -134,8 +134,8 @@ def lay_out(data: Path, folder: Path, *, copies: int) -> list[Row]:
 def prepare(data: Path, out: Path) -> dict[str, Any]:
     """The job."""
     ran = run_job("jobs/prepare.py", "--data", str(data), "--out", str(out), "--overwrite")
-    facts = json.loads((out / "dataset.json").read_text())
-    if not facts["splits"]["train"]["prepared"]:
+    metadata = json.loads((out / "dataset.json").read_text())
+    if not metadata["splits"]["train"]["prepared"]:
         raise UserError(f"no row of {data} was prepared")
     return ran
 
@@ -194,7 +194,7 @@ def profile(data: str) -> dict[str, float]:
     """Microseconds a row of the job's functions, medians of five, in this process with one thread.
 
     `decode` holds `header`; `prepare_rows` is `read`, `decode`, `fit`, `hash` and `other`: rows to records, cleaning
-    labels. `shard` is `tally` and `write`: building the columns, Parquet, the file.
+    labels. `shard` is `statistics` and `write`: building the columns, Parquet, the file.
     """
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
@@ -204,7 +204,7 @@ def profile(data: str) -> dict[str, float]:
     names = rows["id"].to_pylist()
     files = [data for data in read_files(file.images, names) if isinstance(data, bytes)]
     pictures = [decode(data) for data in files]
-    records, tally = prepare_rows(rows, cleaning=cleaning, canvas=canvas), Tally()
+    records, statistics = prepare_rows(rows, cleaning=cleaning, canvas=canvas), DatasetStatistics()
     with tempfile.TemporaryDirectory(dir=Path(data).parent) as out:
         writer = ShardWriter(out, cleaning, canvas)
         steps: dict[str, Callable[[], object]] = {
@@ -215,12 +215,12 @@ def profile(data: str) -> dict[str, float]:
             "fit": lambda: [fit(picture, canvas) for picture in pictures],
             "hash": lambda: [sha256(data).digest() for data in files],
             "prepare_rows": lambda: prepare_rows(rows, cleaning=cleaning, canvas=canvas),
-            "tally": lambda: [count_row(row, tally) for row in records],
+            "statistics": lambda: [count_row(row, statistics) for row in records],
             "shard": lambda: writer.write(records, "0.parquet"),
         }
         found = {name: median_seconds(step) / len(rows) * 1e6 for name, step in steps.items()}
     found["other"] = found["prepare_rows"] - sum(found[name] for name in ("read", "decode", "fit", "hash"))
-    found["write"] = found["shard"] - found["tally"]
+    found["write"] = found["shard"] - found["statistics"]
     return {name: round(microseconds, 1) for name, microseconds in found.items()}
 
 

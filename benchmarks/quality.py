@@ -69,7 +69,7 @@ VARIANTS = (
     Variant(name=SHORT_ROW, run="short"),
     Variant(name="short, greedy, seed 1", run="short-seed-1", train=SEED_1),
     Variant(name="short, greedy, no augmentation", run="no-augmentation", train=("--no-augmentation",)),
-    Variant(name="short, greedy, no average of weights", run="no-average", train=("--average-decay", "0")),
+    Variant(name="short, greedy, no average of weights", run="no-average", train=("--ema-decay", "0")),
     Variant(name="short, greedy, no shortcut head", run="no-shortcut", train=("--shortcut-weight", "0")),
     Variant(name="short, greedy, no residual blocks", run="no-residual", train=("--no-residual",)),
     Variant(name="short, greedy, no dropout", run="no-dropout", train=("--dropout", "0")),
@@ -243,13 +243,13 @@ def read_by(evaluation: Path, model_id: str) -> bool:
 
 
 def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str]:
-    """An argument of evaluate; `names` stands for --names with the cleaned label list, which never leaves `work`."""
+    """An argument of evaluate; `names` stands for --lexicon with the cleaned label list, which never leaves `work`."""
     if word != "names":
         return [word]
     file = work / "names.csv"
     counts: Counter[str] = language_model_texts(Prepared(str(prepared)), str(labels))
     file.write_text("".join(f"{name},{count}\n" for name, count in counts.items()))
-    return ["--names", str(file)]
+    return ["--lexicon", str(file)]
 
 
 def run(*command: str, note: Path, here: dict[str, Any], done: bool) -> dict[str, Any] | None:

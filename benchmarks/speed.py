@@ -25,7 +25,7 @@ from hwr_ray.recognition.recognizer import read_log_probs
 from hwr_ray.recognition.runtime import log_probs_of
 from hwr_ray.synthetic.synthesize import Names, SynthesisSettings, synthesize, without_accents
 from hwr_ray.text.codec import BLANK, Codec
-from hwr_ray.training.step import TrainState, train_step, update_average
+from hwr_ray.training.step import TrainState, new_ema, train_step
 from hwr_ray.versions import versions
 
 NUM_LINES = 512
@@ -70,7 +70,7 @@ def main() -> None:
     images = torch.from_numpy(np.stack([fit(picture, canvas) for picture in pictures[:BATCH]]))
     model = new_model(ModelSettings(), codec, canvas).to(memory_format=torch.channels_last)
     bundle = Bundle(model=copy.deepcopy(model).eval(), settings=ModelSettings(), codec=codec, canvas=canvas)
-    state = TrainState(model, copy.deepcopy(model), torch.optim.AdamW(model.parameters()))
+    state = TrainState(model, new_ema(model, 0.99), torch.optim.AdamW(model.parameters()))
     ids = [str(i) for i in range(BATCH)]
     names, rng = Names.draw(seed=0), np.random.default_rng(0)
     texts = [text for _ in range(NUM_LINES) if not codec.unknown(text := without_accents(names.draw_one(rng)))]
@@ -79,7 +79,7 @@ def main() -> None:
     def train() -> None:
         ink = augment(to_ink(images), ids, seed=0, epoch=0)
         train_step(state, model.train(), ink, [codec.encode("BALTHAZ")] * BATCH, shortcut_weight=0.1)
-        update_average(state.average, model, 0.99)
+        state.ema.update_parameters(model)
 
     def search() -> None:
         beam_search(frames, language_model=language_model, lm_weight=0.35, length_bonus=1.5)

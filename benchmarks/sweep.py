@@ -63,7 +63,7 @@ def row_of(trial: Trial) -> dict[str, Any]:
         "cer": best and round(best["cer"], 4),
         "exact_match": best and round(best["exact_match"], 4),
         "million_multiply_adds": round(trial.multiply_adds / 1e6, 1),
-        "lines_per_second_on_one_core": trial.reading_speed and round(trial.reading_speed),
+        "lines_per_second_on_one_core": trial.throughput and round(trial.throughput),
         "overhead_seconds": trial.overhead and round(trial.overhead, 1),
     }
 

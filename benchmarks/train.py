@@ -34,7 +34,7 @@ from hwr_ray.model.crnn import to_ink
 from hwr_ray.recognition.bundle import new_model
 from hwr_ray.text.codec import Codec
 from hwr_ray.training.settings import TrainSettings
-from hwr_ray.training.step import TrainState, train_step, update_average
+from hwr_ray.training.step import TrainState, new_ema, train_step
 from hwr_ray.tuning.cost import multiply_adds
 from hwr_ray.versions import versions
 
@@ -168,7 +168,7 @@ def run_bare(settings: TrainBenchmark, on: list[int]) -> dict[str, Any]:
     cost = multiply_adds(copy.deepcopy(model).eval(), torch.zeros(1, 1, canvas.height, canvas.width))
     model = model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    state = TrainState(model, copy.deepcopy(model).eval().requires_grad_(False), optimizer)
+    state = TrainState(model, new_ema(model, recipe.ema_decay), optimizer)
     batches = []
     for table in prepared.tables("train", ["id", "text", "image"], rows=settings.batch_size):
         if len(table) == settings.batch_size and len(batches) < 16:
@@ -181,7 +181,7 @@ def run_bare(settings: TrainBenchmark, on: list[int]) -> dict[str, Any]:
         images, ids, labels = next(endless)
         ink = augment(to_ink(images), ids, seed=0, epoch=state.step)
         train_step(state, model, ink, labels, shortcut_weight=recipe.shortcut_weight)
-        update_average(state.average, model, recipe.average_decay)
+        state.ema.update_parameters(model)
 
     def wait() -> None:
         if settings.use_gpu:

@@ -88,7 +88,7 @@ NOISE = (
     "has constructor arguments in the object store and max_restarts > 0",  # at each start of Ray Data (ray#53727)
     "PYTHON worker processes have been started on node",  # as a sweep does on two CPUs
 )
-"""Parts of lines that Ray prints and that mean nothing to a user."""
+"""Partitions of lines that Ray prints and that mean nothing to a user."""
 FILTER = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -322,6 +322,14 @@ def started(start: Callable[..., Node], **settings: Any) -> Node:
     raise AssertionError
 
 
+@pytest.fixture(params=["local", "file://", "memory://"])
+def storage_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder of this machine, as a path and as a URI, and one in fsspec's memory."""
+    if request.param == "memory://":
+        return f"memory://{tmp_path}"
+    return str(tmp_path) if request.param == "local" else f"file://{tmp_path}"
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
     """A cluster of one node that all jobs of the session join. This process has joined it as a job does."""

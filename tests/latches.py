@@ -60,42 +60,42 @@ def training(*stops: tuple[int, Path]) -> Any:
 
 def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> dict[str, str]:
     from hwr_ray.training import loop as train_loop
-    from hwr_ray.training.checkpoint_trigger import Lookout
+    from hwr_ray.training.checkpoint_trigger import CheckpointTrigger
 
-    def look(self: Any, lines_done: int) -> tuple[bool, bool]:
-        _, stop = look_as_it_is(self, lines_done)
+    def poll(self: Any, lines_done: int) -> tuple[bool, bool]:
+        _, stop = poll_as_it_is(self, lines_done)
         return lines_done in {step * config["settings"].batch_size for step, _ in stops}, stop
 
-    def step_on(run: Any, *args: Any) -> Any:
+    def step_on(worker: Any, *args: Any) -> Any:
         for step, folder in stops:
-            if run.state.step == step:
-                run.background.wait()  # the checkpoint of the step before is written
+            if worker.state.step == step:
+                worker.background.wait()  # the checkpoint of the step before is written
                 Latch(folder).hold()
-        return step_as_it_is(run, *args)
+        return step_as_it_is(worker, *args)
 
-    look_as_it_is, step_as_it_is = Lookout.look, train_loop.step_on
+    poll_as_it_is, step_as_it_is = CheckpointTrigger.poll, train_loop.step_on
     with (
-        patch("hwr_ray.training.checkpoint_trigger.Lookout.look", look),
+        patch("hwr_ray.training.checkpoint_trigger.CheckpointTrigger.poll", poll),
         patch("hwr_ray.training.loop.step_on", step_on),
         patch("hwr_ray.training.step.has_bfloat16", lambda device: False),
         patch("hwr_ray.training.worker_state.threads_among", lambda num_processes: 1),
-        patch("hwr_ray.training.checkpoint_trigger.LOOK_SECONDS", 0.0),
+        patch("hwr_ray.training.checkpoint_trigger.POLL_SECONDS", 0.0),
     ):
         return train_loop.train_loop_per_worker(config)
 
 
 def loading(*stops: tuple[int, Path]) -> Any:
-    """What a driver is to have its workers load the parts of a transcription with: once so many parts are stored, the
-    first worker waits at a latch."""
+    """What a driver is to have its workers load the partitions of a transcription with: once so many partitions are
+    stored, the first worker waits at a latch."""
     return partial(_load, stops=stops)
 
 
 def _load(table: Any, *, stops: tuple[tuple[int, Path], ...], out: str, **arguments: Any) -> Any:
     from hwr_ray.files import storage
     from hwr_ray.transcription.partitions import OUTPUTS
-    from hwr_ray.transcription.transcripts import load_part
+    from hwr_ray.transcription.transcripts import load_partition
 
     for number, folder in stops:
         if len(storage.list_sizes(storage.join(out, OUTPUTS))) >= number:
             Latch(folder).hold()
-    return load_part(table, out=out, **arguments)
+    return load_partition(table, out=out, **arguments)

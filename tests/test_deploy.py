@@ -86,13 +86,13 @@ def test_a_manifest_runs_its_job_with_flags_that_the_job_has_on_workers_that_hol
     assert script.startswith(re.search(r"^WORKDIR (.*)", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE)[1])
     settings = tyro.cli(SETTINGS[job], args=flags, config=(tyro.conf.OmitArgPrefixes,))
     reading = getattr(settings, "reading", settings)
-    assert reading.use_gpu and reading.wait_minutes
+    assert reading.workers.use_gpu and reading.workers.wait_minutes
     assert settings.out.startswith("s3://")
     (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert workers["minReplicas"] == 0 and spec["rayClusterSpec"]["enableInTreeAutoscaling"]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert int(limits["nvidia.com/gpu"]) == 1
-    assert reading.cpus_per_worker + 1 <= int(limits["cpu"])
+    assert reading.workers.cpus_per_worker + 1 <= int(limits["cpu"])
     most = reading.num_workers[1] if isinstance(reading.num_workers, tuple) else reading.num_workers
     assert most <= workers["maxReplicas"]
 

@@ -20,8 +20,8 @@ from hwr_ray.data.cleaning import REASONS
 from hwr_ray.data.kaggle import FetchSettings
 from hwr_ray.data.prepare import PrepareSettings
 from hwr_ray.evaluation.evaluate import EvaluateSettings
-from hwr_ray.evaluation.label_errors import SUSPECTS
-from hwr_ray.evaluation.subgroups import SEPARATORS, SLICES
+from hwr_ray.evaluation.label_errors import LABEL_ERRORS
+from hwr_ray.evaluation.subgroups import SEPARATORS, SUBGROUPS
 from hwr_ray.recognition.demo import DemoSettings
 from hwr_ray.recognition.export import ExportSettings
 from hwr_ray.synthetic.synthesize import SynthesisSettings
@@ -130,7 +130,7 @@ def test_the_packages_have_the_order_of_their_contract_and_their_own_sentences_o
 
 def test_the_reasons_the_slices_and_the_columns_of_transcripts_and_suspects_are_all_told():
     pages = "\n".join(PAGES[f"docs/{name}.md"] for name in ("data", "files", "labels"))
-    for name in [*REASONS, *SLICES, *SEPARATORS, *TRANSCRIPTS.names, *SUSPECTS.names]:
+    for name in [*REASONS, *SUBGROUPS, *SEPARATORS, *TRANSCRIPTS.names, *LABEL_ERRORS.names]:
         assert f"`{name}`" in pages
 
 

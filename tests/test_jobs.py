@@ -25,7 +25,7 @@ from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.train import read_train_lines
 
 RECIPE = ["--epochs", "5", "--batch-size", "16", "--learning-rate", "1e-2", "--no-augmentation", "--dropout", "0"]
-RECIPE += ["--conv-widths", "8", "8", "16", "32", "--gru-size", "32", "--average-decay", "0.9"]
+RECIPE += ["--conv-widths", "8", "8", "16", "32", "--gru-size", "32", "--ema-decay", "0.9"]
 TRAIN = "jobs/train.py --data prepared --out run --num-workers 2"
 EVALUATE = "jobs/evaluate.py --data prepared --model run/best --out evaluation"
 
@@ -74,14 +74,14 @@ def trained(folder, prepared):
 
 def test_every_row_is_prepared_or_rejected_for_the_reason_that_the_csv_gives(drawn, prepared_names, browser):
     prepared = prepared_names
-    facts = json.loads((prepared / "dataset.json").read_text())
+    metadata = json.loads((prepared / "dataset.json").read_text())
     truth = json.loads((drawn / "synthesis.json").read_text())["splits"]
     for split in ("train", "validation", "test"):
         labels = pd.read_csv(drawn / f"written_name_{split}_v2.csv", keep_default_na=False)
         rejected = ds.dataset(prepared / "rejected").to_table().to_pandas().query("split == @split")
         kept = ds.dataset(prepared / split).to_table(columns=["id"]).to_pandas()
         assert sorted([*kept.id, *rejected.id]) == sorted(labels.FILENAME)
-        figures = facts["splits"][split]
+        figures = metadata["splits"][split]
         assert figures["rejected"] == rejected.reason.value_counts().to_dict()
         assert figures["rejected"] == {name: n for name, n in truth[split].items() if n and name != "rows"}
         texts = labels.IDENTITY
@@ -194,7 +194,7 @@ def test_candidates_and_characters_are_told_where_they_are_asked_for(folder, sca
 
 
 def test_known_names_are_read_more_often_and_a_manifest_gives_its_keys(folder, scans):
-    command = "jobs/transcribe.py --images new_lines/ --out with-names --names names.txt"
+    command = "jobs/transcribe.py --images new_lines/ --out with-names --lexicon names.txt"
     run(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
     command = "jobs/transcribe.py --images manifest.csv --path-column file --id-column key --root scans/ --out by-key"
     run_here(*documented(command), cwd=folder)
@@ -246,9 +246,9 @@ def test_a_csv_of_ones_own_is_dealt_out_to_the_three_splits(folder, drawn, ray_c
     labels.to_csv(folder / "labels.csv", index=False)
     command = "jobs/prepare.py --csv labels.csv --images lines/ --columns file text --out prepared"
     run_here(*documented(command, prepared="dealt", **{"lines/": drawn / "train_v2/train"}), cwd=folder)
-    facts = json.loads((folder / "dealt/dataset.json").read_text())["splits"]
-    assert sum(split["rows"] for split in facts.values()) == len(labels)
-    assert facts["train"]["rows"] / len(labels) == pytest.approx(0.8, abs=0.05)
+    metadata = json.loads((folder / "dealt/dataset.json").read_text())["splits"]
+    assert sum(split["rows"] for split in metadata.values()) == len(labels)
+    assert metadata["train"]["rows"] / len(labels) == pytest.approx(0.8, abs=0.05)
 
 
 def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
@@ -260,15 +260,15 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     command = "jobs/prepare.py --csv labels.csv --images lines/ --columns file text --out own --keep lowercase --max-length 32"  # noqa: E501
     replaced = {"labels.csv": csv, "file": "FILENAME", "text": "IDENTITY", "lines/": images, "own": out / "prepared"}
     run_here(*documented(command, **replaced), *canvas)
-    facts = json.loads((out / "prepared/dataset.json").read_text())
-    assert set(facts["charset"]) == set("".join(words))
-    rejected = [split["rejected"] for split in facts["splits"].values() if split["rejected"]]
+    metadata = json.loads((out / "prepared/dataset.json").read_text())
+    assert set(metadata["charset"]) == set("".join(words))
+    rejected = [split["rejected"] for split in metadata["splits"].values() if split["rejected"]]
     assert rejected == [{"too_long": 1}]
     run_here("train", "--data", out / "prepared", "--out", out / "run", *RECIPE, "--epochs", 1)
     run_here("evaluate", "--data", out / "prepared", "--model", out / "run/best", "--out", out / "evaluation")
     run_here("transcribe", "--images", images, "--model", out / "run/best", "--out", out / "transcripts")
     config = json.loads((out / "run/best/config.json").read_text())
-    assert config["charset"] == facts["charset"] and config["canvas"] == [16, 320]
+    assert config["charset"] == metadata["charset"] and config["canvas"] == [16, 320]
     predictions = pd.read_parquet(out / "evaluation/predictions")
     assert set(predictions.text) <= set(words)
     transcripts = pd.read_parquet(out / "transcripts")
@@ -295,24 +295,24 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
         assert sorted(row["id"] for row in seen.take_all()) == others  # as they are streamed
         recipe = json.loads((folder / f"fold-{fold}/recipe.json").read_text())
         assert recipe["data"]["lines"]["train"] == len(others)
-    command = "jobs/evaluate.py --data prepared --out suspects --suspects fold-0/best fold-1/best fold-2/best"
+    command = "jobs/evaluate.py --data prepared --out label-errors --label-errors fold-0/best fold-1/best fold-2/best"
     run(*documented(command, prepared="swapped")[:-1], cwd=folder)
 
-    suspects = pd.read_parquet(folder / "suspects/suspects.parquet")
-    assert sorted(suspects.id) == sorted(lines.index)
-    assert suspects["rank"].tolist() == list(range(1, len(lines) + 1))
-    assert suspects.score.is_monotonic_decreasing
-    assert (suspects.text == lines.text[suspects.id].to_numpy()).all()
+    ranked = pd.read_parquet(folder / "label-errors/label_errors.parquet")
+    assert sorted(ranked.id) == sorted(lines.index)
+    assert ranked["rank"].tolist() == list(range(1, len(lines) + 1))
+    assert ranked.score.is_monotonic_decreasing
+    assert (ranked.text == lines.text[ranked.id].to_numpy()).all()
     readers = [Recognizer(str(folder / f"fold-{fold}/best")) for fold in (0, 1)]
-    for line in suspects.itertuples():
+    for line in ranked.itertuples():
         image = np.frombuffer(lines.image[line.id], np.uint8).reshape(1, 32, 128)
         (expected,) = readers[fold_of(line.id, 2)].compare(image, [line.text])
         assert line.text_log_prob == pytest.approx(expected.text_log_prob, abs=0.01)
         if line.prediction == expected.reading.text:  # else the last bit of a logit has differed
             assert line.prediction_log_prob == pytest.approx(expected.prediction_log_prob, abs=0.01)
-    sheet = (folder / "suspects/suspects.html").read_text()
-    assert all(line in sheet for line in suspects.id[suspects.score > 0].head(200))
-    check_report(browser, folder / "suspects/suspects.html", "suspects")
+    sheet = (folder / "label-errors/label_errors.html").read_text()
+    assert all(line in sheet for line in ranked.id[ranked.score > 0].head(200))
+    check_report(browser, folder / "label-errors/label_errors.html", "label-errors")
 
 
 def test_a_finished_data_set_is_replaced_only_on_request(drawn, prepared_names):

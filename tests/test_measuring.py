@@ -120,7 +120,7 @@ def test_prepares_result_takes_the_start_up_out_and_names_no_label(tmp_path, dat
     pool_seconds = iter([1, 0.5, 2, 2, 1, 1])  # in each round before the job, after it
     monkeypatch.setattr(prepare, "run_job", run)
     monkeypatch.setattr(prepare, "on_every_core", run_pool)
-    stages = dict.fromkeys(("rows", "read", "decode", "fit", "hash", "other", "tally"), 1.0) | {"write": 2.0}
+    stages = dict.fromkeys(("rows", "read", "decode", "fit", "hash", "other", "statistics"), 1.0) | {"write": 2.0}
     monkeypatch.setattr(prepare, "alone", lambda *_: stages)
     out, work = tmp_path / "out.json", tmp_path / "work"
     prepare.measure(prepare.PrepareBenchmark(data=str(data), work=str(work), copies=5, out=str(out)))

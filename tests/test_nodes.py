@@ -50,8 +50,8 @@ def trained(prepared):
 
 def test_rows_are_prepared_from_bucket_to_bucket(prepared, bucket):
     assert prepared == "s3://bucket/prepared"
-    facts = storage.read_json("s3://bucket/prepared/dataset.json")
-    assert {name: figures["prepared"] for name, figures in facts["splits"].items()} == {
+    metadata = storage.read_json("s3://bucket/prepared/dataset.json")
+    assert {name: figures["prepared"] for name, figures in metadata["splits"].items()} == {
         "train": 16 * STEPS,
         "validation": 16,
         "test": 20,

@@ -13,9 +13,9 @@ import pytest
 
 from hwr_ray.data import dataset as prepared
 from hwr_ray.data.report import rejected_samples, shrinking, write_preparation_report
-from hwr_ray.data.statistics import Tally
+from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.evaluation.reports import lines_to_show, write_evaluation_report
-from hwr_ray.evaluation.subgroups import slice_figures
+from hwr_ray.evaluation.subgroups import subgroup_figures
 from hwr_ray.images.lines import Canvas, encode_png
 from hwr_ray.text.metrics import confusion_table
 
@@ -64,24 +64,26 @@ def _write(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path)
 
 
-def _tally() -> Tally:
-    tally = Tally()
+def _tally() -> DatasetStatistics:
+    statistics = DatasetStatistics()
     for split, text, reason in ROWS:
         size = (12, 40) if reason is None else None
-        tally.add_row(split=split, text=text, kept_text=None if reason else text, reason=reason, size=size, content=[])
-    return tally
+        statistics.add_row(
+            split=split, text=text, kept_text=None if reason else text, reason=reason, size=size, content=[]
+        )
+    return statistics
 
 
-def _preparation_page(folder: Path, tally: Tally) -> str:
-    facts = {
+def _preparation_page(folder: Path, statistics: DatasetStatistics) -> str:
+    metadata = {
         "canvas": [CANVAS.height, CANVAS.width],
-        "charset": tally.charset(),
-        "splits": tally.splits(),
+        "charset": statistics.charset(),
+        "splits": statistics.splits(),
         "content_hash": "0" * 64,
         "settings": {"data": MALICIOUS},
         "versions": {"python": "3"},
     }
-    write_preparation_report(str(folder), facts=facts, tally=tally)
+    write_preparation_report(str(folder), metadata=metadata, statistics=statistics)
     return (folder / "report.html").read_text()
 
 
@@ -126,7 +128,7 @@ def _evaluation_page(folder: Path, predictions: pa.Table, images: dict[str, np.n
         "content_hash": "0" * 64,
         "versions": {"torch": "2.99"},
         "confusions": confusion_table(predictions["text"].to_pylist(), predictions["prediction"].to_pylist()),
-        "slices": slice_figures(predictions, seed=0, training_texts={"ANNA"}),
+        "subgroups": subgroup_figures(predictions, seed=0, training_texts={"ANNA"}),
     }
     write_evaluation_report(str(folder), metrics=metrics, predictions=predictions, images=images)
     return (folder / "report.html").read_text()
@@ -233,9 +235,9 @@ def test_the_same_data_set_gives_the_same_report(folder):
 
 
 def test_a_data_set_without_one_prepared_row_has_a_report(tmp_path):
-    tally = Tally()
-    tally.add_row(split="test", text="", kept_text=None, reason="missing_text", size=None, content=[])
-    assert _table(_preparation_page(tmp_path, tally), "reasons")[-1][-1] == "1"
+    statistics = DatasetStatistics()
+    statistics.add_row(split="test", text="", kept_text=None, reason="missing_text", size=None, content=[])
+    assert _table(_preparation_page(tmp_path, statistics), "reasons")[-1][-1] == "1"
 
 
 def test_huge_noise_pictures_leave_the_report_below_5_mb(folder):
@@ -280,14 +282,14 @@ def test_a_group_that_is_worse_for_sure_stands_out_and_small_ones_are_pale(tmp_p
 
 def test_slices_are_shown_with_their_counts(tmp_path):
     page = _evaluation_page(tmp_path, _predictions(("ANNA", "ANMA", 0.5), ("B-C", "B-C", 0.5), ("EVE", "X", 0.5)), {})
-    rows = {row[0]: row[1:5] for row in _table(page, "slices") if len(row) > 1}
+    rows = {row[0]: row[1:5] for row in _table(page, "subgroups") if len(row) > 1}
     assert rows["seen"] == ["1", "4", "1", "25.0%"]
     assert rows["unseen"] == ["2", "6", "3", "50.0%"]
     assert rows["hyphen"] == ["1", "3", "0", "0.0%"]
 
 
 def test_a_group_without_a_character_is_shown_without_a_cer(tmp_path):
-    rows = _table(_evaluation_page(tmp_path, _predictions(("", "X", 0.5), ("AB", "AB", 0.5)), {}), "slices")
+    rows = _table(_evaluation_page(tmp_path, _predictions(("", "X", 0.5), ("AB", "AB", 0.5)), {}), "subgroups")
     assert ["0", "1", "0", "1", "–", "", "", "0.0%", "0.0%"] in rows
 
 

@@ -14,12 +14,12 @@ from hwr_ray.images.lines import encode_png
 from hwr_ray.images.reader import Line
 from hwr_ray.recognition.bundle import save_bundle
 from hwr_ray.transcription.inputs import InputSettings, open_inputs
-from hwr_ray.transcription.partitions import Parts, inputs_of, read_parquet, write_output
+from hwr_ray.transcription.partitions import Partitions, read_inputs, read_parquet, write_output
 
 NUM_FILES = 200
 HELD = "from hwr_ray.transcription import partitions, transcribe\n"
-HELD += "import latches, pathlib; partitions.FIRST_PART = 16\n"
-HELD += "transcribe.load_part = latches.loading((2, pathlib.Path({folder!r})))"
+HELD += "import latches, pathlib; partitions.FIRST_PARTITION_ROWS = 16\n"
+HELD += "transcribe.load_partition = latches.loading((2, pathlib.Path({folder!r})))"
 
 
 def put(client, key: str, data: bytes) -> None:
@@ -58,20 +58,20 @@ def test_the_books_in_a_bucket_go_on_and_leave_only_their_files(bucket):
     for n in range(20):
         put(bucket, f"pages/{n:02}.png", b"x")
     out, images = "s3://bucket/books", open_inputs(InputSettings(images="s3://bucket/pages"))
-    names = list(Parts(out, {"a": 1}).deal(images.tables(), most=6))
+    names = list(Partitions(out, {"a": 1}).deal(images.tables(), most=6))
     put(bucket, "pages/20.png", b"x")
     with pytest.raises(UserError, match="a = 1, not 2"):
-        Parts(out, {"a": 2})
-    parts = Parts(out, {"a": 1})
+        Partitions(out, {"a": 2})
+    parts = Partitions(out, {"a": 1})
     assert parts.undone() == names
     assert len(list(parts.deal(images.tables(), most=6))) == 1
     for name in parts.undone():
-        write_output(out, name, inputs_of(out, name))
+        write_output(out, name, read_inputs(out, name))
     parts.finish()
     parts.close({"num_images": parts.num_rows})
     assert keys(bucket, "books") == ["books/_run.json", "books/transcripts-00000.parquet"]
     assert read_parquet(parts.files()[0])["path"].to_pylist() == [f"{n:02}.png" for n in range(21)]
-    Parts(out, {"a": 2}, overwrite=True)
+    Partitions(out, {"a": 2}, overwrite=True)
     assert keys(bucket, "books") == ["books/_work/state.json"]
 
 

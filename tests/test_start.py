@@ -76,7 +76,7 @@ def test_an_address_where_no_ray_answers_is_a_mistake_told_at_once(arguments, ow
         (signal.SIGINT, "import ray"),
         (signal.SIGTERM, "gcs_server"),
         (signal.SIGINT, "raylet/raylet"),
-        (signal.SIGTERM, "PartReader"),
+        (signal.SIGTERM, "PartitionReader"),
     ],
 )
 def test_a_job_that_is_told_to_stop_while_it_starts_ends_with_all_its_processes(

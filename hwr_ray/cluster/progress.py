@@ -1,4 +1,4 @@
-"""How far a long job is: one line that is rewritten on a terminal, a line each ten seconds in a log."""
+"""Shows how far a long job is: a bar on a terminal, a line every ten seconds in a log."""
 
 import logging
 import sys
@@ -7,6 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 
 log = logging.getLogger(__name__)
 
@@ -14,35 +19,53 @@ TERMINAL_SECONDS, LOG_SECONDS = 1.0, 10.0
 
 
 class Progress:
-    """Counts what is done of a total, which may not be known yet (None).
+    """Counts items done of a total, which is None while it is unknown. Shows them while the context is entered.
 
-    The rate and the time left count from the first items: what comes before, such as the start of Ray's workers, says
-    nothing of them.
+    The rate and the time left count from the first items, because starting Ray's workers takes time before them.
     """
 
     def __init__(self, unit: str, total: Callable[[], int | None], *, done: int = 0) -> None:
         self.unit, self.total, self.done, self.before = unit, total, done, done
         self.start: float | None = None
-        """When the first items were done."""
+        """Time of the first items."""
         self.shown = time.monotonic()
-        self.on_terminal = sys.stderr.isatty()
+        self.bar: Bar | None = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            columns = BarColumn(), TextColumn("{task.description}")
+            self.bar = Bar(*columns, console=Console(stderr=True), auto_refresh=False)
+            self.task = self.bar.add_task(self.line(0.0), total=self.total(), completed=self.done)
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
 
     def advance(self, number: int) -> None:
-        """Counts `number` more, and shows it now and then."""
+        """Adds `number` items to those done, which is negative if items were lost, and shows the progress."""
         self.done += number
         now = time.monotonic()
-        if number < 0 or (self.start is None and number):  # a loss, or the first items
+        if number < 0 or (self.start is None and number):  # items were lost, or the first are done
             self.start, self.before = now, self.done
-        if now - self.shown >= (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS):
+        if now - self.shown >= (TERMINAL_SECONDS if self.bar else LOG_SECONDS):
             self.shown = now
             line = self.line(now - (self.start or now))
-            if self.on_terminal:
-                print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+            if self.bar:
+                self.bar.update(self.task, description=line, completed=self.done, total=self.total(), refresh=True)
             else:
                 log.info("%s", line)
 
+    def say(self, text: str) -> None:
+        """Logs a line, above the bar if there is one."""
+        if self.bar:
+            self.bar.console.print(text, markup=False, highlight=False)
+        else:
+            log.info("%s", text)
+
     def line(self, seconds: float) -> str:
-        """Done, total, rate and time left, some seconds after the first items."""
+        """Returns done, total, rate and time left, `seconds` after the first items."""
         counted, total = self.done - self.before, self.total()
         said = f"{self.done:,} {self.unit}" if total is None else f"{self.done:,} of {total:,} {self.unit}"
         if counted <= 0 or seconds <= 0:
@@ -51,23 +74,18 @@ class Progress:
         said += f", {rate:,.0f} a second" if rate >= 10 else f", {rate:.1f} a second"
         return said if total is None else f"{said}, {timedelta(seconds=round((total - self.done) / rate))} left"
 
-    def close(self) -> None:
-        """Leaves the terminal on a fresh line."""
-        if self.on_terminal:
-            print(file=sys.stderr)
-
 
 @contextmanager
 def ten_seconds(what: str) -> Iterator[None]:
-    """Says each ten seconds that something still goes on; says nothing of what takes less."""
+    """Logs every ten seconds that something is still running, and for how long."""
     is_over = threading.Event()
     start = time.monotonic()
 
-    def tell() -> None:
+    def log_time() -> None:
         while not is_over.wait(LOG_SECONDS):
             log.info("%s: %.0f s so far", what, time.monotonic() - start)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=log_time, daemon=True)
     thread.start()
     try:
         yield

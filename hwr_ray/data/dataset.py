@@ -58,22 +58,22 @@ class Prepared:
             raise UserError(f"there is no folder {self.path}")
         if not storage.is_file(storage.join(self.path, "dataset.json")):
             raise UserError(f"{self.path} is no prepared data set: it has no dataset.json (jobs/prepare.py makes one)")
-        object.__setattr__(self, "facts", storage.read_json(storage.join(self.path, "dataset.json")))
+        object.__setattr__(self, "metadata", storage.read_json(storage.join(self.path, "dataset.json")))
 
-    facts: dict[str, Any] = None  # type: ignore[assignment]
+    metadata: dict[str, Any] = None  # type: ignore[assignment]
     """dataset.json."""
 
     @property
     def canvas(self) -> Canvas:
-        return Canvas(*self.facts["canvas"])
+        return Canvas(*self.metadata["canvas"])
 
     @property
     def charset(self) -> str:
-        return self.facts["charset"]
+        return self.metadata["charset"]
 
     def num_lines(self, split: Split) -> int:
         """Prepared lines of a split. Raises UserError where the set has none."""
-        lines = self.facts["splits"].get(split, {}).get("prepared", 0)
+        lines = self.metadata["splits"].get(split, {}).get("prepared", 0)
         if not lines:
             raise UserError(f"{self.path} has no {split} lines")
         return lines

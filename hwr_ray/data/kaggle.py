@@ -97,14 +97,14 @@ def digests(out: Path) -> dict[str, str]:
     return found
 
 
-def check_same(out: Path, facts: dict[str, Any]) -> None:
+def check_same(out: Path, metadata: dict[str, Any]) -> None:
     """Writes what was found, or raises UserError that names what differs from what was found before."""
     if not (out / FETCHED).is_file():
-        write_json(str(out / FETCHED), facts)
+        write_json(str(out / FETCHED), metadata)
         return
     before = json.loads((out / FETCHED).read_text())
-    if before["dataset"] != facts["dataset"]:
-        raise UserError(f"{out} holds {before['dataset']}, not {facts['dataset']}: name another --out")
+    if before["dataset"] != metadata["dataset"]:
+        raise UserError(f"{out} holds {before['dataset']}, not {metadata['dataset']}: name another --out")
     for name, digest in before["sha256"].items():
-        if facts["sha256"].get(name) != digest:
+        if metadata["sha256"].get(name) != digest:
             raise UserError(f"{out / name} is not what was fetched: delete {out} and fetch it again")

@@ -33,7 +33,7 @@ def language_model_texts(
         if fold is not None:
             table = leave_out(table, fold=fold, num_folds=num_folds)
         return Counter(table["text"].to_pylist())
-    cleaning = prepared.facts["settings"]["cleaning"]
+    cleaning = prepared.metadata["settings"]["cleaning"]
     rules = CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])})
     raw = Counter(read_column(label_list, column))
     texts: Counter[str] = Counter()

@@ -14,16 +14,18 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import ray.data
 
-from hwr_ray.cluster.connection import Needs, check_shared, connect, preflight, rows_of
+from hwr_ray.cluster.connection import check_shared, connect, rows_of
 from hwr_ray.cluster.monitoring import count_lines
 from hwr_ray.cluster.progress import Progress
+from hwr_ray.cluster.resources import ClusterSettings, Needs, preflight
 from hwr_ray.data import dataset as prepared
 from hwr_ray.data.cleaning import REASONS, CleaningSettings, reason_for
 from hwr_ray.data.labels import LabelFile, Split, find_label_files, read_rows
 from hwr_ray.data.report import write_preparation_report
-from hwr_ray.data.statistics import Tally
+from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
+from hwr_ray.files.staging import staged
 from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas
 from hwr_ray.images.reader import Line, lines_of, read_files
@@ -58,8 +60,7 @@ class PrepareSettings:
     canvas: tuple[int, int] = (Canvas.height, Canvas.width)
     """Height and width in pixels of every prepared image."""
     cleaning: CleaningSettings = field(default_factory=CleaningSettings)
-    wait_minutes: float = 0
-    """For which the job waits for nodes that it lacks, and an autoscaler is asked for them; 0 refuses it at once."""
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     overwrite: bool = False
     """Replace a finished data set."""
 
@@ -94,36 +95,36 @@ def prepare(settings: PrepareSettings) -> str:
     canvas = Canvas(*settings.canvas)
     for file in files:
         next(read_rows(file))  # what is wrong with a CSV shows before Ray starts
-    with storage.staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
+    with staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
         connect()
         needs = Needs(num_workers=1, cpus_per_worker=SHARD_CPUS, other_cpus=LABEL_CPUS)
-        preflight(needs, wait_minutes=settings.wait_minutes)
+        preflight(needs, wait_minutes=settings.cluster.wait_minutes)
         check_shared(out, *(path for file in files for path in (file.csv, file.images)))
-        tally = write_shards(files, out, settings.cleaning, canvas)
-        check_whole(out, tally)
-        if not any(reason == "prepared" for _, reason in tally.rows):
-            (_, reason), number = tally.rows.most_common(1)[0]
+        statistics = write_shards(files, out, settings.cleaning, canvas)
+        check_whole(out, statistics)
+        if not any(reason == "prepared" for _, reason in statistics.rows):
+            (_, reason), number = statistics.rows.most_common(1)[0]
             raise UserError(
-                f"none of {tally.rows.total()} rows could be prepared, {number} of them for {reason} "
+                f"none of {statistics.rows.total()} rows could be prepared, {number} of them for {reason} "
                 f"({REASONS[reason]}): nothing was written"
             )
-        facts: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "canvas": [canvas.height, canvas.width],
-            "charset": settings.cleaning.charset or tally.charset(),
-            "splits": tally.splits(),
-            "content_hash": f"{tally.digest:064x}",
+            "charset": settings.cleaning.charset or statistics.charset(),
+            "splits": statistics.splits(),
+            "content_hash": f"{statistics.digest:064x}",
             "settings": {**asdict(settings), "label_files": [asdict(file) for file in files]},
             "versions": versions(),
         }
-        write_preparation_report(out, facts=facts, tally=tally)
-        storage.write_json(storage.join(out, "dataset.json"), facts)
-    for split, figures in facts["splits"].items():
+        write_preparation_report(out, metadata=metadata, statistics=statistics)
+        storage.write_json(storage.join(out, "dataset.json"), metadata)
+    for split, figures in metadata["splits"].items():
         rejected = ", ".join(f"{reason} {n}" for reason, n in figures["rejected"].items()) or "none"
         log.info("%s: %s rows, %s prepared, rejected: %s", split, figures["rows"], figures["prepared"], rejected)
     return storage.absolute(settings.out)
 
 
-def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, canvas: Canvas) -> Tally:
+def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, canvas: Canvas) -> DatasetStatistics:
     """Prepares all rows of the label files and writes them to `out`."""
     rows_per_shard = max(16, min(MOST_ROWS, SHARD_BYTES // (canvas.height * canvas.width)))
     begun = chain.from_iterable(read_rows(file, rows_per_table=rows_per_shard) for file in files)
@@ -149,25 +150,23 @@ def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, c
     )
     shards.context.enable_progress_bars = False
     shards.context.target_max_block_size = 1  # byte: each row, which is a shard, becomes a block
-    tally, progress = Tally(), Progress("rows", lambda: None)
-    try:
+    statistics = DatasetStatistics()
+    with Progress("rows", lambda: None) as progress:
         for row in rows_of(shards):
-            part = pickle.loads(row["tally"])  # noqa: S301 - of a process of this job
-            tally += part
+            part = pickle.loads(row["statistics"])  # noqa: S301 - of a process of this job
+            statistics += part
             progress.advance(part.rows.total())
             count_lines("prepare", ((outcome, number) for (_, outcome), number in part.rows.items()))
-    finally:
-        progress.close()
-    return tally
+    return statistics
 
 
-def check_whole(out: str, tally: Tally) -> None:
+def check_whole(out: str, statistics: DatasetStatistics) -> None:
     """Raises RuntimeError where the shards in `out` do not hold the rows that were counted."""
     for name in storage.list_files(out):
         if storage.PARTIAL in name:  # of a process that was killed while it wrote
             storage.delete_file(storage.join(out, name))
-    expected = {split: figures["prepared"] for split, figures in tally.splits().items()}
-    expected["rejected"] = tally.rows.total() - sum(expected.values())
+    expected = {split: figures["prepared"] for split, figures in statistics.splits().items()}
+    expected["rejected"] = statistics.rows.total() - sum(expected.values())
     for folder, rows in expected.items():
         filesystem, inner = storage.locate(storage.join(out, folder))
         found = pyarrow.dataset.dataset(inner, filesystem=filesystem).count_rows() if rows else 0
@@ -218,20 +217,20 @@ class ShardWriter:
         self.out, self.cleaning, self.canvas = out, cleaning, canvas
 
     def __call__(self, shards: pa.Table) -> pa.Table:
-        """A row with the pickled Tally for each shard (`name`, `rows` as an Arrow stream), which is written."""
-        tallies = []
+        """Writes shards (`name`, `rows` as an Arrow stream). Returns a row with the pickled statistics of each."""
+        results = []
         for shard in shards.to_pylist():
             rows = pa.ipc.open_stream(shard["rows"]).read_all()
             records = prepare_rows(rows, cleaning=self.cleaning, canvas=self.canvas)
             # Under the same name, whichever process writes it, and however often.
-            tallies.append(pickle.dumps(self.write(records, shard["name"])))
-        return pa.table({"tally": tallies})
+            results.append(pickle.dumps(self.write(records, shard["name"])))
+        return pa.table({"statistics": results})
 
-    def write(self, records: list[dict[str, Any]], name: str) -> Tally:
+    def write(self, records: list[dict[str, Any]], name: str) -> DatasetStatistics:
         """Writes prepared rows as files of that name in the folders of the splits and of the rejected."""
-        tally, folders = Tally(), defaultdict[str, list[dict[str, Any]]](list)
+        statistics, folders = DatasetStatistics(), defaultdict[str, list[dict[str, Any]]](list)
         for row in records:
-            folders[count_row(row, tally)].append(row)
+            folders[count_row(row, statistics)].append(row)
         for folder, members in folders.items():
             schema = prepared.REJECTED if folder == "rejected" else prepared.schema(self.canvas)
             columns: dict[str, Any] = {column: [row[column] for row in members] for column in schema.names}
@@ -241,13 +240,13 @@ class ShardWriter:
             sink = pa.BufferOutputStream()
             pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd", compression_level=1)
             storage.write_bytes(storage.join(self.out, folder, name), sink.getvalue().to_pybytes())
-        return tally
+        return statistics
 
 
-def count_row(row: dict[str, Any], tally: Tally) -> str:
-    """Adds a prepared row to the tally; returns the folder that it goes to."""
+def count_row(row: dict[str, Any], statistics: DatasetStatistics) -> str:
+    """Adds a prepared row to the statistics; returns the folder that it goes to."""
     is_kept = row["reason"] is None
-    tally.add_row(
+    statistics.add_row(
         split=row["split"],
         text=row["text"],
         kept_text=row["kept_text"] if is_kept else None,

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from hwr_ray.data.cleaning import REASONS
 from hwr_ray.data.dataset import REJECTED
 from hwr_ray.data.labels import SPLITS
-from hwr_ray.data.statistics import Tally
+from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.files import storage
 from hwr_ray.images.arrow import images_of
 from hwr_ray.images.lines import Canvas, UndecodableImageError, decode
@@ -21,38 +21,38 @@ from hwr_ray.reporting.html import BAD, GOOD, PALE, data_uri, new_figure, render
 MOST_CHARACTERS = 120
 
 
-def write_preparation_report(out: str, *, facts: dict[str, Any], tally: Tally) -> None:
+def write_preparation_report(out: str, *, metadata: dict[str, Any], statistics: DatasetStatistics) -> None:
     """Writes `report.html` of the prepared data set in the folder `out`, whose shards are there already."""
-    canvas = Canvas(*facts["canvas"])
-    before, after = tally.lengths_before, tally.lengths_after
+    canvas = Canvas(*metadata["canvas"])
+    before, after = statistics.lengths_before, statistics.lengths_after
     page = render(
         "preparation.html",
-        facts=facts,
+        metadata=metadata,
         canvas=canvas,
-        splits=[split for split in SPLITS if split in facts["splits"]],
-        reasons=reason_table(tally),
+        splits=[split for split in SPLITS if split in metadata["splits"]],
+        reasons=reason_table(statistics),
         explanations=REASONS,
         rejected=rejected_samples(out),
         lengths=_plot_lengths(before, after) if before else None,
-        characters=character_table(tally),
+        characters=character_table(statistics),
         most_characters=MOST_CHARACTERS,
-        sizes=_plot_sizes(tally.sizes, canvas) if tally.sizes else None,
-        shrinking=shrinking(tally.sizes, canvas),
+        sizes=_plot_sizes(statistics.sizes, canvas) if statistics.sizes else None,
+        shrinking=shrinking(statistics.sizes, canvas),
         lines=sample_lines(out, canvas),
-        settings=json.dumps(facts["settings"], indent=2, ensure_ascii=False, default=str),
+        settings=json.dumps(metadata["settings"], indent=2, ensure_ascii=False, default=str),
     )
     storage.write_bytes(storage.join(out, "report.html"), page.encode())
 
 
-def reason_table(tally: Tally) -> list[dict[str, Any]]:
+def reason_table(statistics: DatasetStatistics) -> list[dict[str, Any]]:
     """Rows by reason and split, in the order of the rules, those that stayed at the end; their sum is all rows."""
-    reasons = [reason for reason in REASONS if any(reason == r for _, r in tally.rows)]
+    reasons = [reason for reason in REASONS if any(reason == r for _, r in statistics.rows)]
     return [
         {
             "reason": reason,
             "explanation": REASONS.get(reason, "the row stays"),
-            "counts": {split: tally.rows[split, reason] for split in SPLITS},
-            "total": sum(tally.rows[split, reason] for split in SPLITS),
+            "counts": {split: statistics.rows[split, reason] for split in SPLITS},
+            "total": sum(statistics.rows[split, reason] for split in SPLITS),
         }
         for reason in [*reasons, "prepared"]
     ]
@@ -112,12 +112,12 @@ def shrinking(sizes: Counter[tuple[int, int]], canvas: Canvas) -> dict[str, floa
     return {"share": len(shrunk) / len(scales), "median": float(np.median(shrunk)), "smallest": float(shrunk[0])}
 
 
-def character_table(tally: Tally) -> list[dict[str, Any]]:
+def character_table(statistics: DatasetStatistics) -> list[dict[str, Any]]:
     """Each character with its count in all labels and in the kept ones, most frequent first."""
     after: Counter[str] = Counter()
-    for (_, character), number in tally.characters_after.items():
+    for (_, character), number in statistics.characters_after.items():
         after[character] += number
-    before = tally.characters_before
+    before = statistics.characters_before
     characters = sorted(before.keys() | after.keys(), key=lambda c: (-max(before[c], after[c]), c))
     return [{"character": c, "before": before[c], "after": after[c]} for c in characters]
 

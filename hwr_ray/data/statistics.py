@@ -13,8 +13,8 @@ from hwr_ray.text.codec import frames_needed
 
 
 @dataclass
-class Tally:
-    """Counts over rows of a data set; tallies of disjoint rows add up to that of their union."""
+class DatasetStatistics:
+    """Counts over rows of a data set; results of disjoint rows add up to that of their union."""
 
     rows: Counter[tuple[Split, str]] = field(default_factory=Counter)
     """Rows by split and reason; the reason of a row that stays is 'prepared'."""
@@ -58,8 +58,8 @@ class Tally:
         hashed = sha256(b"".join(sha256(part).digest() for part in content))
         self.digest = (self.digest + int.from_bytes(hashed.digest(), "big")) % 2**256
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
+    def __add__(self, other: DatasetStatistics) -> DatasetStatistics:
+        return DatasetStatistics(
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "digest"},
             digest=(self.digest + other.digest) % 2**256,
         )

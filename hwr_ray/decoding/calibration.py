@@ -8,7 +8,6 @@ import numpy as np
 
 EPSILON = 1e-6
 """Confidences are kept this far from 0 and 1, where the logit is infinite."""
-NEWTON_STEPS = 50
 NUM_QUANTILES = 201
 
 
@@ -49,23 +48,22 @@ def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibratio
     The targets are Platt's (n + 1) / (n + 2), so that readings that are all right do not promise certainty. None
     where readings show no use of the confidence: none is right or none wrong, or the wrong ones are the surer.
     """
+    from scipy.optimize import minimize  # not in the processes that only read
+
     num_right = int(is_right.sum())
     num_wrong = len(is_right) - num_right
     if not (num_right and num_wrong):
         return None
     targets = np.where(is_right, (num_right + 1) / (num_right + 2), 1 / (num_wrong + 2))
     inputs = np.stack([_logit(confidences), np.ones(len(confidences))], 1)
-    parameters = np.zeros(2)
-    for _ in range(NEWTON_STEPS):
-        found = _sigmoid(inputs @ parameters)
-        gradient = inputs.T @ (targets - found)
-        # The ridge keeps the step finite where all confidences are the same.
-        curvature = (inputs * (found * (1 - found))[:, None]).T @ inputs + 1e-9 * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        parameters += step * min(1.0, 5.0 / max(np.abs(step).max(), EPSILON))
-        if np.abs(step).max() < 1e-9:
-            break
-    slope, intercept = parameters.tolist()
+
+    def cross_entropy(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """The mean loss and its gradient."""
+        logits = inputs @ parameters
+        loss = np.logaddexp(0, logits) - targets * logits
+        return loss.mean(), inputs.T @ (_sigmoid(logits) - targets) / len(targets)
+
+    slope, intercept = minimize(cross_entropy, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-8}).x.tolist()
     if slope <= 0:
         return None
     calibrated = Calibration(slope=slope, intercept=intercept).apply(confidences)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwr_ray.decoding.calibration import Calibration, fit_calibration
-from hwr_ray.decoding.lexicon import NameList, TextPrior, read_name_list
+from hwr_ray.decoding.lexicon import Lexicon, LexiconMixture, read_lexicon
 from hwr_ray.decoding.ngram import LanguageModel
 from hwr_ray.errors import UserError
 from hwr_ray.images.lines import Canvas
@@ -89,7 +89,7 @@ class Decoding:
         return calibration.review_threshold(precision) if calibration and calibration.quantiles else (None, 0.0)
 
     def search(
-        self, log_probs: np.ndarray, codec: Codec, *, names: NameList | None = None, num_best: int = 1
+        self, log_probs: np.ndarray, codec: Codec, *, lexicon: Lexicon | None = None, num_best: int = 1
     ) -> list[Reading]:
         """Readings of N lines by beam search, each with num_best - 1 alternatives; log_probs is (N, T, C) float32.
 
@@ -110,8 +110,8 @@ class Decoding:
             num_best=NUM_CANDIDATES,
         )
         scores = found.scores
-        if names:
-            scores = self._rescore(found, TextPrior(self.language_model, codec, names), codec)
+        if lexicon:
+            scores = self._rescore(found, LexiconMixture(self.language_model, codec, lexicon), codec)
         shares = np.exp(scores - scores.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :num_best]
@@ -123,7 +123,7 @@ class Decoding:
             readings.append(Reading(*best, alternatives=tuple(others)))
         return calibrated(readings, self.beam_calibration)
 
-    def _rescore(self, found: Hypotheses, prior: TextPrior, codec: Codec) -> np.ndarray:
+    def _rescore(self, found: Hypotheses, prior: LexiconMixture, codec: Codec) -> np.ndarray:
         """Scores (N, K) of candidates with another prior than the one they were found with; -inf where missing."""
         scores = found.ctc_log_probs.copy()
         for place in np.argwhere(scores > -np.inf):
@@ -173,11 +173,11 @@ def placed_characters(reading: Reading, canvas: Canvas, height: int, width: int)
     ]
 
 
-def names_for(bundle_path: str, names: str | None, codec: Codec, *, is_greedy: bool) -> NameList | None:
-    """The file of known names, if one is given. Raises UserError where a greedy reading has no use for it."""
-    if names and is_greedy:
-        raise UserError(f"--names needs a language model, and {bundle_path} is read greedily")
-    return read_name_list(names, codec) if names else None
+def lexicon_for(bundle_path: str, path: str | None, codec: Codec, *, is_greedy: bool) -> Lexicon | None:
+    """Reads the lexicon file, if one is given. Raises UserError if decoding is greedy, which can't use it."""
+    if path and is_greedy:
+        raise UserError(f"--lexicon needs a language model, and {bundle_path} is read greedily")
+    return read_lexicon(path, codec) if path else None
 
 
 def calibrated(readings: list[Reading], calibration: Calibration | None) -> list[Reading]:

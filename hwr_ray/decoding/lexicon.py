@@ -1,4 +1,4 @@
-"""How probable a text is before its image is seen: an n-gram model with known names mixed in."""
+"""A lexicon of known texts, mixed into the language model."""
 
 import csv
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class NameList:
+class Lexicon:
     """Known names and how often each occurs."""
 
     counts: Mapping[str, int]
@@ -37,23 +37,23 @@ class NameList:
 
 
 @dataclass(frozen=True)
-class TextPrior:
-    """P(text) = (P_ngram(text) + P_names(text)) / 2, a distribution as its parts are.
+class LexiconMixture:
+    """P(text) = (P_ngram(text) + P_lexicon(text)) / 2, a distribution as its parts are.
 
     A known name raises a reading; an unknown one is never forbidden.
     """
 
     language_model: LanguageModel
     codec: Codec
-    names: NameList
+    lexicon: Lexicon
 
     def log_prob(self, text: str) -> float:
         """Natural logarithm of the text's probability. Raises UserError for a character that the charset lacks."""
-        spelled, known = self.language_model.log_prob(self.codec.encode(text)), self.names.log_prob(text)
+        spelled, known = self.language_model.log_prob(self.codec.encode(text)), self.lexicon.log_prob(text)
         return float(np.logaddexp(spelled, known)) - math.log(2)
 
 
-def read_name_list(path: str, codec: Codec) -> NameList:
+def read_lexicon(path: str, codec: Codec) -> Lexicon:
     """The names of a file in UTF-8, one a line, each with a comma and its count where it occurs more than once.
 
     Counts of a name on several lines add up, empty lines count nothing. A warning tells how many names hold characters
@@ -73,7 +73,7 @@ def read_name_list(path: str, codec: Codec) -> NameList:
     unreadable = sum(bool(codec.unknown(name)) for name in counts)
     if unreadable:
         log.warning(f"{path}: {unreadable} of {len(counts)} names hold characters that the charset lacks")
-    return NameList(counts)
+    return Lexicon(counts)
 
 
 def _text(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Two evaluations of the same lines: which model reads better, and whether that is more than luck."""
+"""Compares two evaluations of the same lines by a paired bootstrap."""
 
 from typing import Any
 
@@ -12,19 +12,18 @@ NUM_SAMPLES = 10_000
 
 
 def compare(mine: pa.Table, theirs: pa.Table, *, seed: int) -> dict[str, Any]:
-    """By how much `mine` differs from `theirs`, in CER and exact match, with 95 % intervals and how likely luck is.
+    """Returns how `mine` differs from `theirs` in CER and exact match, with 95 % intervals and two-sided p-values.
 
-    Tables of predictions with `id`, `text` and `num_edits`. The lines are drawn with replacement in pairs (paired
-    bootstrap: Efron and Tibshirani 1993; for error rates Bisani and Ney 2004). `cer_luck` and `exact_match_luck` are
-    two-sided p-values. They and the intervals are None where fewer than LEAST_WRONG_LINES lines differ. Raises
-    UserError where the lines are not the same.
+    Both are tables of predictions with `id`, `text` and `num_edits`. The bootstrap draws lines with replacement,
+    in pairs (Efron and Tibshirani 1993; for error rates Bisani and Ney 2004). Intervals and p-values are None if fewer
+    than LEAST_WRONG_LINES lines differ. Raises UserError if the two tables are not of the same lines.
     """
     mine, theirs = mine.sort_by("id"), theirs.sort_by("id")
     if mine["id"] != theirs["id"] or mine["text"] != theirs["text"]:
         raise UserError("the two evaluations are not of the same lines")
     lengths = np.array([len(text) for text in mine["text"].to_pylist()])
     ours, others = (table["num_edits"].to_numpy() for table in (mine, theirs))
-    # Lines that agree in all three are drawn by their number: the cost does not grow with the number of lines.
+    # Lines equal in all three are drawn as one count, so that the cost does not grow with the number of lines.
     kinds, numbers = np.unique(np.stack([lengths, ours, others], axis=1), axis=0, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(lengths), numbers / len(lengths), size=NUM_SAMPLES)
     more, right = kinds[:, 1] - kinds[:, 2], (kinds[:, 1] == 0).astype(int) - (kinds[:, 2] == 0)
@@ -39,20 +38,20 @@ def compare(mine: pa.Table, theirs: pa.Table, *, seed: int) -> dict[str, Any]:
         ("exact_match", numbers @ right / len(lengths), drawn @ right / len(lengths), (ours == 0) != (others == 0)),
     ):
         is_enough = differing.sum() >= LEAST_WRONG_LINES
-        luck = min(1.0, 2 * float(min((samples <= 0).mean(), (samples >= 0).mean())))
+        p_value = min(1.0, 2 * float(min((samples <= 0).mean(), (samples >= 0).mean())))
         found[name] = float(truth)
         found[f"{name}_ci"] = [float(end) for end in np.quantile(samples, [0.025, 0.975])] if is_enough else None
-        found[f"{name}_luck"] = max(luck, 1 / NUM_SAMPLES) if is_enough else None
+        found[f"{name}_p_value"] = max(p_value, 1 / NUM_SAMPLES) if is_enough else None
     return found
 
 
 def verdict(comparison: dict[str, Any]) -> str:
-    """The comparison in one sentence."""
+    """Returns the comparison in one sentence."""
     if comparison["cer_ci"] is None:
         return f"too few lines are read differently to tell them apart: {_counts(comparison)}"
     better = "better" if comparison["cer"] < 0 else "worse"
-    is_luck = comparison["cer_luck"] >= 0.05
-    said = f"this is no more than luck may do (p = {comparison['cer_luck']:.2g})" if is_luck else f"it reads {better}"
+    is_chance = comparison["cer_p_value"] >= 0.05
+    said = f"not significant (p = {comparison['cer_p_value']:.2g})" if is_chance else f"it reads {better}"
     low, high = (100 * end for end in comparison["cer_ci"])
     points = f"the CER differs by {100 * comparison['cer']:+.2f} points ({low:+.2f} to {high:+.2f})"
     return f"{points}: {said}; {_counts(comparison)}"

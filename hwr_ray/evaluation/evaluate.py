@@ -16,10 +16,11 @@ from hwr_ray.data.labels import Split
 from hwr_ray.decoding.calibration import calibration_error
 from hwr_ray.errors import UserError
 from hwr_ray.evaluation.comparison import compare, verdict
-from hwr_ray.evaluation.label_errors import find_suspects, in_fold_order
+from hwr_ray.evaluation.label_errors import find_label_errors, in_fold_order
 from hwr_ray.evaluation.reports import lines_to_show, write_evaluation_report
-from hwr_ray.evaluation.subgroups import slice_figures, weak_groups
+from hwr_ray.evaluation.subgroups import subgroup_figures, weak_groups
 from hwr_ray.files import storage
+from hwr_ray.files.staging import staged
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
 from hwr_ray.text.metrics import confusion_table, edit_distances, figures
 from hwr_ray.transcription.actors import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
@@ -35,14 +36,14 @@ class EvaluateSettings:
     model: str = SHIPPED_WORD
     """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
     out: str
-    """Folder or URI for metrics.json, predictions/*.parquet and report.html, or suspects.parquet and suspects.html."""
+    """Output folder or URI: metrics.json, predictions/*.parquet and report.html, or label_errors.{parquet,html}."""
     split: Split = "validation"
     """Which lines to read."""
-    suspects: tuple[str, ...] = ()
+    label_errors: tuple[str, ...] = ()
     """Rank the training lines by how wrong their labels look instead, each read by the one of these bundles that was
     trained without it: one for each fold (jobs/train.py --num-folds --fold). --model and --split are not used."""
     compare: str | None = None
-    """Another evaluation of the same lines: which of the two reads better, and is it luck?"""
+    """Another evaluation of the same lines: compare the two, and test the difference for significance."""
     seed: int = 0
     """Of the bootstrap."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
@@ -57,15 +58,15 @@ class EvaluateSettings:
 def evaluate(settings: EvaluateSettings) -> str:
     """Writes the evaluation of the settings and returns its path. Raises UserError for what its user can mend."""
     prepared = Prepared(settings.data)
-    if settings.suspects:
-        return rank_suspects(settings, prepared)
+    if settings.label_errors:
+        return rank_label_errors(settings, prepared)
     model_path = bundle_path(settings.model)
     bundle = read_config(model_path)
     check_canvas(prepared, bundle, model_path)
     num_lines = prepared.num_lines(settings.split)
     other = read_other(settings.compare, prepared, settings.split) if settings.compare else None
     reading = settings.reading.for_workers(model_path, bundle)
-    with storage.staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
+    with staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         connect()
         reading = reading.admitted()
         check_shared(out, prepared.path, model_path)
@@ -86,7 +87,7 @@ def evaluate(settings: EvaluateSettings) -> str:
         metrics |= {
             "split": settings.split,
             "prepared": prepared.path,
-            "content_hash": prepared.facts["content_hash"],
+            "content_hash": prepared.metadata["content_hash"],
             "model_id": bundle.model_id,
             "settings": asdict(settings),
             "versions": versions(),
@@ -110,21 +111,21 @@ def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, A
     if not storage.is_file(storage.join(path, "metrics.json")):
         raise UserError(f"{path} is no evaluation: it has no metrics.json")
     metrics = storage.read_json(storage.join(path, "metrics.json"))
-    if (metrics["content_hash"], metrics["split"]) != (prepared.facts["content_hash"], split):
+    if (metrics["content_hash"], metrics["split"]) != (prepared.metadata["content_hash"], split):
         raise UserError(f"{path} is of other lines: the {metrics['split']} split of {metrics['prepared']}")
     filesystem, folder = storage.locate(storage.join(path, "predictions"))
     return metrics, pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
 
 
-def rank_suspects(settings: EvaluateSettings, prepared: Prepared) -> str:
+def rank_label_errors(settings: EvaluateSettings, prepared: Prepared) -> str:
     """Writes the ranking of the training lines and returns its path; see `evaluate`."""
-    if settings.reading.names or settings.reading.num_best > 1 or settings.reading.characters:
-        raise UserError("--suspects compares greedy readings: leave --names, --num-best and --characters out")
-    bundles = [(path, read_config(path)) for path in map(bundle_path, settings.suspects)]
+    if settings.reading.lexicon or settings.reading.num_best > 1 or settings.reading.characters:
+        raise UserError("--label-errors compares greedy readings: leave --lexicon, --num-best and --characters out")
+    bundles = [(path, read_config(path)) for path in map(bundle_path, settings.label_errors)]
     for path, bundle in bundles:
         check_canvas(prepared, bundle, path)
     paths = in_fold_order([(path, bundle.training) for path, bundle in bundles], prepared)
-    return find_suspects(prepared, paths, settings.out, settings.reading, overwrite=settings.overwrite)
+    return find_label_errors(prepared, paths, settings.out, settings.reading, overwrite=settings.overwrite)
 
 
 def check_canvas(prepared: Prepared, bundle: BundleConfig, model_path: str) -> None:
@@ -133,16 +134,17 @@ def check_canvas(prepared: Prepared, bundle: BundleConfig, model_path: str) -> N
         again = {"out": "NEW_FOLDER", "canvas": [bundle.canvas.height, bundle.canvas.width], "overwrite": None}
         raise UserError(
             f"{prepared.path} has the canvas {prepared.canvas} and {model_path} reads {bundle.canvas}; prepare again: "
-            f"{command({**prepared.facts['settings'], **again})}"
+            f"{command({**prepared.metadata['settings'], **again})}"
         )
 
 
 def command(settings: dict[str, Any]) -> str:
     """The command line of `prepare` with the settings that a dataset.json holds."""
-    given = {**settings, **settings["cleaning"], "cleaning": None, "label_files": None}
+    nested = [group for group in settings.values() if isinstance(group, dict)]
+    given = {name: value for group in (settings, *nested) for name, value in group.items()}
     words = ["python", "jobs/prepare.py"]
     for name, value in given.items():
-        if value not in (None, [], ()):
+        if value not in (None, [], ()) and value not in nested and name != "label_files":
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
     return shlex.join(words)
 
@@ -155,7 +157,7 @@ def add_edits(table: pa.Table) -> pa.Table:
 
 def training_texts(prepared: Prepared) -> set[str] | None:
     """The texts of the training split, or None where the set has none."""
-    if not prepared.facts["splits"].get("train", {}).get("prepared"):
+    if not prepared.metadata["splits"].get("train", {}).get("prepared"):
         return None
     return set(prepared.table("train", ["text"])["text"].to_pylist())
 
@@ -171,7 +173,7 @@ def measure(
         # Each of them counts as an error: the model has no way to write it.
         "num_unknown_characters": sum(c not in bundle.codec.charset for text in texts for c in text),
         "confusions": confusion_table(texts, predictions["prediction"].to_pylist()),
-        "slices": slice_figures(predictions, seed=seed, training_texts=training_texts),
+        "subgroups": subgroup_figures(predictions, seed=seed, training_texts=training_texts),
     }
 
 
@@ -183,6 +185,6 @@ def summary(metrics: dict[str, Any]) -> str:
         f"exact match {metrics['exact_match']:.2%} ({exact_low:.2%} to {exact_high:.2%}) "
         f"on {metrics['num_lines']} {metrics['split']} lines"
     )
-    for row in weak_groups(metrics["slices"], cer=metrics["cer"])[:1]:
-        said += f"; weakest is {row['slice']} {row['group']}: CER {row['cer']:.2%} on {row['num_lines']} lines"
+    for row in weak_groups(metrics["subgroups"], cer=metrics["cer"])[:1]:
+        said += f"; weakest is {row['attribute']} {row['group']}: CER {row['cer']:.2%} on {row['num_lines']} lines"
     return said

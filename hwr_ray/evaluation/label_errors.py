@@ -12,14 +12,15 @@ import pyarrow.parquet as pq
 from hwr_ray.cluster.connection import check_shared, connect
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.errors import UserError
-from hwr_ray.evaluation.reports import write_suspects_report
+from hwr_ray.evaluation.reports import write_label_errors_report
 from hwr_ray.files import storage
+from hwr_ray.files.staging import staged
 from hwr_ray.text.metrics import edit_distances
 from hwr_ray.transcription.actors import ROWS_PER_BLOCK, ReadingSettings, compare_out_of_fold
 
 log = logging.getLogger(__name__)
 
-SUSPECTS = pa.schema(
+LABEL_ERRORS = pa.schema(
     {
         "id": pa.string(),
         "path": pa.string(),
@@ -36,7 +37,7 @@ SUSPECTS = pa.schema(
         "fold": pa.int32(),  # which model read it
     }
 )
-"""Columns of OUT/suspects.parquet, a row for each training line in the order of `rank`."""
+"""Columns of OUT/label_errors.parquet, a row for each training line in the order of `rank`."""
 
 TIMES_LIKELIER = 1000
 THRESHOLD = math.log(TIMES_LIKELIER)
@@ -57,7 +58,7 @@ def in_fold_order(bundles: Sequence[tuple[str, dict[str, Any]]], prepared: Prepa
         fold = recipe.get("fold")
         if fold is None:
             raise UserError(f"{path} was not trained as a fold: train one with jobs/train.py --num-folds 3 --fold 0")
-        if training["data"] != prepared.facts["content_hash"]:
+        if training["data"] != prepared.metadata["content_hash"]:
             raise UserError(f"{path} was trained on another data set than {prepared.path}: its content hash differs")
         num_folds = num_folds or recipe["num_folds"]
         if recipe["num_folds"] != num_folds:
@@ -74,12 +75,12 @@ def in_fold_order(bundles: Sequence[tuple[str, dict[str, Any]]], prepared: Prepa
     return [by_fold[fold] for fold in range(num_folds)]
 
 
-def find_suspects(
+def find_label_errors(
     prepared: Prepared, bundle_paths: list[str], out: str, reading: ReadingSettings, *, overwrite: bool
 ) -> str:
-    """Writes suspects.parquet and suspects.html and returns their folder; the bundles stand in the folds' order."""
+    """Writes label_errors.parquet and label_errors.html and returns their folder. Bundles are in the order of folds."""
     num_lines = prepared.num_lines("train")
-    with storage.staged(storage.absolute(out), mark="suspects.parquet", overwrite=overwrite) as partial:
+    with staged(storage.absolute(out), mark="label_errors.parquet", overwrite=overwrite) as partial:
         connect()
         reading = reading.admitted()
         check_shared(partial, prepared.path, *bundle_paths)
@@ -90,33 +91,33 @@ def find_suspects(
         tables = list(compared.iter_batches(batch_size=None, batch_format="pyarrow"))
         if sum(map(len, tables)) != num_lines:
             raise RuntimeError(f"{sum(map(len, tables))} of {num_lines} lines came back: the ranking is not whole")
-        suspects = rank(pa.concat_tables(tables))
-        filesystem, inner = storage.locate(storage.join(partial, "suspects.parquet"))
-        pq.write_table(suspects, inner, filesystem=filesystem)
-        figures = {**measure(suspects), "prepared": prepared.path, "num_folds": len(bundle_paths)}
-        images = prepared.images("train", suspects["id"].slice(0, NUM_SHOWN).to_pylist())
-        write_suspects_report(partial, suspects=suspects, figures=figures, images=images)
+        ranked = rank(pa.concat_tables(tables))
+        filesystem, inner = storage.locate(storage.join(partial, "label_errors.parquet"))
+        pq.write_table(ranked, inner, filesystem=filesystem)
+        figures = {**measure(ranked), "prepared": prepared.path, "num_folds": len(bundle_paths)}
+        images = prepared.images("train", ranked["id"].slice(0, NUM_SHOWN).to_pylist())
+        write_label_errors_report(partial, ranked=ranked, figures=figures, images=images)
     log.info("%s", summary(figures))
     return storage.absolute(out)
 
 
 def rank(compared: pa.Table) -> pa.Table:
-    """Compared lines as a table of the schema SUSPECTS, the most suspicious first."""
+    """Compared lines as a table of the schema LABEL_ERRORS, the most suspicious first."""
     scores = pc.subtract(compared["prediction_log_prob"], compared["text_log_prob"])
     edits = edit_distances(compared["text"].to_pylist(), compared["prediction"].to_pylist())
     table = compared.append_column("score", scores).append_column("num_edits", pa.array(edits, pa.int32()))
     table = table.sort_by([("score", "descending"), ("id", "ascending")])
     ranks = pa.array(range(1, len(table) + 1), pa.int64())
-    return table.append_column("rank", ranks).select(SUSPECTS.names).cast(SUSPECTS)
+    return table.append_column("rank", ranks).select(LABEL_ERRORS.names).cast(LABEL_ERRORS)
 
 
-def measure(suspects: pa.Table) -> dict[str, Any]:
+def measure(ranked: pa.Table) -> dict[str, Any]:
     """What the report says of all lines."""
-    scores = suspects["score"].to_numpy()
+    scores = ranked["score"].to_numpy()
     return {
-        "num_lines": len(suspects),
-        "num_differing": sum(edits > 0 for edits in suspects["num_edits"].to_pylist()),
-        "num_suspects": int((scores > THRESHOLD).sum()),
+        "num_lines": len(ranked),
+        "num_differing": sum(edits > 0 for edits in ranked["num_edits"].to_pylist()),
+        "num_label_errors": int((scores > THRESHOLD).sum()),
         "num_unwritable": int((scores == math.inf).sum()),
         "threshold": THRESHOLD,
         "times_likelier": TIMES_LIKELIER,
@@ -126,6 +127,6 @@ def measure(suspects: pa.Table) -> dict[str, Any]:
 def summary(figures: dict[str, Any]) -> str:
     """The figures in one sentence."""
     return (
-        f"{figures['num_suspects']} of {figures['num_lines']} training labels look wrong: another reading is more than "
-        f"{figures['times_likelier']} times likelier ({figures['num_differing']} lines are read otherwise at all)"
+        f"{figures['num_label_errors']} of {figures['num_lines']} training labels look wrong: another reading is more "
+        f"than {figures['times_likelier']} times likelier ({figures['num_differing']} lines are read otherwise at all)"
     )

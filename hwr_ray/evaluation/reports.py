@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hwr_ray.decoding.calibration import bins, review_trade_off
 from hwr_ray.evaluation.comparison import verdict
-from hwr_ray.evaluation.subgroups import FEW_LINES, SLICES, weak_groups
+from hwr_ray.evaluation.subgroups import FEW_LINES, SUBGROUPS, weak_groups
 from hwr_ray.files import storage
 from hwr_ray.reporting.html import BAD, CARD, GOOD, PALE, SOFT, data_uri, new_figure, render
 from hwr_ray.text.metrics import wilson_interval
@@ -31,9 +31,9 @@ def write_evaluation_report(
     page = render(
         "evaluation.html",
         metrics=metrics,
-        slices=slice_tables(metrics["slices"]),
-        most=largest_shown(metrics["slices"]),
-        weak=weak_groups(metrics["slices"], cer=metrics["cer"]),
+        subgroups=subgroup_tables(metrics["subgroups"]),
+        most=largest_shown(metrics["subgroups"]),
+        weak=weak_groups(metrics["subgroups"], cer=metrics["cer"]),
         few_lines=FEW_LINES,
         most_confusions=MOST_CONFUSIONS,
         confidence=_plot_confidence(predictions) if len(predictions) else None,
@@ -72,11 +72,11 @@ def _with_pictures(lines: list[dict[str, Any]], images: Mapping[str, np.ndarray]
     return [{**line, "picture": images[line["id"]]} for line in lines if line["id"] in images]
 
 
-def slice_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of each slice that has any, under its name and meaning."""
+def subgroup_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of each attribute that has any, under its name and meaning."""
     tables = [
-        {"name": name, "meaning": meaning, "rows": [row for row in rows if row["slice"] == name]}
-        for name, meaning in SLICES.items()
+        {"name": name, "meaning": meaning, "rows": [row for row in rows if row["attribute"] == name]}
+        for name, meaning in SUBGROUPS.items()
     ]
     return [table for table in tables if table["rows"]]
 
@@ -87,30 +87,30 @@ def largest_shown(rows: list[dict[str, Any]]) -> float:
     return max((row["cer_ci"][1] for row in large if row["cer_ci"]), default=0.0) or 1.0
 
 
-def write_suspects_report(
-    out: str, *, suspects: pa.Table, figures: dict[str, Any], images: Mapping[str, np.ndarray]
+def write_label_errors_report(
+    out: str, *, ranked: pa.Table, figures: dict[str, Any], images: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes `suspects.html` in the folder `out`.
+    """Writes `label_errors.html` in the folder `out`.
 
-    `suspects` is a ranked table (label_errors.SUSPECTS), `figures` what is said of all of it, `images` holds the
+    `ranked` is a ranked table (label_errors.LABEL_ERRORS), `figures` what is said of all of it, `images` holds the
     pictures (H, W) uint8 of the lines to show, by id.
     """
     page = render(
-        "suspects.html",
+        "label_errors.html",
         figures=figures,
-        scores=_plot_scores(suspects, figures["threshold"]) if figures["num_differing"] else None,
+        scores=_plot_scores(ranked, figures["threshold"]) if figures["num_differing"] else None,
         lines=[
             {**line, "picture": images[line["id"]]}
-            for line in suspects.slice(0, len(images)).to_pylist()
+            for line in ranked.slice(0, len(images)).to_pylist()
             if line["score"] > 0
         ],
     )
-    storage.write_bytes(storage.join(out, "suspects.html"), page.encode())
+    storage.write_bytes(storage.join(out, "label_errors.html"), page.encode())
 
 
-def _plot_scores(suspects: pa.Table, threshold: float) -> str:
+def _plot_scores(ranked: pa.Table, threshold: float) -> str:
     figure, axes = new_figure()
-    scores = suspects.filter(pc.not_equal(suspects["text"], suspects["prediction"]))["score"].to_numpy()
+    scores = ranked.filter(pc.not_equal(ranked["text"], ranked["prediction"]))["score"].to_numpy()
     last = max(scores[np.isfinite(scores)], default=0) + 1
     axes.hist(np.minimum(scores, last), bins=60, color=GOOD)  # what can't be written stands at the right end
     axes.axvline(threshold, color=BAD, label="threshold")

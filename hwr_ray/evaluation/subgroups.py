@@ -9,31 +9,33 @@ import pyarrow as pa
 
 from hwr_ray.text.metrics import figures
 
-SLICES = {
+SUBGROUPS = {
     "width": "Width of the image file in pixels, which tells the forms of a collection apart.",
     "length": "Characters of the text.",
     "doubled_letters": "The text holds two equal characters in a row.",
     "training": "The text occurs among the training texts of the same prepared data set.",
     "separators": "What the text holds besides letters. A line may be in several groups; plain is one in none of them.",
 }
-"""Each slice with its meaning. The groups of all but `separators` are disjoint."""
+"""Attributes by which lines are grouped, with their meanings. The groups of all but `separators` are disjoint."""
 SEPARATORS = {"hyphen": "-\u2010\u2011", "space": " ", "apostrophe": "'\u2019"}
 MOST_RANGES = 8
 FEW_LINES = 30
 """A group of fewer lines says little."""
 
 
-def slice_figures(lines: pa.Table, *, seed: int, training_texts: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """One row a group that has lines: `slice` (of SLICES), `group`, and its hwr_ray.text.metrics.figures.
+def subgroup_figures(
+    lines: pa.Table, *, seed: int, training_texts: Collection[str] | None = None
+) -> list[dict[str, Any]]:
+    """Returns a row for each group with lines: `attribute` (of SUBGROUPS), `group`, and the figures of its lines.
 
-    `lines` has the columns `text`, `num_edits` and `width`. Without training texts there is no slice `training`.
+    `lines` has the columns `text`, `num_edits` and `width`. Without training texts there is no attribute `training`.
     """
     texts, edits = lines["text"].to_pylist(), lines["num_edits"].to_pylist()
     rows = []
     for name, group, members in _groups(texts, lines["width"].to_numpy(), training_texts):
         if len(members):
             figures_of_group = figures([texts[i] for i in members], [edits[i] for i in members], seed=seed)
-            rows.append({"slice": name, "group": group, **figures_of_group})
+            rows.append({"attribute": name, "group": group, **figures_of_group})
     return rows
 
 
@@ -46,7 +48,7 @@ def weak_groups(rows: list[dict[str, Any]], *, cer: float) -> list[dict[str, Any
 def _groups(
     texts: list[str], widths: np.ndarray, training_texts: Collection[str] | None
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Slice, group and the positions of the group's lines."""
+    """Yields attribute, group and the positions of the group's lines."""
     for name, values in (("width", widths), ("length", np.array([len(text) for text in texts], int))):
         for label, is_member in ranges(values):
             yield name, label, np.flatnonzero(is_member)

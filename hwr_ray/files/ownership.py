@@ -1,4 +1,4 @@
-"""Whether a run that is there is the one that is asked for, and whether it is still this process's."""
+"""Who writes an output folder, and whether a run that is there is the one asked for."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,34 +7,47 @@ from uuid import uuid4
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 
+OWNER = ".owner"
+
 
 class TakenOverError(UserError):
-    """Another process writes a folder now."""
+    """Another process writes the output folder now."""
 
 
 @dataclass(frozen=True)
-class Claim:
-    """That whoever made it last writes the folder. Else the same command, started twice, would mix two runs."""
+class OwnershipToken:
+    """A file that names the process that writes `out`. The last process to take it owns the folder.
 
-    folder: str
+    Without it the same command, started twice, would mix two runs.
+    """
+
+    out: str
+    path: str
+    """The token's file."""
     token: str = field(default_factory=lambda: uuid4().hex)
 
-    @property
-    def path(self) -> str:
-        return storage.join(self.folder, ".owner")
-
-    def make(self) -> "Claim":
-        storage.write_bytes(self.path, self.token.encode())
-        return self
+    @classmethod
+    def take(cls, out: str, *, folder: str | None = None) -> "OwnershipToken":
+        """Makes this process the owner of `out`. The token lies in `folder`, by default in `out` itself."""
+        token = cls(out, storage.join(folder or out, OWNER))
+        storage.write_bytes(token.path, token.token.encode())
+        return token
 
     def check(self) -> None:
-        """Raises TakenOverError where another process made a claim since."""
-        if storage.read_bytes(self.path).decode() != self.token:
-            raise TakenOverError(f"another process began to write {self.folder} and took over")
+        """Raises TakenOverError if another process has taken the folder since, or deleted the token."""
+        try:
+            is_own = storage.read_bytes(self.path).decode() == self.token
+        except FileNotFoundError:
+            is_own = False
+        if not is_own:
+            raise TakenOverError(f"another process began to write {self.out} and took over")
 
 
 def difference(there: dict[str, Any], here: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first field, with dots for what lies within, in which two sets of facts differ, and its value in each."""
+    """Returns the first field in which two nested dictionaries differ, with its value in each; None if they are equal.
+
+    The name of a nested field is joined with dots: `data.lines.train`.
+    """
     flat_there, flat_here = _flat(there), _flat(here)
     for name in [*flat_there, *flat_here]:
         if flat_there.get(name) != flat_here.get(name):
@@ -42,9 +55,9 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> tuple[str, Any, A
     return None
 
 
-def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in facts.items():
+    for name, value in nested.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")
         else:  # JSON has no tuples

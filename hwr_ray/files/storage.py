@@ -6,7 +6,6 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -19,8 +18,6 @@ from pyarrow import fs
 
 from hwr_ray.errors import UserError
 
-OWNED = ".owned"
-"""In a staging folder for as long as its own run goes on."""
 PARTIAL = ".partial-"
 """Between the name of a file or folder and eight hexadecimal digits, for as long as it is not whole."""
 
@@ -189,63 +186,6 @@ def write_json(path: str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-@contextmanager
-def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
-    """Yields a folder to write into, which takes the place of `out` only if the block ends well.
-
-    `mark` names the file that every folder of this kind holds and that tells that it is whole. Raises UserError where
-    `out` holds something that has no such file, or that may not be overwritten, and where another run took over. What
-    an earlier run that was killed left behind is deleted.
-    """
-    out = out.rstrip("/")
-    _check_free(out, mark, overwrite)
-    for stale in _siblings(out):
-        delete(stale)
-    partial = f"{out}{PARTIAL}{uuid4().hex[:8]}"
-    filesystem, inner = locate(partial)
-    filesystem.create_dir(inner, recursive=True)
-    write_bytes(join(partial, OWNED), b"")
-    try:
-        yield partial
-        if not is_file(join(partial, OWNED)):
-            raise UserError(f"another run began to write {out} and took over")
-        _check_free(out, mark, overwrite)
-        filesystem.delete_file(locate(join(partial, OWNED))[1])
-        if list_files(out):
-            _move(out, f"{out}.replaced", mark)
-        _move(partial, out, mark)
-    except BaseException:
-        delete(partial)
-        raise
-    delete(f"{out}.replaced")
-
-
-def _check_free(out: str, mark: str, overwrite: bool) -> None:
-    if is_file(out):
-        raise UserError(f"{out} is a file: name another --out")
-    recover(out, mark)
-    if list_files(out) and not is_file(join(out, mark)):
-        raise UserError(f"{out} holds something else (it has no {mark}): name another --out")
-    if list_files(out) and not overwrite:
-        raise UserError(f"{out} exists already: name another --out, or pass --overwrite to replace it")
-
-
-def _siblings(out: str) -> list[str]:
-    """Staging folders of `out`."""
-    filesystem, inner = locate(out)
-    selector = fs.FileSelector(posixpath.dirname(inner), allow_not_found=True)
-    names = [info.base_name for info in filesystem.get_file_info(selector) if not info.is_file]
-    start = f"{posixpath.basename(inner)}{PARTIAL}"
-    return [join(posixpath.dirname(out), name) for name in names if name.startswith(start)]
-
-
-def recover(out: str, mark: str) -> None:
-    """Puts back the folder that a staged one was about to replace when the process was killed on the way: it has the
-    mark, and what stands in its place has none."""
-    if is_file(join(f"{out}.replaced", mark)) and not is_file(join(out, mark)):
-        _move(f"{out}.replaced", out, mark)
-
-
 def delete(folder: str) -> None:
     """Deletes a folder with all that is in it, if it is there."""
     if is_folder(folder):
@@ -258,20 +198,3 @@ def delete_file(path: str) -> None:
     filesystem, inner = locate(path)
     if filesystem.get_file_info(inner).is_file:
         filesystem.delete_file(inner)
-
-
-def _move(source: str, destination: str, mark: str) -> None:
-    filesystem, old = locate(source)
-    _, new = locate(destination)
-    delete(destination)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        filesystem.move(old, new)
-        return
-    # Object stores have no folders to rename: file by file, the mark first to leave and last to arrive.
-    names = sorted(list_files(source), key=lambda name: name == mark)
-    for name in names:
-        filesystem.create_dir(posixpath.dirname(join(new, name)), recursive=True)
-        filesystem.copy_file(join(old, name), join(new, name))
-    for name in reversed(names):
-        filesystem.delete_file(join(old, name))
-    delete(source)

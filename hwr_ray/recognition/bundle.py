@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
+from hwr_ray.files.staging import staged
 from hwr_ray.images.lines import Canvas
 from hwr_ray.model.architecture import ModelSettings
 from hwr_ray.model.crnn import CRNN
@@ -54,7 +55,7 @@ def save_bundle(bundle: Bundle, path: str) -> None:
         "training": bundle.training,
         "sha256": {name: sha256(data).hexdigest() for name, data in files.items()},
     }
-    with storage.staged(path, mark=CONFIG, overwrite=True) as partial:
+    with staged(path, mark=CONFIG, overwrite=True) as partial:
         for name, data in files.items():
             storage.write_bytes(storage.join(partial, name), data)
         storage.write_json(storage.join(partial, CONFIG), config)

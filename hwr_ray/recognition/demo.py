@@ -38,7 +38,7 @@ GREEN, AMBER, RED = (40, 140, 60), (200, 130, 0), (190, 60, 40)
 class DemoSettings:
     model: str = SHIPPED_WORD
     """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
-    names: str | None = None
+    lexicon: str | None = None
     """File of known names, one a line or `name,count`: candidates among them are raised, others are not forbidden."""
     precision: float = 0.99
     """Share of right texts, 0 to 1, among those that need no review."""
@@ -76,8 +76,8 @@ class Reader:
     """Reads the bytes of image files as `transcribe` does."""
 
     def __init__(self, settings: DemoSettings) -> None:
-        names = storage.absolute(settings.names) if settings.names else None
-        self.recognizer = Recognizer(settings.model, names=names)
+        lexicon = storage.absolute(settings.lexicon) if settings.lexicon else None
+        self.recognizer = Recognizer(settings.model, lexicon=lexicon)
         self.threshold, _ = self.recognizer.decoding.review_threshold(
             settings.precision, greedy=self.recognizer.is_greedy
         )

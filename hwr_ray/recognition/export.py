@@ -12,6 +12,7 @@ import torch
 
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
+from hwr_ray.files.staging import staged
 from hwr_ray.images.lines import fit
 from hwr_ray.recognition.bundle import Bundle, load_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path
@@ -49,9 +50,9 @@ def export(settings: ExportSettings) -> str:
     bundle = load_bundle(bundle_path(settings.model))
     data, read = (to_onnx if settings.format == "onnx" else to_torchscript)(bundle)
     parity = compare(bundle, read, drawn_lines(bundle))
-    with storage.staged(storage.absolute(settings.out), mark="reading.json", overwrite=settings.overwrite) as out:
+    with staged(storage.absolute(settings.out), mark="reading.json", overwrite=settings.overwrite) as out:
         storage.write_bytes(storage.join(out, FILES[settings.format]), data)
-        facts = {
+        metadata = {
             "model_id": bundle.model_id,
             "canvas": [bundle.canvas.height, bundle.canvas.width],
             "charset": bundle.codec.charset,
@@ -61,7 +62,7 @@ def export(settings: ExportSettings) -> str:
             "parity": parity,
             "versions": versions(),
         }
-        storage.write_json(storage.join(out, "reading.json"), facts)
+        storage.write_json(storage.join(out, "reading.json"), metadata)
     log.info(
         "%d drawn lines read alike; largest difference of a confidence %.1e, of a frame's probability %.1e",
         parity["lines"],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hwr_ray.decoding.alignment import ctc_log_probs
 from hwr_ray.decoding.ctc import ctc_losses, greedy_labels
-from hwr_ray.decoding.decoder import Reading, calibrated, names_for, with_characters
+from hwr_ray.decoding.decoder import Reading, calibrated, lexicon_for, with_characters
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.lines import UndecodableImageError, decode, fit, grey
@@ -52,14 +52,14 @@ class Recognizer:
         device: str | torch.device = "cpu",
         batch_size: int = 64,
         greedy: bool = False,
-        names: str | None = None,
+        lexicon: str | None = None,
         precision: float = 0.99,
     ) -> None:
         path = bundle_path(bundle)
         loaded = load_bundle(path)
         self.codec, self.canvas, self.model_id = loaded.codec, loaded.canvas, loaded.model_id
         self.decoding, self.is_greedy = loaded.decoding, greedy or loaded.decoding.language_model is None
-        self.names = names_for(path, names, self.codec, is_greedy=self.is_greedy)
+        self.lexicon = lexicon_for(path, lexicon, self.codec, is_greedy=self.is_greedy)
         self.review_threshold, _ = self.decoding.review_threshold(precision, greedy=self.is_greedy)
         self.network = Network(loaded, device=device, batch_size=batch_size)
         self._shortcut = cache(lambda: Network(loaded, device=device, batch_size=batch_size, shortcut=True))
@@ -90,7 +90,9 @@ class Recognizer:
         if self.is_greedy:
             readings = calibrated(read_log_probs(log_probs, self.codec), self.decoding.greedy_calibration)
         else:
-            readings = self.decoding.search(log_probs.cpu().numpy(), self.codec, names=self.names, num_best=num_best)
+            readings = self.decoding.search(
+                log_probs.cpu().numpy(), self.codec, lexicon=self.lexicon, num_best=num_best
+            )
         if not characters:
             return readings
         return with_characters(readings, log_probs.cpu().numpy(), self._shortcut()(images).cpu().numpy(), self.codec)

@@ -16,7 +16,8 @@ from faker import Faker
 
 from hwr_ray.data.labels import SPLITS
 from hwr_ray.errors import UserError
-from hwr_ray.files.storage import absolute, join, staged, write_bytes, write_json
+from hwr_ray.files.staging import staged
+from hwr_ray.files.storage import absolute, join, write_bytes, write_json
 from hwr_ray.synthetic.forms import draw_line, draw_scribble
 from hwr_ray.synthetic.glyphs import DRAWABLE, MARKS
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 
 import editdistance
@@ -13,7 +12,6 @@ import numpy as np
 
 Interval = tuple[float, float]
 """Ends of a 95 % interval."""
-Z = NormalDist().inv_cdf(0.975)
 LEAST_LINES, LEAST_WRONG_LINES = 10, 5
 """Below them a bootstrap claims too much: 3 lines read right would have a CER of 0 % for certain."""
 
@@ -137,14 +135,14 @@ def figures(texts: Sequence[str], edits: Sequence[int], *, seed: int) -> dict[st
 
 
 def wilson_interval(hits: int, trials: int) -> Interval:
-    """95 % score interval of a share (Wilson 1927), which stays honest where all or none are hits."""
+    """95 % score interval of a proportion (Wilson 1927). Valid also if all or none are hits."""
     if not 0 <= hits <= trials or not trials:
-        raise ValueError(f"{hits} hits of {trials} trials are no share")
-    share = hits / trials
-    middle = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
-    half = Z / (1 + Z**2 / trials) * np.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2))
+        raise ValueError(f"{hits} hits of {trials} trials are no proportion")
+    from scipy.stats import binomtest  # takes long to import, and only evaluations need it
+
+    interval = binomtest(hits, trials).proportion_ci(0.95, method="wilson")
     # At either end the formula is 0 or 1 but for the last bits of a float.
-    return (float(middle - half) if hits else 0.0, float(middle + half) if hits < trials else 1.0)
+    return (float(interval.low) if hits else 0.0, float(interval.high) if hits < trials else 1.0)
 
 
 def cer_interval(texts: Sequence[str], edits: Sequence[int], *, seed: int, num_samples: int = 2000) -> Interval:

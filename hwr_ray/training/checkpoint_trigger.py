@@ -1,4 +1,4 @@
-"""When the workers of a run look up from their work: whether a node will go, whether to save, whether to stop."""
+"""Decides, in lockstep across workers, when to save a checkpoint and when to stop."""
 
 import time
 from collections.abc import Iterator
@@ -9,24 +9,24 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from hwr_ray.training.dataloader import Share
+from hwr_ray.training.dataloader import WorkerShard
 
-LOOK_SECONDS = 2.0
-"""Between two looks."""
+POLL_SECONDS = 2.0
+"""Time between two polls."""
 NOTICE_SECONDS = 15.0
-"""Between two checkpoints while a node says that it will go."""
+"""Time between two checkpoints while a node is about to be preempted."""
 
 Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """Seconds since the last lap, and those of them that were spent waiting."""
+    """Measures the seconds since the last lap, and how many of them were spent waiting."""
 
     def __init__(self) -> None:
         self.start, self.waited = time.monotonic(), 0.0
 
     def waiting(self, items: Iterator[Item]) -> Item | None:
-        """The next item, or None after the last."""
+        """Returns the next item, or None after the last."""
         start = time.monotonic()
         item = next(items, None)
         self.waited += time.monotonic() - start
@@ -39,40 +39,40 @@ class Stopwatch:
         return seconds, waited
 
 
-class Lookout:
-    """Looks up after the same step on all workers, often enough for a notice of some seconds."""
+class CheckpointTrigger:
+    """Polls after the same step on all workers, often enough to react to a preemption notice of some seconds."""
 
-    def __init__(self, share: Share, device: torch.device, board: Any, *, minutes: float) -> None:
-        self.share, self.device, self.board, self.seconds = share, device, board, 60 * minutes
+    def __init__(self, shard: WorkerShard, device: torch.device, channel: Any, *, minutes: float) -> None:
+        self.shard, self.device, self.channel, self.seconds = shard, device, channel, 60 * minutes
         self.saved = time.monotonic()
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """The first step is followed by a look: there may be few of them, and much work between epochs."""
-        self.looked, self.gap, self.left = time.monotonic(), 1, 1
+        """Makes the next step poll, because an epoch may have few steps, and validation runs between epochs."""
+        self.last_poll, self.interval, self.remaining = time.monotonic(), 1, 1
 
-    def tell(self, what: dict[str, Any]) -> bool:
-        """Tells the process that started the run, if it follows; returns whether it asks the run to stop."""
-        return self.board is not None and ray.get(self.board.tell.remote(what))
+    def send(self, message: dict[str, Any]) -> bool:
+        """Sends a message to the driver, if it listens. Returns whether the driver asks the run to stop."""
+        return self.channel is not None and ray.get(self.channel.send.remote(message))
 
-    def look(self, lines: int) -> tuple[bool, bool]:
-        """Whether to save now, and whether to stop, after a step with which so many lines of the run are done."""
-        self.left -= 1
-        if self.left:
+    def poll(self, lines: int) -> tuple[bool, bool]:
+        """Returns whether to save now and whether to stop. `lines` counts the training lines done so far in the run."""
+        self.remaining -= 1
+        if self.remaining:
             return False, False
         now = time.monotonic()
-        will_go = ray.train.get_preemption_info() is not None  # the same on all workers, which wait for one another
+        is_preempted = ray.train.get_preemption_info() is not None  # synchronizes the workers: the same on all
         save = stop = False
-        gap = 1
-        if self.share.rank == 0:
-            save = now - self.saved > (min(self.seconds, NOTICE_SECONDS) if will_go else self.seconds)
-            stop = self.tell({"lines": lines})
-            gap = max(1, round(LOOK_SECONDS * self.gap / max(now - self.looked, 1e-3)))
-        decided = torch.tensor([save, stop, gap], device=self.device)
-        if self.share.world_size > 1:
+        interval = 1
+        if self.shard.rank == 0:
+            save = now - self.saved > (min(self.seconds, NOTICE_SECONDS) if is_preempted else self.seconds)
+            stop = self.send({"lines": lines})
+            interval = max(1, round(POLL_SECONDS * self.interval / max(now - self.last_poll, 1e-3)))
+        decided = torch.tensor([save, stop, interval], device=self.device)
+        if self.shard.world_size > 1:
             dist.broadcast(decided, 0)
-        save, stop, self.gap = bool(decided[0]), bool(decided[1]), int(decided[2])
-        self.left, self.looked = self.gap, now
+        save, stop, self.interval = bool(decided[0]), bool(decided[1]), int(decided[2])
+        self.remaining, self.last_poll = self.interval, now
         if save:
             self.saved = now
         return save, stop

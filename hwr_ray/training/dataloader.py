@@ -33,14 +33,14 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Share:
-    """A worker's place among those that train together."""
+class WorkerShard:
+    """A worker's rank in its group, and which items of a batch are its own."""
 
     rank: int
     world_size: int
 
     def of(self, number: int) -> slice:
-        """Its part of so many things, all parts as large as one another, but for one."""
+        """Returns the slice of `number` items that belongs to this worker. Sizes differ by at most one."""
         return slice(number * self.rank // self.world_size, number * (self.rank + 1) // self.world_size)
 
 
@@ -65,7 +65,7 @@ class Lines(Protocol):
 def training_lines(
     prepared: Prepared,
     settings: TrainSettings,
-    share: Share,
+    shard: WorkerShard,
     device: torch.device,
     *,
     num_lines: int,
@@ -82,13 +82,13 @@ def training_lines(
         fits = torch.tensor(
             int(prepared.num_bytes(num_lines) <= KEPT_SHARE * _memory(room, runs_at_once)), device=device
         )
-        if share.world_size > 1:
+        if shard.world_size > 1:
             dist.all_reduce(fits, dist.ReduceOp.MIN)
         if fits:
-            return KeptLines(prepared, settings, share, device, room=room, num_lines=num_lines)
+            return KeptLines(prepared, settings, shard, device, room=room, num_lines=num_lines)
     if not may_stream:  # on a node with less memory that came later
-        return KeptLines(prepared, settings, share, device, room=rooms[-1], num_lines=num_lines)
-    return StreamedLines(prepared, settings, share, device, num_lines)
+        return KeptLines(prepared, settings, shard, device, room=rooms[-1], num_lines=num_lines)
+    return StreamedLines(prepared, settings, shard, device, num_lines)
 
 
 def _memory(room: torch.device, runs_at_once: int) -> float:
@@ -108,13 +108,13 @@ class KeptLines:
         self,
         prepared: Prepared,
         settings: TrainSettings,
-        share: Share,
+        shard: WorkerShard,
         device: torch.device,
         *,
         room: torch.device,
         num_lines: int,
     ) -> None:
-        self.seed, self.batch_size, self.share, self.device = settings.seed, settings.batch_size, share, device
+        self.seed, self.batch_size, self.shard, self.device = settings.seed, settings.batch_size, shard, device
         canvas = prepared.canvas
         self.images = torch.empty((num_lines, canvas.height, canvas.width), dtype=torch.uint8, device=room)
         self.ids, self.texts = list[str](), list[str]()
@@ -130,7 +130,7 @@ class KeptLines:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order[np.random.default_rng((self.seed, epoch)).permutation(len(self.order))]
-        mine = self.share.of(self.batch_size)
+        mine = self.shard.of(self.batch_size)
         for step in range(start, self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size][mine]
             images = self.images[torch.from_numpy(rows).to(self.images.device)]
@@ -158,21 +158,21 @@ class StreamedLines:
     """
 
     def __init__(
-        self, prepared: Prepared, settings: TrainSettings, share: Share, device: torch.device, num_lines: int
+        self, prepared: Prepared, settings: TrainSettings, shard: WorkerShard, device: torch.device, num_lines: int
     ) -> None:
-        self.canvas, self.seed, self.share, self.device = prepared.canvas, settings.seed, share, device
-        mine = share.of(settings.batch_size)
+        self.canvas, self.seed, self.shard, self.device = prepared.canvas, settings.seed, shard, device
+        mine = shard.of(settings.batch_size)
         self.size = mine.stop - mine.start
         # What the worker with the largest share of a batch can take from its equal share of the lines.
-        self.steps = num_lines // share.world_size // -(-settings.batch_size // share.world_size)
+        self.steps = num_lines // shard.world_size // -(-settings.batch_size // shard.world_size)
         if not self.steps:
             raise UserError(
-                f"{num_lines} lines give {share.world_size} workers no whole batch of {settings.batch_size}"
+                f"{num_lines} lines give {shard.world_size} workers no whole batch of {settings.batch_size}"
             )
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         tables = ray.train.get_dataset_shard("train").iter_batches(batch_size=READ_BATCH, batch_format="pyarrow")
-        rng = np.random.default_rng((self.seed, epoch, start, self.share.rank))
+        rng = np.random.default_rng((self.seed, epoch, start, self.shard.rank))
         # Two threads: while one window is drawn from, the next is read.
         shuffled = shuffled_batches(ahead(tables, SHUFFLE_WINDOW // READ_BATCH), self.size, rng)
         found = ahead(shuffled, BATCHES_AHEAD)
@@ -188,9 +188,9 @@ class StreamedLines:
 class ValidationLines:
     """A worker's share of the validation lines, kept in memory where that is small enough."""
 
-    def __init__(self, prepared: Prepared, share: Share) -> None:
-        self.prepared, self.share = prepared, share
-        num_bytes = prepared.num_bytes(prepared.num_lines("validation")) // share.world_size
+    def __init__(self, prepared: Prepared, shard: WorkerShard) -> None:
+        self.prepared, self.shard = prepared, shard
+        num_bytes = prepared.num_bytes(prepared.num_lines("validation")) // shard.world_size
         self.kept = list(self._read()) if num_bytes <= MOST_KEPT_BYTES else None
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -198,7 +198,7 @@ class ValidationLines:
 
     def _read(self) -> Iterator[pa.Table]:
         tables = self.prepared.tables("validation", ["text", "image"], rows=READ_BATCH)
-        return islice(tables, self.share.rank, None, self.share.world_size)
+        return islice(tables, self.shard.rank, None, self.shard.world_size)
 
 
 def ahead(items: Iterable[Item], number: int) -> Generator[Item, None, None]:

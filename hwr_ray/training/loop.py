@@ -30,9 +30,9 @@ from hwr_ray.training.checkpoint_trigger import Stopwatch
 from hwr_ray.training.checkpoints import METRICS, read_history
 from hwr_ray.training.dataloader import Batch
 from hwr_ray.training.settings import TrainSettings
-from hwr_ray.training.step import dropout_seed, one_cycle, train_step, update_average
+from hwr_ray.training.step import dropout_seed, one_cycle, train_step
 from hwr_ray.training.warm_start import freeze_convolutions
-from hwr_ray.training.worker_state import Run, begin
+from hwr_ray.training.worker_state import WorkerState, begin
 from hwr_ray.versions import versions
 
 NUM_SAMPLES = 32
@@ -43,29 +43,29 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
     """Trains until the last epoch, or until patience runs out, from the last whole checkpoint if there is one.
 
     Every epoch ends with a validation on all workers, a checkpoint, a line on the console and one in metrics.jsonl.
-    The best average of the weights so far is the bundle OUT/best. Returns how it ended, by `ended`: `finished`,
+    The averaged weights of the best epoch so far are the bundle OUT/best. Returns how it ended, by `ended`: `finished`,
     `stopped` (by its user), or, with a `reason` that another try would not mend, `diverged` or `refused`.
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs a long line a report; the epochs' own tell more
     settings: TrainSettings = config["settings"]
     try:
-        run = begin(config)
+        worker = begin(config)
     except TakenOverError as error:  # on all workers, so none waits for another
         return {"ended": "refused", "reason": str(error)}
     placement = ray.util.get_current_placement_group()
     tracker = Tracker(
-        project=settings.wandb_project if run.is_first else None,
-        out=run.out,
+        project=settings.wandb_project if worker.is_first else None,
+        out=worker.out,
         run_id=config["run_id"],
         config=asdict(settings),
     )
-    state, ended = run.state, {"ended": "finished"}
-    if run.is_first and len(read_history(run.out)) < len(state.history):
-        publish(run)  # it was stopped between the checkpoint and its publication
+    state, ended = worker.state, {"ended": "finished"}
+    if worker.is_first and len(read_history(worker.out)) < len(state.history):
+        publish(worker)  # it was stopped between the checkpoint and its publication
     while len(state.history) < settings.epochs and state.epochs_since_best() < settings.patience:
         epoch = len(state.history) + 1
         try:
-            trained = train_epoch(run, epoch)
+            trained = train_epoch(worker, epoch)
         except FloatingPointError as error:
             ended = {"ended": "diverged", "reason": str(error)}
             break
@@ -73,38 +73,38 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
             ended = {"ended": "stopped"}
             break
         start = time.monotonic()
-        counts, samples = validate(run)
+        counts, samples = validate(worker)
         trained["validation_seconds"] = time.monotonic() - start
         row = {"epoch": epoch, **trained, "cer": counts.cer, "exact_match": counts.exact_match, **asdict(counts)}
         state.history.append(row)
         is_best = state.epochs_since_best() == 0
-        if run.is_first:
-            publish(run)
-            run.lookout.tell({"text": describe(row, settings.epochs, is_best=is_best)})
+        if worker.is_first:
+            publish(worker)
+            worker.trigger.send({"text": describe(row, settings.epochs, is_best=is_best)})
             tracker.log(row)
-            show_epoch(run.out, row)
+            show_epoch(worker.out, row)
             if is_best:
                 tracker.log_samples(samples, epoch=epoch)
         # A sweep gives the placement group back.
         ray.train.report({**row, "placement_group": placement.id.hex() if placement else None})
-    run.background.wait()
+    worker.background.wait()
     tracker.finish()
     return ended
 
 
-def publish(run: Run) -> None:
-    """Writes, in the background, a checkpoint, the average of the weights as the bundle OUT/best if the last epoch is
-    the best, then metrics.jsonl."""
-    state, settings, prepared = run.state, run.settings, run.prepared
-    save = _saving(run)
+def publish(worker: WorkerState) -> None:
+    """Writes, in the background, a checkpoint, the averaged weights as the bundle OUT/best if the last epoch is the
+    best, then metrics.jsonl."""
+    state, settings, prepared = worker.state, worker.settings, worker.prepared
+    save = _saving(worker)
     rows = "".join(json.dumps(row) + "\n" for row in state.history).encode()
     bundle = None
     if state.epochs_since_best() == 0:
-        provenance = {"recipe": {**settings.recipe(), **run.origin}, "data": prepared.facts["content_hash"]}
+        provenance = {"recipe": {**settings.recipe(), **worker.origin}, "data": prepared.metadata["content_hash"]}
         bundle = Bundle(
-            model=copy.deepcopy(state.average),
+            model=copy.deepcopy(state.averaged_model),
             settings=settings.model,
-            codec=run.codec,
+            codec=worker.codec,
             canvas=prepared.canvas,
             training={**provenance, "versions": versions(), "metrics": state.history[-1]},
         )
@@ -112,55 +112,55 @@ def publish(run: Run) -> None:
     def work() -> None:
         save()
         if bundle:
-            save_bundle(bundle, storage.join(run.out, "best"))
-        storage.write_bytes(storage.join(run.out, METRICS), rows)
+            save_bundle(bundle, storage.join(worker.out, "best"))
+        storage.write_bytes(storage.join(worker.out, METRICS), rows)
 
-    run.lookout.saved = time.monotonic()
-    run.background.do(work)
+    worker.trigger.saved = time.monotonic()
+    worker.background.do(work)
 
 
-def _saving(run: Run) -> Callable[[], None]:
+def _saving(worker: WorkerState) -> Callable[[], None]:
     """What writes a checkpoint of the state as it is now, and deletes older ones."""
-    data, step, best = run.state.to_bytes(), run.state.step, run.state.best_epoch().get("step")
+    data, step, best = worker.state.to_bytes(), worker.state.step, worker.state.best_epoch().get("step")
 
     def save() -> None:
-        if run.claim:
-            run.claim.check()
-        run.checkpoints.save(data, step=step)
-        run.checkpoints.prune(run.settings.keep, best=best)
+        if worker.owner:
+            worker.owner.check()
+        worker.checkpoints.save(data, step=step)
+        worker.checkpoints.prune(worker.settings.keep, best=best)
 
     return save
 
 
-def train_epoch(run: Run, epoch: int) -> dict[str, Any] | None:
+def train_epoch(worker: WorkerState, epoch: int) -> dict[str, Any] | None:
     """The rest of a pass over the lines; returns its figures, or None where the run was asked to stop.
 
     Raises FloatingPointError where the loss is not finite.
     """
-    state, settings = run.state, run.settings
+    state, settings = worker.state, worker.settings
     # Of the losses and the gradients' norms since the last checkpoint. In float64: else an epoch's figures would
     # depend, in their last digits, on where its checkpoints were.
-    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=worker.device)
     if not state.sums:
         state.sums = dict.fromkeys(("loss", "gradient_norm", "seconds", "waiting_seconds"), 0.0)
     watch = Stopwatch()
-    run.lookout.begin_epoch()
-    batches = run.lines.batches(epoch, state.epoch_step)
-    run.parallel.train()
+    worker.trigger.begin_epoch()
+    batches = worker.lines.batches(epoch, state.epoch_step)
+    worker.parallel.train()
     if settings.freeze_convolutions:
         freeze_convolutions(state.model)
     while batch := watch.waiting(batches):
-        sums += torch.stack(step_on(run, batch, epoch))
+        sums += torch.stack(step_on(worker, batch, epoch))
         state.epoch_step += 1
-        save, stop = run.lookout.look(run.lines_done)
-        if stop or (save and state.epoch_step < run.lines.steps):  # the epoch's end is a checkpoint, too
-            add_up(run, sums, watch, epoch)
-            if run.is_first:
-                run.background.do(_saving(run))
+        save, stop = worker.trigger.poll(worker.lines_done)
+        if stop or (save and state.epoch_step < worker.lines.steps):  # the epoch's end is a checkpoint, too
+            add_up(worker, sums, watch, epoch)
+            if worker.is_first:
+                worker.background.do(_saving(worker))
         if stop:
-            run.background.wait()
+            worker.background.wait()
             return None
-    add_up(run, sums, watch, epoch)
+    add_up(worker, sums, watch, epoch)
     steps, state.epoch_step = state.epoch_step, 0
     figures, state.sums = state.sums, {}
     return {
@@ -174,11 +174,11 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any] | None:
     }
 
 
-def step_on(run: Run, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+def step_on(worker: WorkerState, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
     """One step of all workers on their shares of a batch; returns this worker's part of the loss, and the norm."""
-    state, settings = run.state, run.settings
-    torch.manual_seed(dropout_seed(settings.seed, state.step, run.share.rank))
-    factor = one_cycle(state.step, settings.epochs * run.lines.steps)
+    state, settings = worker.state, worker.settings
+    torch.manual_seed(dropout_seed(settings.seed, state.step, worker.shard.rank))
+    factor = one_cycle(state.step, settings.epochs * worker.lines.steps)
     for group in state.optimizer.param_groups:
         group["lr"] = settings.learning_rate * factor
     ink = to_ink(batch.images)
@@ -186,52 +186,52 @@ def step_on(run: Run, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         ink = augment(ink, batch.ids, seed=settings.seed, epoch=epoch)
     loss, norm = train_step(
         state,
-        run.parallel,
+        worker.parallel,
         ink,
-        [run.codec.encode(text) for text in batch.texts],
+        [worker.codec.encode(text) for text in batch.texts],
         shortcut_weight=settings.shortcut_weight,
-        line_weight=run.share.world_size / settings.batch_size,
-        accumulation=settings.accumulation,
+        line_weight=worker.shard.world_size / settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
     )
-    update_average(state.average, state.model, min(settings.average_decay, (1 + state.step) / (10 + state.step)))
+    state.ema.update_parameters(state.model)
     return loss, norm
 
 
-def add_up(run: Run, sums: Tensor, watch: Stopwatch, epoch: int) -> None:
+def add_up(worker: WorkerState, sums: Tensor, watch: Stopwatch, epoch: int) -> None:
     """Adds the sums of all workers and the time to the state's figures of the epoch, and sets the sums to 0.
 
     Raises FloatingPointError where one of them is not finite.
     """
-    if run.share.world_size > 1:
+    if worker.shard.world_size > 1:
         dist.all_reduce(sums)
-    loss, norm = (sums / run.share.world_size).tolist()
+    loss, norm = (sums / worker.shard.world_size).tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(f"the loss of epoch {epoch} or its gradient is not finite")
     seconds, waited = watch.lap()
-    for name, value in zip(run.state.sums, (loss, norm, seconds, waited), strict=True):
-        run.state.sums[name] += value
+    for name, value in zip(worker.state.sums, (loss, norm, seconds, waited), strict=True):
+        worker.state.sums[name] += value
     sums.zero_()
 
 
-def validate(run: Run) -> tuple[Counts, list[Sample]]:
+def validate(worker: WorkerState) -> tuple[Counts, list[Sample]]:
     """Counts over all validation lines, summed over all workers, and some of this worker's lines.
 
     Raises RuntimeError where a line was lost on the way.
     """
     counts, samples = Counts(), list[Sample]()
-    for table in run.validation_lines:
-        images, texts = images_of(table, run.prepared.canvas), table["text"].to_pylist()
+    for table in worker.validation_lines:
+        images, texts = images_of(table, worker.prepared.canvas), table["text"].to_pylist()
         with torch.inference_mode():
-            log_probs = log_probs_of(run.state.average, torch.tensor(images, device=run.device))
-        predictions = greedy_texts(log_probs, run.codec)
+            log_probs = log_probs_of(worker.state.averaged_model, torch.tensor(images, device=worker.device))
+        predictions = greedy_texts(log_probs, worker.codec)
         counts += count(texts, predictions)
         samples += list(zip(images, texts, predictions, strict=True))[: NUM_SAMPLES - len(samples)]
-    total = torch.tensor(list(asdict(counts).values()), device=run.device)
-    if run.share.world_size > 1:
+    total = torch.tensor(list(asdict(counts).values()), device=worker.device)
+    if worker.shard.world_size > 1:
         dist.all_reduce(total)
     counts = Counts(*total.tolist())
-    if counts.num_lines != run.prepared.num_lines("validation"):
-        raise RuntimeError(f"validated {counts.num_lines} of {run.prepared.num_lines('validation')} lines")
+    if counts.num_lines != worker.prepared.num_lines("validation"):
+        raise RuntimeError(f"validated {counts.num_lines} of {worker.prepared.num_lines('validation')} lines")
     return counts, samples
 
 

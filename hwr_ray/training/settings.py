@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from hwr_ray.cluster.resources import WorkerSettings
 from hwr_ray.errors import UserError
 from hwr_ray.model.architecture import ModelSettings
 
@@ -41,14 +42,14 @@ class TrainSettings:
     """Passes over the training lines; the learning rate ends at 0 with the last."""
     batch_size: int = 64
     """Lines a step, over all workers."""
-    accumulation: int = 1
-    """Parts in which each worker computes its share of a batch, one after the other, where memory is small. Batch
+    gradient_accumulation_steps: int = 1
+    """Partitions in which each worker computes its share of a batch, one after the other, where memory is small. Batch
     normalization then sees a part at a time."""
     learning_rate: float = 3e-3
     """The highest of AdamW's one cycle."""
     weight_decay: float = 1e-2
     """AdamW's."""
-    average_decay: float = 0.998
+    ema_decay: float = 0.998
     """Of the exponential moving average of the weights, a step. The average is what is validated and kept."""
     shortcut_weight: float = 0.1
     """Of the loss of a CTC head on the convolution features, there in training only (Retsinas et al. 2022)."""
@@ -62,19 +63,14 @@ class TrainSettings:
     freeze_convolutions: bool = False
     """Leave the convolution layers as they are, with their batch statistics."""
     num_folds: int = 1
-    """Parts that the training lines are dealt out to, by the hash of their ids."""
+    """Partitions that the training lines are dealt out to, by the hash of their ids."""
     fold: int | None = None
-    """The part to leave out of training, 0 to num-folds - 1; `evaluate --suspects` reads it with this run's model."""
+    """Fold to leave out of training, 0 to num-folds - 1, for `evaluate --label-errors`."""
     seed: int = 0
     """Of first weights, order, augmentation and dropout."""
     num_workers: Workers = 1
     """Processes that train together (DDP): a number, or MIN:MAX for as many as the cluster holds at the time."""
-    use_gpu: bool = False
-    """One GPU for each worker."""
-    cpus_per_worker: float = 0.5
-    """Ray's logical CPUs for each worker."""
-    wait_minutes: float = 0
-    """For which the job waits for nodes that it lacks, and an autoscaler is asked for them; 0 refuses it at once."""
+    workers: WorkerSettings = field(default_factory=WorkerSettings)
     stream: bool = False
     """Read the training lines anew in each epoch, by Ray Data, even where they fit into memory."""
     checkpoint_minutes: float = 2.0
@@ -94,28 +90,27 @@ class TrainSettings:
         for name in (
             "epochs",
             "batch_size",
-            "accumulation",
+            "gradient_accumulation_steps",
             "learning_rate",
             "patience",
             "num_folds",
-            "cpus_per_worker",
             "checkpoint_minutes",
             "keep",
         ):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
-        for name in ("weight_decay", "shortcut_weight", "seed", "wait_minutes", "max_failures"):
+        for name in ("weight_decay", "shortcut_weight", "seed", "max_failures"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
-        if not 0 <= self.average_decay < 1:
-            raise UserError(f"--average-decay must lie in 0 to 1 (excluded), not {self.average_decay}")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"--ema-decay must lie in 0 to 1 (excluded), not {self.ema_decay}")
         fewest, most = self.worker_range
         if not 1 <= fewest <= most:
             raise UserError(f"--num-workers must be at least 1, and MIN:MAX in that order, not {fewest}:{most}")
-        if self.batch_size < most * self.accumulation:
+        if self.batch_size < most * self.gradient_accumulation_steps:
             raise UserError(
-                f"--batch-size {self.batch_size} is too small for {most} workers with --accumulation "
-                f"{self.accumulation}: each must get a line"
+                f"--batch-size {self.batch_size} is too small for {most} workers with --gradient-accumulation-steps "
+                f"{self.gradient_accumulation_steps}: each must get a line"
             )
         if self.freeze_convolutions and self.init_from is None:
             raise UserError("--freeze-convolutions needs --init-from: random convolutions should learn")
@@ -132,8 +127,8 @@ class TrainSettings:
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the weights: a run resumes only under the same ones."""
-        elsewhere = {"data", "out", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project"}
-        elsewhere |= {"wait_minutes", "stream", "checkpoint_minutes", "keep", "max_failures"}
+        elsewhere = {"data", "out", "num_workers", "workers", "wandb_project"}
+        elsewhere |= {"stream", "checkpoint_minutes", "keep", "max_failures"}
         elsewhere |= {"init_from"}  # known by its weights, wherever it lies
         elsewhere |= {"label_list", "label_column"}  # of the decoder, which is fitted anew at the end of each run
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}

@@ -1,16 +1,17 @@
-"""One step of learning, and the state that it changes; knows no Ray."""
+"""One optimizer step, and the state that it changes. Needs no Ray."""
 
 import io
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from hwr_ray.decoding.ctc import ctc_losses
 from hwr_ray.model.crnn import CRNN, has_bfloat16
@@ -27,8 +28,8 @@ class TrainState:
     dropout) is drawn anew from the seed, the epoch, the step and the rank."""
 
     model: CRNN
-    average: CRNN
-    """Exponential moving average of the model's weights, in evaluation mode."""
+    ema: AveragedModel
+    """Exponential moving average of the model's weights and batch statistics, in evaluation mode."""
     optimizer: torch.optim.Optimizer
     step: int = 0
     epoch_step: int = 0
@@ -38,6 +39,10 @@ class TrainState:
     history: list[dict[str, Any]] = field(default_factory=list)
     """Metrics of the epochs so far."""
 
+    @property
+    def averaged_model(self) -> CRNN:
+        return cast(CRNN, self.ema.module)
+
     def best_epoch(self) -> dict[str, Any]:
         """The metrics of the epoch with the lowest CER, the first of several; empty before the first epoch."""
         return min(self.history, key=lambda row: row["cer"], default={})
@@ -46,7 +51,7 @@ class TrainState:
         return len(self.history) - 1 - self.history.index(self.best_epoch()) if self.history else 0
 
     def to_bytes(self) -> bytes:
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer")}
         figures = {name: getattr(self, name) for name in ("step", "epoch_step", "sums", "history")}
         buffer = io.BytesIO()
         torch.save({**parts, **figures}, buffer)
@@ -54,7 +59,7 @@ class TrainState:
 
     def load(self, data: bytes) -> None:
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        for name in ("model", "average", "optimizer"):
+        for name in ("model", "ema", "optimizer"):
             getattr(self, name).load_state_dict(saved[name])
         for name in ("step", "epoch_step", "sums", "history"):
             setattr(self, name, saved[name])
@@ -73,7 +78,7 @@ def train_step(
     *,
     shortcut_weight: float,
     line_weight: float | None = None,
-    accumulation: int = 1,
+    gradient_accumulation_steps: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """One step on ink (N, 1, H, W), in `accumulation` parts; returns the loss and the gradient's norm before clipping.
 
@@ -84,7 +89,7 @@ def train_step(
     line_weight = 1 / len(labels) if line_weight is None else line_weight
     state.optimizer.zero_grad(set_to_none=True)
     loss = ink.new_zeros(())
-    bounds = [len(labels) * part // accumulation for part in range(accumulation + 1)]
+    bounds = [len(labels) * part // gradient_accumulation_steps for part in range(gradient_accumulation_steps + 1)]
     for start, end in pairwise(bounds):
         is_last = end == len(labels)
         with nullcontext() if is_last or not isinstance(parallel, DistributedDataParallel) else parallel.no_sync():
@@ -117,11 +122,16 @@ def one_cycle(step: int, total_steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warm_up) / (total_steps - warm_up)))
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, the batch statistics included."""
-    for kept, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(now, 1 - decay)
-        else:
-            kept.copy_(now)
+def new_ema(model: CRNN, decay: float) -> AveragedModel:
+    """Returns an average of a model's weights and batch statistics that `update_parameters(model)` moves along.
+
+    Update n keeps min(decay, (1 + n) / (10 + n)) of the average, so that the random first weights fade quickly.
+    """
+
+    def update(average: Tensor, now: Tensor, num_updates: Tensor | int) -> Tensor:
+        if not now.is_floating_point():  # a count of batches
+            return now
+        n = int(num_updates) + 1
+        return average.lerp(now, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(model, avg_fn=update, use_buffers=True).eval().requires_grad_(False)

@@ -12,7 +12,8 @@ from uuid import uuid4
 import ray
 import ray.data
 
-from hwr_ray.cluster.connection import Needs, check_shared, configure_data, connect, preflight, working_nodes
+from hwr_ray.cluster.connection import check_shared, configure_data, connect
+from hwr_ray.cluster.resources import preflight, working_nodes
 from hwr_ray.cluster.tracking import check_key
 from hwr_ray.command import command
 from hwr_ray.data.dataset import Prepared
@@ -20,11 +21,12 @@ from hwr_ray.data.folds import folds_of, leave_out
 from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.files.ownership import Claim, difference
+from hwr_ray.files.ownership import OwnershipToken, difference
+from hwr_ray.files.staging import recover
 from hwr_ray.model.architecture import num_frames
 from hwr_ray.recognition.bundle_config import CONFIG, architecture_from, bundle_path, read_config, weights_digest
 from hwr_ray.training.checkpoints import CHECKPOINTS, Checkpoints, check_fresh, read_history
-from hwr_ray.training.driver_channel import follow, new_board
+from hwr_ray.training.driver_channel import follow, new_channel
 from hwr_ray.training.settings import KEPT_SHARE, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -52,30 +54,27 @@ def train(settings: TrainSettings) -> str:
     check_key(settings.wandb_project)
     connect()
     preflight(
-        Needs(
-            num_workers=settings.worker_range[0],
-            cpus_per_worker=settings.cpus_per_worker,
-            gpus_per_worker=1 if settings.use_gpu else 0,
-            other_cpus=INGEST_CPUS,
-        ),
-        wait_minutes=settings.wait_minutes,
+        settings.workers.needs(settings.worker_range[0], other_cpus=INGEST_CPUS),
+        wait_minutes=settings.workers.wait_minutes,
     )
     out = storage.absolute(settings.out)
-    data = {name: prepared.facts[name] for name in ("content_hash", "canvas", "charset")}
-    data["lines"] = {split: figures["prepared"] for split, figures in prepared.facts["splits"].items()}
+    data = {name: prepared.metadata[name] for name in ("content_hash", "canvas", "charset")}
+    data["lines"] = {split: figures["prepared"] for split, figures in prepared.metadata["splits"].items()}
     data["lines"]["train"] = num_lines
-    run_id = claim_run(out, {**settings.recipe(), **origin, "data": data})
+    run_id = open_run(out, {**settings.recipe(), **origin, "data": data})
     if not last_step(out):
         check_fresh(out)
-    claim = Claim(out).make()
+    owner = OwnershipToken.take(out)
     begun_from = [settings.init_from] if settings.init_from else []
     check_shared(storage.join(out, "recipe.json"), prepared.path, *begun_from)
-    board = new_board()
+    channel = new_channel()
     lines_per_epoch = num_lines // settings.batch_size * settings.batch_size
     try:
         metrics = follow(
-            board,
-            lambda: fit(settings, prepared, out, run_id, num_lines=num_lines, board=board, origin=origin, claim=claim),
+            channel,
+            lambda: fit(
+                settings, prepared, out, run_id, num_lines=num_lines, channel=channel, origin=origin, owner=owner
+            ),
             total=settings.epochs * lines_per_epoch,
             done=last_step(out) * settings.batch_size,
         )
@@ -112,8 +111,8 @@ def show_curves(out: str) -> None:
 def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], settings: TrainSettings) -> str:
     """Fits the decoder of a bundle on a node with what a training worker has; returns what came of it."""
     fit_remotely: Any = ray.remote(_fit_decoder)
-    fit_remotely = fit_remotely.options(num_cpus=settings.cpus_per_worker, num_gpus=1 if settings.use_gpu else 0)
-    return ray.get(fit_remotely.remote(best, prepared, texts, device="cuda" if settings.use_gpu else "cpu"))
+    fit_remotely = fit_remotely.options(**settings.workers.options)
+    return ray.get(fit_remotely.remote(best, prepared, texts, device=settings.workers.device))
 
 
 def _fit_decoder(*args: Any, **settings: Any) -> str:
@@ -140,7 +139,7 @@ def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) 
             f"{num_lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}"
         )
     frames = num_frames(prepared.canvas.height, prepared.canvas.width)
-    needed = prepared.facts["splits"]["train"]["most_frames_needed"]
+    needed = prepared.metadata["splits"]["train"]["most_frames_needed"]
     if needed > frames:
         raise UserError(
             f"a training label needs {needed} frames and the canvas {prepared.canvas} gives {frames}: "
@@ -148,13 +147,13 @@ def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) 
         )
 
 
-def claim_run(out: str, recipe: dict[str, Any]) -> str:
+def open_run(out: str, recipe: dict[str, Any]) -> str:
     """Writes the run's recipe with a new id, or finds them there; returns the id.
 
     Raises UserError that names the first field in which a run that is there differs.
     """
     path = storage.join(out, "recipe.json")
-    storage.recover(storage.join(out, "best"), CONFIG)
+    recover(storage.join(out, "best"), CONFIG)
     if not storage.is_file(path):
         if storage.list_files(out):
             raise UserError(f"{out} holds something that is no run: name another --out")
@@ -185,20 +184,20 @@ def fit(
     num_lines: int,
     callbacks: Sequence[Any] = (),
     runs_at_once: int = 1,
-    board: Any = None,
+    channel: Any = None,
     origin: dict[str, Any] | None = None,
-    claim: Claim | None = None,
-    witness: str = "recipe.json",
+    owner: OwnershipToken | None = None,
+    visibility_marker: str = "recipe.json",
     has_cleaner: bool = False,
 ) -> dict[str, Any]:
     """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best,
     or nothing where the run was stopped before its first epoch's end.
 
-    `callbacks` are Ray Train's; as many runs like this one as `runs_at_once` says share the cluster; `board` is a
-    Board; `origin` tells of the weights that it begins with; `claim` is on the run's folder; `witness` is a file in it,
-    by which the workers know that they see it; `has_cleaner` keeps Ray Train's PlacementGroupCleaner. Raises
-    ray.train.TrainingFailedError where workers fail again and again, FloatingPointError where the loss is not finite,
-    and UserError where another process took over.
+    `callbacks` are Ray Train's. `runs_at_once` is the number of runs that share the cluster. `channel` is a
+    DriverChannel. `origin` describes the weights that the run starts from. `owner` is the token of the run's folder,
+    and `visibility_marker` a file in it, by which a worker knows that it sees the folder. `has_cleaner` keeps Ray
+    Train's PlacementGroupCleaner. Raises ray.train.TrainingFailedError if workers fail again and again,
+    FloatingPointError if the loss is not finite, and UserError if another process took the folder over.
     """
     # Imported here: not by a job that is refused before.
     import ray.train
@@ -225,16 +224,19 @@ def fit(
             "run_id": run_id,
             "num_train_lines": num_lines,
             "runs_at_once": runs_at_once,
-            "board": board,
+            "channel": channel,
             "origin": origin or {},
-            "claim": claim,
-            "witness": storage.join(out, witness),
+            "owner": owner,
+            "visibility_marker": storage.join(out, visibility_marker),
             "may_stream": streaming,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,  # type: ignore[arg-type]
-            use_gpu=settings.use_gpu,
-            resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
+            use_gpu=settings.workers.use_gpu,
+            resources_per_worker={
+                "CPU": settings.workers.cpus_per_worker,
+                **({"GPU": 1} if settings.workers.use_gpu else {}),
+            },
             # Ray restarts the workers to change their number: what they did since the last checkpoint is lost.
             elastic_resize_monitor_interval_s=max(60, 2 * 60 * settings.checkpoint_minutes),  # type: ignore[call-arg]
         ),

@@ -1,6 +1,5 @@
-"""What a training worker works on, and how it comes by it: from the beginning, or from a checkpoint."""
+"""The state of one training worker, and how it is built: fresh or from a checkpoint."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,47 +9,47 @@ import ray.train.torch
 import torch
 from torch import nn
 
-from hwr_ray.cluster.connection import per_node, threads_among
+from hwr_ray.cluster.resources import per_node, threads_among
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.files.ownership import Claim
+from hwr_ray.files.ownership import OwnershipToken
 from hwr_ray.model.sync_batchnorm import synchronized
 from hwr_ray.recognition.bundle import load_bundle, new_model
 from hwr_ray.text.codec import Codec
-from hwr_ray.training.checkpoint_trigger import Lookout
+from hwr_ray.training.checkpoint_trigger import CheckpointTrigger
 from hwr_ray.training.checkpoints import CHECKPOINTS, Background, Checkpoints, check_fresh
-from hwr_ray.training.dataloader import Lines, Share, ValidationLines, training_lines
+from hwr_ray.training.dataloader import Lines, ValidationLines, WorkerShard, training_lines
 from hwr_ray.training.settings import TrainSettings
-from hwr_ray.training.step import TrainState
+from hwr_ray.training.step import TrainState, new_ema
 from hwr_ray.training.warm_start import freeze_convolutions, parameters_to_learn, start_from
 
 
 @dataclass
-class Run:
-    """A worker's part of a training run."""
+class WorkerState:
+    """A worker's part of a training worker."""
 
     settings: TrainSettings
     prepared: Prepared
     out: str
     origin: dict[str, Any]
-    """Of the weights that the run began with."""
-    claim: Claim | None
+    """Digest of the bundle that the run started from; empty for random weights."""
+    owner: OwnershipToken | None
     codec: Codec
-    share: Share
+    shard: WorkerShard
     device: torch.device
     state: TrainState
     parallel: nn.Module
     """The model, wrapped for the gradients of all workers."""
     lines: Lines
     validation_lines: ValidationLines
-    lookout: Lookout
+    trigger: CheckpointTrigger
     checkpoints: Checkpoints
     background: Background
 
     @property
     def is_first(self) -> bool:
-        return self.share.rank == 0
+        return self.shard.rank == 0
 
     @property
     def lines_done(self) -> int:
@@ -58,7 +57,7 @@ class Run:
         return self.state.step * self.settings.batch_size
 
 
-def begin(config: dict[str, Any]) -> Run:
+def begin(config: dict[str, Any]) -> WorkerState:
     """Builds the model, gets the lines and loads the last whole checkpoint, if there is one, on all workers.
 
     Raises UserError where this node does not see the run's folder, or the checkpoints of epochs that were are gone,
@@ -66,60 +65,60 @@ def begin(config: dict[str, Any]) -> Run:
     """
     settings: TrainSettings = config["settings"]
     prepared, out = Prepared(config["data"]), config["out"]
-    if not storage.is_file(config["witness"]):
+    if not storage.is_file(config["visibility_marker"]):
         raise UserError(f"a node does not see {out}: name an --out on a storage that all nodes share")
-    if config["claim"]:
-        config["claim"].check()
+    if config["owner"]:
+        config["owner"].check()
     context, device = ray.train.get_context(), ray.train.torch.get_device()
-    share = Share(context.get_world_rank(), context.get_world_size())
+    shard = WorkerShard(context.get_world_rank(), context.get_world_size())
     # Ray Train fills one node after the other with the workers of a run; the runs of a sweep lie on all nodes.
     torch.set_num_threads(threads_among(context.get_local_world_size() * per_node(config["runs_at_once"])))
     checkpoints = Checkpoints(storage.join(out, CHECKPOINTS))
-    checkpoint = checkpoints.newest() if share.rank == 0 else None
+    checkpoint = checkpoints.newest() if shard.rank == 0 else None
     checkpoint = ray.train.collective.broadcast_from_rank_zero(checkpoint)
     if not checkpoint:
         check_fresh(out)
     codec = Codec(prepared.charset)
     state = new_state(settings, prepared, codec, device, is_fresh=checkpoint is None)
-    if share.world_size > 1:
+    if shard.world_size > 1:
         synchronized(state.model)
     if checkpoint:
         state.load(checkpoints.read(checkpoint))
-    if share.rank == 0:
+    if shard.rank == 0:
         checkpoints.drop_after(checkpoint)
     parallel = ray.train.torch.prepare_model(state.model)
-    if share.world_size > 1:  # batch statistics are the same on all workers as they are
+    if shard.world_size > 1:  # batch statistics are the same on all workers as they are
         parallel.broadcast_buffers = False  # type: ignore[assignment]
     num_lines, at_once = config["num_train_lines"], config["runs_at_once"]
-    run = Run(
+    worker = WorkerState(
         settings=settings,
         prepared=prepared,
         out=out,
         origin=config["origin"],
-        claim=config["claim"],
+        owner=config["owner"],
         codec=codec,
-        share=share,
+        shard=shard,
         device=device,
         state=state,
         parallel=parallel,
         lines=training_lines(
             prepared,
             settings,
-            share,
+            shard,
             device,
             num_lines=num_lines,
             runs_at_once=at_once,
             may_stream=config["may_stream"],
         ),
-        validation_lines=ValidationLines(prepared, share),
-        lookout=Lookout(share, device, config["board"], minutes=settings.checkpoint_minutes),
+        validation_lines=ValidationLines(prepared, shard),
+        trigger=CheckpointTrigger(shard, device, config["channel"], minutes=settings.checkpoint_minutes),
         checkpoints=checkpoints,
         background=Background(),
     )
-    if run.is_first and checkpoint:
-        where = f"epoch {len(state.history) + 1}, after {state.epoch_step} of {run.lines.steps} steps"
-        run.lookout.tell({"text": f"going on from checkpoint {checkpoint}: {where}"})
-    return run
+    if worker.is_first and checkpoint:
+        where = f"epoch {len(state.history) + 1}, after {state.epoch_step} of {worker.lines.steps} steps"
+        worker.trigger.send({"text": f"going on from checkpoint {checkpoint}: {where}"})
+    return worker
 
 
 def new_state(
@@ -133,10 +132,10 @@ def new_state(
         start_from(model, codec, load_bundle(settings.init_from))
     model = model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(model).eval().requires_grad_(False)
+    ema = new_ema(model, settings.ema_decay)
     if settings.freeze_convolutions:
         freeze_convolutions(model)
     optimizer = torch.optim.AdamW(
         parameters_to_learn(model), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
-    return TrainState(model, average, optimizer)
+    return TrainState(model, ema, optimizer)

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +12,23 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from hwr_ray.cluster.connection import Needs, per_node, preflight, threads_among
+from hwr_ray.cluster.resources import Needs, WorkerSettings, per_node, preflight, threads_among
 from hwr_ray.data.folds import folds_of
-from hwr_ray.decoding.decoder import NUM_CANDIDATES, Reading, names_for, placed_characters
+from hwr_ray.decoding.decoder import NUM_CANDIDATES, Reading, lexicon_for, placed_characters
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.arrow import images_of
 from hwr_ray.images.lines import PAPER
 from hwr_ray.recognition.bundle_config import BundleConfig
-from hwr_ray.transcription.transcripts import ALTERNATIVES, CHARACTERS, store_part
+from hwr_ray.transcription.transcripts import ALTERNATIVES, CHARACTERS, store_partition
 
 if TYPE_CHECKING:
     from hwr_ray.recognition.recognizer import Recognizer
 
 ROWS_PER_BLOCK = 512
 """Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
+WORKER_CPUS = 0.45
+"""Ray's logical CPUs for each model by default: a node full of models leaves some for what feeds them."""
 FEED_CPUS = 1
 """Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
 
@@ -37,17 +39,12 @@ Loader = Callable[[pa.Table], pa.Table]
 class ReadingSettings:
     num_workers: int | None = None
     """Processes that each hold a model; by default one for each CPU of the cluster, or for each GPU."""
-    cpus_per_worker: float = 0.45
-    """Ray's logical CPUs for each of them: a full node of them leaves some for what feeds them."""
-    use_gpu: bool = False
-    """One GPU for each of them."""
-    wait_minutes: float = 0
-    """For which the job waits for nodes that it lacks, and an autoscaler is asked for them; 0 refuses it at once."""
+    workers: WorkerSettings = field(default_factory=lambda: WorkerSettings(cpus_per_worker=WORKER_CPUS))
     batch_size: int = 64
     """Lines that a model reads at once."""
     greedy: bool = False
     """Read without the bundle's language model: faster, and less well."""
-    names: str | None = None
+    lexicon: str | None = None
     """File of known names, one a line or `name,count`: candidates among them are raised, others are not forbidden."""
     num_best: int = 1
     """Candidates of each line that are told: the reading and num-best - 1 `alternatives`."""
@@ -55,13 +52,11 @@ class ReadingSettings:
     """Tell the `characters` of each text: how sure each is, and where it stands."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "cpus_per_worker", "batch_size", "num_best"):
+        for name in ("num_workers", "batch_size", "num_best"):
             if (given := getattr(self, name)) is not None and given <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {given}")
-        if self.wait_minutes < 0:
-            raise UserError(f"--wait-minutes must not be negative, not {self.wait_minutes:g}")
-        if self.greedy and (self.names or self.num_best > 1):
-            raise UserError("--greedy gives one candidate and knows no names: leave --names and --num-best out")
+        if self.greedy and (self.lexicon or self.num_best > 1):
+            raise UserError("--greedy gives one candidate and knows no names: leave --lexicon and --num-best out")
         if self.num_best > NUM_CANDIDATES:
             raise UserError(f"--num-best can be {NUM_CANDIDATES} at most, not {self.num_best}")
 
@@ -73,17 +68,19 @@ class ReadingSettings:
         from hwr_ray.recognition.recognizer import Recognizer
 
         torch.set_num_threads(threads_among(per_node(self.num_workers or 1)))
-        device = "cuda" if self.use_gpu else "cpu"
-        return Recognizer(bundle_path, device=device, batch_size=self.batch_size, greedy=self.greedy, names=self.names)
+        device = self.workers.device
+        return Recognizer(
+            bundle_path, device=device, batch_size=self.batch_size, greedy=self.greedy, lexicon=self.lexicon
+        )
 
     def for_workers(self, bundle_path: str, config: BundleConfig) -> "ReadingSettings":
         """The same for processes with a working folder of their own. Raises UserError where they can't read the bundle
         so."""
-        settings = replace(self, names=storage.absolute(self.names) if self.names else None)
+        settings = replace(self, lexicon=storage.absolute(self.lexicon) if self.lexicon else None)
         is_greedy = self.greedy or config.decoding.language_model is None
         if is_greedy and self.num_best > 1:
             raise UserError(f"{bundle_path} has no language model and gives one candidate: leave --num-best out")
-        names_for(bundle_path, settings.names, config.codec, is_greedy=is_greedy)
+        lexicon_for(bundle_path, settings.lexicon, config.codec, is_greedy=is_greedy)
         return settings
 
     def admitted(self, feed_cpus: float = FEED_CPUS) -> "ReadingSettings":
@@ -91,24 +88,19 @@ class ReadingSettings:
 
         Raises UserError where it can't hold them, or not one.
         """
-        preflight(self.needs(feed_cpus), wait_minutes=self.wait_minutes)
+        preflight(self.needs(feed_cpus), wait_minutes=self.workers.wait_minutes)
         if self.num_workers:
             return self
         cluster = ray.cluster_resources()
         cpus = cluster["CPU"]
-        fitting = min(cpus, (cpus - feed_cpus) / self.cpus_per_worker)
-        sized = replace(self, num_workers=max(1, int(cluster["GPU"] if self.use_gpu else fitting)))
+        fitting = min(cpus, (cpus - feed_cpus) / self.workers.cpus_per_worker)
+        sized = replace(self, num_workers=max(1, int(cluster["GPU"] if self.workers.use_gpu else fitting)))
         preflight(sized.needs(feed_cpus))
         return sized
 
     def needs(self, feed_cpus: float = FEED_CPUS) -> Needs:
         """What they need at least beside `feed_cpus`."""
-        return Needs(
-            num_workers=self.num_workers or 1,
-            cpus_per_worker=self.cpus_per_worker,
-            gpus_per_worker=1 if self.use_gpu else 0,
-            other_cpus=feed_cpus,
-        )
+        return self.workers.needs(self.num_workers or 1, other_cpus=feed_cpus)
 
 
 class LineReader:
@@ -117,14 +109,14 @@ class LineReader:
     def __init__(self, bundle_path: str, settings: ReadingSettings) -> None:
         self.recognizer, self.settings = settings.recognizer(bundle_path), settings
         canvas = self.recognizer.canvas
-        # What the first batch costs, such as loading what numba compiled, belongs to the start, not to the first part.
+        # The first batch loads what numba compiled: that is part of the start, not of the first partition.
         self.recognizer.read_lines(
             np.full((settings.batch_size, canvas.height, canvas.width), PAPER, np.uint8),
             num_best=settings.num_best,
             characters=settings.characters,
         )
         gc.collect()
-        gc.freeze()  # else each full collection looks through all that is loaded: a tenth of a second every few parts
+        gc.freeze()  # a full collection would scan all that is loaded, for a tenth of a second every few partitions
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table without its `image`, with `prediction`, `confidence`, `alternatives` and `characters`, null without
@@ -160,10 +152,10 @@ def _alternatives(reading: Reading) -> list[dict[str, Any]]:
     return [{"text": text, "share": share} for text, share in reading.alternatives]
 
 
-class PartReader:
-    """The actor: loads a bundle once, then reads the pictures of parts and stores their transcripts.
+class PartitionReader:
+    """The actor: loads a bundle once, then reads the pictures of partitions and stores their transcripts.
 
-    `load` turns the row that names a part into its pictures; None where the tables hold them (with GPUs).
+    `load` turns the row that names a partition into its pictures; None where the tables hold them (with GPUs).
     """
 
     def __init__(
@@ -173,8 +165,7 @@ class PartReader:
         self.model_is_free, self.ready = Lock(), time.monotonic()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """What came of a part (see `store_part`), and for how many seconds this actor has been ready to read. May be
-        called by several threads at once."""
+        """Returns the row of `store_partition`, and for how many seconds this actor has been ready. Thread-safe."""
         table = self.load(table) if self.load else table
         with self.model_is_free:
             start = time.monotonic()
@@ -182,7 +173,7 @@ class PartReader:
             seconds = time.monotonic() - start
         read = read.append_column("model_seconds", pa.array([seconds] * len(table)))
         model_id = self.reader.recognizer.model_id
-        stored = store_part(read, out=self.out, model_id=model_id, threshold=self.threshold)
+        stored = store_partition(read, out=self.out, model_id=model_id, threshold=self.threshold)
         return stored.append_column("ready_seconds", pa.array([time.monotonic() - self.ready]))
 
 
@@ -198,8 +189,8 @@ class FoldReader:
         Adds `prediction`, `confidence`, `text_log_prob`, `prediction_log_prob` and `fold`.
         """
         folds = folds_of(table["id"].to_pylist(), len(self.recognizers))
-        parts = [self._compare(table.filter(pa.array(folds == fold)), fold) for fold in range(len(self.recognizers))]
-        return pa.concat_tables(parts)
+        compared = [self._compare(table.filter(pa.array(folds == fold)), fold) for fold in range(len(self.recognizers))]
+        return pa.concat_tables(compared)
 
     def _compare(self, table: pa.Table, fold: int) -> pa.Table:
         recognizer = self.recognizers[fold]
@@ -221,8 +212,8 @@ def read_lines_with(
     return _read(dataset, LineReader, (bundle_path, settings), settings, num_blocks)
 
 
-def read_parts_with(
-    parts: ray.data.Dataset,
+def read_partitions_with(
+    partitions: ray.data.Dataset,
     bundle_path: str,
     settings: ReadingSettings,
     *,
@@ -232,9 +223,9 @@ def read_parts_with(
     num_blocks: int,
     calls_at_once: int,
 ) -> ray.data.Dataset:
-    """A row for each of the parts, which are so many blocks: see PartReader. Each actor works on some at once."""
+    """Returns a row for each partition, of which each is a block. An actor works on `calls_at_once` of them."""
     args = (bundle_path, settings, load, out, threshold)
-    return _read(parts, PartReader, args, settings, num_blocks, calls_at_once=calls_at_once)
+    return _read(partitions, PartitionReader, args, settings, num_blocks, calls_at_once=calls_at_once)
 
 
 def compare_out_of_fold(
@@ -263,6 +254,5 @@ def _read(
             max_concurrent_calls_per_actor=calls_at_once,
             enable_true_multi_threading=calls_at_once > 1,
         ),
-        num_cpus=settings.cpus_per_worker,
-        num_gpus=1 if settings.use_gpu else 0,
+        **settings.workers.options,
     )

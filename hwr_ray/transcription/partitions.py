@@ -1,13 +1,12 @@
-"""The books of a batch job: its inputs dealt out to parts, each part's rows written once, whatever is killed.
+"""Exactly-once bookkeeping for a batch job: immutable input partitions, atomic outputs, a resumable merge.
 
-OUT/_work holds inputs/ATTEMPT-PART.parquet, which is never changed once it is written, and outputs/ under the same
-names, each of which appears whole. Running the job again is another attempt: it accepts the parts of the attempts
-before, deals out the inputs that are in none of them, and reads the parts that have no output. At the end the outputs
-are merged, in order, into OUT/transcripts-NUMBER.parquet; the merge is planned in writing first, so that it can be
-gone on with.
+OUT/_work holds inputs/ATTEMPT-PARTITION.parquet, which never change, and outputs/ with the same names, each written
+atomically. Each run of the job is an attempt. It accepts the partitions of earlier attempts, assigns inputs that are
+in none of them to new partitions, and reads the partitions that have no output. At the end it merges the outputs in
+order into OUT/transcripts-NUMBER.parquet. It writes the plan of the merge first, so that another attempt can resume it.
 
-Not ray.data.checkpoint, which wants the inputs as a Parquet file, commits what a write task holds and takes half a
-minute to go on with a million rows: benchmarks/results/checkpointing.json.
+Not ray.data.checkpoint: it wants the inputs as one Parquet file, commits per write task, and takes half a minute to
+resume a million rows (benchmarks/results/checkpointing.json).
 """
 
 import re
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.files.ownership import difference
+from hwr_ray.files.ownership import OWNER, OwnershipToken, difference
 from hwr_ray.transcription.inputs import Inputs, keys_of
 
 SUMMARY, WORK, FILE = "_run.json", "_work", "transcripts"
@@ -32,29 +31,30 @@ WRITTEN = (SUMMARY, f"{FILE}-00000.parquet", STATE, f"{INPUTS}/0-0.parquet", f"{
 """A file of each kind that a job writes."""
 OWN = re.compile(rf"{WORK}/.*|({re.escape(SUMMARY)}|{FILE}-\d+\.parquet)({re.escape(storage.PARTIAL)}.*)?")
 DIGEST = np.dtype("S16")
-FIRST_PART, PARTS_OF_A_SIZE = 256, 4
-"""Rows of the first parts, and after how many they double, up to the most: small jobs, too, keep all workers busy,
-above all where the small parts are read last."""
+FIRST_PARTITION_ROWS, PARTITIONS_PER_SIZE = 256, 4
+"""Rows of the first partitions, and after how many they double, up to the most: small jobs, too, keep all workers busy,
+above all where the small partitions are read last."""
 BYTES_PER_FILE = 128 << 20
 """Of a merged file, at least; less than half as many again."""
 ROWS_PER_GROUP = 65_536
 
 
-def check_out(out: str, facts: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any] | None:
-    """The facts of the job that was begun in `out`, None where there is none.
+def check_out(out: str, fingerprint: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any] | None:
+    """Returns the fingerprint of the job that `out` holds, None if it holds none.
 
-    Raises UserError where it holds something else, or the job was begun with other facts and is not to be overwritten.
+    Raises UserError if it holds something else, or a job with another fingerprint that is not to be overwritten.
     """
     if storage.is_file(out):
         raise UserError(f"{out} is a file: name another --out")
     known = _read(out, SUMMARY) or _read(out, STATE)
     if known is None:
-        begun = f"{STATE}{storage.PARTIAL}"  # all that a run leaves that is killed at its first write
-        if any(not name.startswith(begun) for name in storage.walk_files(out)):
+        # A job that is killed at its start leaves its token, or half of it or of its state.
+        begun = re.compile(rf"{WORK}/{re.escape(OWNER)}.*|{re.escape(STATE + storage.PARTIAL)}.*")
+        if not all(map(begun.fullmatch, storage.walk_files(out))):
             raise UserError(f"{out} holds something else (it has no {SUMMARY}): name another --out")
         return None
-    there = known.get("facts", {})  # none in what an older version wrote
-    if not overwrite and (found := difference(there, facts)):
+    there = _fingerprint_of(known)
+    if not overwrite and (found := difference(there, fingerprint)):
         name, old, new = found
         raise UserError(
             f"{out} was begun with {name} = {old}, not {new}: name another --out, or --overwrite to start over"
@@ -62,50 +62,51 @@ def check_out(out: str, facts: dict[str, Any], *, overwrite: bool = False) -> di
     return there
 
 
-class Parts:
-    """The parts of a job that writes to `out`, which it takes over from any other run. Raises what `check_out` does."""
+class Partitions:
+    """The partitions of the job that writes `out`, which it takes over from any other. Raises what `check_out` does."""
 
-    def __init__(self, out: str, facts: dict[str, Any], *, overwrite: bool = False) -> None:
-        self.out, self.facts = out.rstrip("/"), facts
-        there = check_out(self.out, facts, overwrite=overwrite)
+    def __init__(self, out: str, fingerprint: dict[str, Any], *, overwrite: bool = False) -> None:
+        self.out, self.fingerprint = out.rstrip("/"), fingerprint
+        there = check_out(self.out, fingerprint, overwrite=overwrite)
+        # The token first, then the plan, then the state. A run that still merges its outputs checks its token after it
+        # has written its plan, and resets the state before it deletes the plan: either it stops, or this run sees it.
+        self.owner = OwnershipToken.take(self.out, folder=self._path(WORK))
         if overwrite and there is not None:
             self._clear(there)
+        plan = _read(self.out, PLAN)
         accepted = (_read(self.out, STATE) or {"accepted": []})["accepted"]
         if accepted:
             accepted[-1][1] = len([name for name in self._names(INPUTS) if name.startswith(f"{accepted[-1][0]}-")])
         self.attempt, self.num_own = uuid4().hex[:8], 0  # its own: what a run that lost writes late is never taken up
-        self._claim(accepted)
-        # A run that was ending left a plan. One that is alive looks for a claim after it has written its plan, and this
-        # one for a plan after it has written its claim, so that one of them sees the other.
-        plan = _read(self.out, PLAN)
-        if plan and set(_parts_of(plan)) <= set(self.names):
+        self._accept(accepted)
+        if plan and set(_partitions_of(plan)) <= set(self.names):
             self._merge(plan)
-            self._claim([])
+            self._accept([])
         self._seen = np.unique(np.concatenate([np.empty(0, DIGEST), *map(_digests, self._keys())]))
         self.num_rows = len(self._seen)
-        """Rows so far: of the merged files, and of all parts."""
+        """Rows so far: of the merged files, and of all partitions."""
 
-    def _claim(self, accepted: list[list[Any]]) -> None:
-        """Makes this run the owner of parts of earlier attempts, each a name and the number of its parts."""
-        self.names = [_name(attempt, part) for attempt, number in accepted for part in range(number)]
-        """Of all parts so far, in order."""
-        self._accepted = [*accepted, [self.attempt, 0]]
-        storage.write_json(self._path(STATE), {"facts": self.facts, "accepted": self._accepted})
+    def _accept(self, accepted: list[list[Any]]) -> None:
+        """Takes up the partitions of earlier attempts, each a name and the number of its partitions."""
+        self.names = [_name(attempt, partition) for attempt, number in accepted for partition in range(number)]
+        """Of all partitions so far, in order."""
+        accepted = [*accepted, [self.attempt, 0]]
+        storage.write_json(self._path(STATE), {"fingerprint": self.fingerprint, "accepted": accepted})
 
-    def _clear(self, facts: dict[str, Any]) -> None:
+    def _clear(self, fingerprint: dict[str, Any]) -> None:
         """Deletes what jobs wrote, all but the state, so that what is left can be told where this is cut off."""
-        storage.write_json(self._path(STATE), {"facts": facts, "accepted": []})
+        storage.write_json(self._path(STATE), {"fingerprint": fingerprint, "accepted": []})
         for name in storage.list_files(self.out):
-            if name != STATE and OWN.fullmatch(name):
+            if name not in (STATE, f"{WORK}/{OWNER}") and OWN.fullmatch(name):
                 storage.delete_file(self._path(name))
 
-    def deal(self, tables: Iterable[pa.Table], *, most: int) -> Iterator[str]:
-        """Deals the rows of new inputs out to parts of at most `most` rows; yields their names."""
+    def assign(self, tables: Iterable[pa.Table], *, most: int) -> Iterator[str]:
+        """Deals the rows of new inputs out to partitions of at most `most` rows; yields their names."""
         kept = pa.table({})
         for table in tables:
             new = table.filter(pa.array(~_contains(self._seen, _digests(table)))) if len(self._seen) else table
             kept = pa.concat_tables([kept, new]) if len(kept) else new
-            while len(kept) >= (size := min(most, FIRST_PART << self.num_own // PARTS_OF_A_SIZE)):
+            while len(kept) >= (size := min(most, FIRST_PARTITION_ROWS << self.num_own // PARTITIONS_PER_SIZE)):
                 yield self._add(kept.slice(0, size))
                 kept = kept.slice(size)
         if len(kept):
@@ -119,24 +120,19 @@ class Parts:
         self.num_rows += len(table)
         return name
 
-    def undone(self) -> list[str]:
-        """The parts so far that have no output, in order."""
+    def pending(self) -> list[str]:
+        """The partitions so far that have no output, in order."""
         done = set(self._names(OUTPUTS))
         return [name for name in self.names if name not in done]
 
-    def check_owner(self) -> None:
-        """Raises UserError where another attempt has begun: its parts are not these."""
-        if (_read(self.out, STATE) or {}).get("accepted") != self._accepted:
-            raise UserError(f"another run began to write {self.out} and took over")
-
     def finish(self) -> None:
-        """Merges the outputs of all parts into the files of the job. Raises RuntimeError where one is missing."""
-        self.check_owner()
+        """Merges the outputs of all partitions into the files of the job. Raises RuntimeError where one is missing."""
+        self.owner.check()
         sizes = storage.list_sizes(self._path(OUTPUTS))
         groups: list[list[str]] = [[]]
         for name in self.names:
             if name not in sizes:
-                raise RuntimeError(f"the part {name} of {self.out} has no output")
+                raise RuntimeError(f"the partition {name} of {self.out} has no output")
             if sum(sizes[n] for n in groups[-1]) >= BYTES_PER_FILE:
                 groups.append([])
             groups[-1].append(name)
@@ -147,7 +143,7 @@ class Parts:
         files = {f"{FILE}-{first + i:05}.parquet": group for i, group in enumerate(groups) if group}
         plan = {"files": files}
         storage.write_json(self._path(PLAN), plan)
-        self.check_owner()
+        self.owner.check()
         self._merge(plan)
 
     def _merge(self, plan: dict[str, Any]) -> None:
@@ -157,17 +153,20 @@ class Parts:
                 tables = (read_parquet(self._path(f"{OUTPUTS}/{name}")) for name in names)
                 try:
                     merged = _to_parquet(tables)
-                except FileNotFoundError as error:
-                    raise UserError(f"another run ended the one that wrote {self.out} and took over") from error
+                except FileNotFoundError:
+                    self.owner.check()  # the run that took over has merged it and deleted the outputs
+                    raise
                 storage.write_bytes(self._path(file), merged)
-        storage.write_json(self._path(STATE), {"facts": self.facts, "accepted": []})
-        for folder in (INPUTS, OUTPUTS):
-            storage.delete(self._path(folder))
+        self.owner.check()
+        storage.write_json(self._path(STATE), {"fingerprint": self.fingerprint, "accepted": []})
+        for name in _partitions_of(plan):  # and no others: a run that takes over now writes its own beside them
+            for folder in (INPUTS, OUTPUTS):
+                storage.delete_file(self._path(f"{folder}/{name}"))
         storage.delete_file(self._path(PLAN))
 
     def close(self, summary: dict[str, Any]) -> None:
         """Writes the summary, which tells that the files are whole, and deletes the books and what a kill left."""
-        storage.write_json(self._path(SUMMARY), {**summary, "facts": self.facts})
+        storage.write_json(self._path(SUMMARY), {**summary, "fingerprint": self.fingerprint})
         storage.delete(self._path(WORK))
         for name in storage.list_sizes(self.out):
             if storage.PARTIAL in name and OWN.fullmatch(name):
@@ -190,13 +189,13 @@ class Parts:
         return storage.join(self.out, name)
 
 
-def inputs_of(out: str, name: str) -> pa.Table:
-    """The rows of a part, of the schema hwr_ray.transcription.inputs.INPUTS."""
+def read_inputs(out: str, name: str) -> pa.Table:
+    """The rows of a partition, of the schema hwr_ray.transcription.inputs.INPUTS."""
     return read_parquet(storage.join(out, INPUTS, name))
 
 
 def write_output(out: str, name: str, table: pa.Table) -> None:
-    """Writes what came of a part, at once. Writing it again changes nothing: its inputs are the same."""
+    """Writes what came of a partition, at once. Writing it again changes nothing: its inputs are the same."""
     storage.write_bytes(storage.join(out, OUTPUTS, name), _to_parquet([table]))
 
 
@@ -215,6 +214,13 @@ def repeated_key(inputs: Inputs) -> str | None:
     return next(found[repeated[0]] for found in keys if repeated[0] in found)
 
 
+def _fingerprint_of(known: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprint in a job's summary or state. Version 0.1 called it `facts`, and the lexicon `names`."""
+    if "facts" not in known:
+        return known.get("fingerprint", {})
+    return {"lexicon" if name == "names" else name: value for name, value in known["facts"].items()}
+
+
 def _read(out: str, name: str) -> dict[str, Any] | None:
     try:
         return storage.read_json(storage.join(out, name))
@@ -222,12 +228,12 @@ def _read(out: str, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _parts_of(plan: dict[str, Any]) -> Iterator[str]:
+def _partitions_of(plan: dict[str, Any]) -> Iterator[str]:
     return chain.from_iterable(plan["files"].values())
 
 
-def _name(attempt: str, part: int) -> str:
-    return f"{attempt}-{part:06}.parquet"
+def _name(attempt: str, partition: int) -> str:
+    return f"{attempt}-{partition:06}.parquet"
 
 
 def _to_parquet(tables: Iterable[pa.Table]) -> pa.Buffer:

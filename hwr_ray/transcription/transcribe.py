@@ -22,26 +22,33 @@ from hwr_ray.cluster.progress import Progress
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
-from hwr_ray.transcription.actors import ReadingSettings, read_parts_with
+from hwr_ray.transcription.actors import ReadingSettings, read_partitions_with
 from hwr_ray.transcription.inputs import Inputs, InputSettings, open_inputs
-from hwr_ray.transcription.partitions import STATE, WORK, WRITTEN, Parts, check_out, inputs_of, repeated_key
-from hwr_ray.transcription.transcripts import STAGES, errors_of, load_part, summarize
+from hwr_ray.transcription.partitions import STATE, WORK, WRITTEN, Partitions, check_out, read_inputs, repeated_key
+from hwr_ray.transcription.transcripts import (
+    STAGES,
+    describe_errors,
+    describe_review,
+    errors_of,
+    load_partition,
+    summarize,
+)
 from hwr_ray.versions import versions
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS, BYTES_OF_A_PART = 2048, 32 << 20
-"""Of a part: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
+MOST_ROWS, PARTITION_BYTES = 2048, 32 << 20
+"""Of a partition: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
 LISTING_SECONDS = 10
-"""For which the first wave waits for more inputs."""
-PARTS_AT_ONCE = 2
-"""In each process with a model, where something is waited for: see `parts_at_once`."""
+"""For which the first round waits for more inputs."""
+PARTITIONS_AT_ONCE = 2
+"""In each process with a model, where something is waited for: see `partitions_at_once`."""
 LOADER_CPUS = 0.5
 """Ray's logical CPUs of a process that reads and decodes for models on GPUs: a node with one CPU has both."""
-PARTS_IN_STORE = 4
+PARTITIONS_IN_STORE = 4
 """Of each such process and model, at most: what is ahead of the models must not grow with the job."""
 NO_PROGRESS_SECONDS = 3600
-"""Without a part before Ray gives up: one of huge images takes long."""
+"""Without a partition before Ray gives up: one of huge images takes long."""
 MODEL_BOUND = 0.8
 """Share of the time in which the models read, from which on they bound the speed."""
 FEWEST_ROWS = 1000
@@ -80,42 +87,43 @@ def transcribe(settings: TranscribeSettings) -> str:
     if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
         raise UserError(f"{settings.inputs.images} has {repeated} twice: name a unique --id-column")
     threshold, share = bundle.decoding.review_threshold(settings.precision, greedy=reading.greedy)
-    facts = facts_of(settings, bundle, reading)
-    check_out(out, facts, overwrite=settings.overwrite)
+    fingerprint = fingerprint_of(settings, bundle, reading)
+    check_out(out, fingerprint, overwrite=settings.overwrite)
     connect()
-    feed_cpus = LOADER_CPUS if reading.use_gpu else 0
+    feed_cpus = LOADER_CPUS if reading.workers.use_gpu else 0
     reading = reading.admitted(feed_cpus)
-    check_shared(model_path, settings.inputs.folder, *([reading.names] if reading.names else []))
-    parts = Parts(out, facts, overwrite=settings.overwrite)
+    check_shared(model_path, settings.inputs.folder, *([reading.lexicon] if reading.lexicon else []))
+    partitions = Partitions(out, fingerprint, overwrite=settings.overwrite)
     check_shared(storage.join(out, STATE))
-    job = Job(settings, inputs, bundle, reading, parts, threshold)
-    job.run()
-    if not parts.num_rows:
-        storage.delete(storage.join(out, WORK) if storage.list_files(out) != [STATE] else out)
+    run = TranscriptionRun(settings, inputs, bundle, reading, partitions, threshold)
+    run.run()
+    if not partitions.num_rows:
+        is_new = all(name.startswith(f"{WORK}/") for name in storage.list_files(out))
+        storage.delete(out if is_new else storage.join(out, WORK))
         raise UserError(f"{settings.inputs.images} holds no image")
-    parts.finish()
-    counts = summarize(parts)
-    if counts["num_images"] != parts.num_rows:
-        raise RuntimeError(f"{counts['num_images']} of {parts.num_rows} images came back: {out} is not whole")
-    parts.close(
+    partitions.finish()
+    counts = summarize(partitions)
+    if counts["num_images"] != partitions.num_rows:
+        raise RuntimeError(f"{counts['num_images']} of {partitions.num_rows} images came back: {out} is not whole")
+    partitions.close(
         {
             **counts,
             "review_threshold": threshold if threshold is not None and np.isfinite(threshold) else None,
             "seconds": round(time.time() - start, 1),
-            "speed": job.speed(),
+            "speed": run.speed(),
             "model_id": bundle.model_id,
             "settings": asdict(settings),
             "versions": versions(),
         }
     )
-    errors = told_of_errors(Counter(counts["errors"]))
+    errors = describe_errors(Counter(counts["errors"]))
     log.info("%s of %s images read, errors: %s", counts["num_read"], counts["num_images"], errors)
-    log.info("%s", told_of_review(counts, threshold, share, settings.precision))
+    log.info("%s", describe_review(counts, threshold, share, settings.precision))
     return out
 
 
-class Job:
-    """Reads the inputs part by part."""
+class TranscriptionRun:
+    """Reads the inputs partition by partition."""
 
     def __init__(
         self,
@@ -123,56 +131,58 @@ class Job:
         inputs: Inputs,
         bundle: BundleConfig,
         reading: ReadingSettings,
-        parts: Parts,
+        partitions: Partitions,
         threshold: float | None,
     ) -> None:
         self.settings, self.inputs, self.bundle, self.reading = settings, inputs, bundle, reading
-        self.parts, self.threshold = parts, threshold
+        self.partitions, self.threshold = partitions, threshold
         self.waiting = SimpleQueue[str]()
-        """Names of parts to read."""
+        """Names of partitions to read."""
         self.is_stopped = False
         self.num_rows = 0
         """Read by this run."""
-        self.num_seen, self.errors = errors_of(parts)
-        """Of all parts that are read, those of earlier attempts, too: rows, and how many failed for which reason."""
+        self.num_seen, self.errors = errors_of(partitions)
+        """Rows of all partitions that are read, also by earlier attempts, and how many failed for each reason."""
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.wall = self.start_up = 0.0
 
     def run(self) -> None:
-        """Lists the inputs and reads them as they come, in waves: what one wave leaves unlisted is in the next.
+        """Lists the inputs and reads them as they come, in rounds: what one round leaves unlisted is in the next.
 
         Raises UserError where too many images fail, or another run took over.
         """
-        undone = self.parts.undone()
-        done = self.parts.num_rows - sum(len(inputs_of(self.parts.out, name)) for name in undone)
-        if self.parts.num_rows:
+        pending = self.partitions.pending()
+        done = self.partitions.num_rows - sum(len(read_inputs(self.partitions.out, name)) for name in pending)
+        if self.partitions.num_rows:
             log.info("going on: %s images are done already", f"{done:,}")
-        for name in undone:
+        for name in pending:
             self.waiting.put(name)
         with ThreadPoolExecutor(1) as pool:
             listing, is_last = pool.submit(self._list), False
-            progress = Progress("images", lambda: self.parts.num_rows if listing.done() else None, done=done)
+            total = lambda: self.partitions.num_rows if listing.done() else None  # noqa: E731
             try:
-                while not is_last:
-                    wait([listing], LISTING_SECONDS)
-                    is_last = listing.done()  # before the queue is emptied: nothing comes after
-                    wave = [self.waiting.get() for _ in range(self.waiting.qsize())]
-                    for result in self._read(wave[::-1]):  # a job's small parts, dealt first, fill the last gaps
-                        progress.advance(result["num_rows"])
-                        self._count(result)
+                with Progress("images", total, done=done) as progress:
+                    while not is_last:
+                        wait([listing], LISTING_SECONDS)
+                        is_last = listing.done()  # read before the queue is emptied: nothing comes after
+                        names = [self.waiting.get() for _ in range(self.waiting.qsize())]
+                        for result in self._read(names[::-1]):  # the small partitions come first and fill the last gaps
+                            progress.advance(result["num_rows"])
+                            self._count(result)
                 listing.result()
             finally:
                 self.is_stopped = True
-                progress.close()
         self._check_errors(at_end=True)
 
     def speed(self) -> dict[str, Any]:
         """Images a second of this run since its first model was ready, the seconds that each stage was busy in all
         processes, and what bounded it."""
         whole, seconds = max(self.wall * (self.reading.num_workers or 1), 1e-9), dict(self.seconds)
-        if not self.reading.use_gpu:  # a model's time by the clock holds what the next part's loading took of its CPU
+        if (
+            not self.reading.workers.use_gpu
+        ):  # a model's time by the clock holds what the next partition's loading took of its CPU
             seconds["model"] = min(seconds["model"], max(0.0, whole - seconds["decode"]))
-        bound = slowest(seconds, whole, use_gpu=self.reading.use_gpu)
+        bound = slowest(seconds, whole, use_gpu=self.reading.workers.use_gpu)
         return {
             "num_images": self.num_rows,
             "images_per_second": round(self.num_rows / self.wall, 1) if self.wall else None,
@@ -185,35 +195,39 @@ class Job:
 
     def _list(self) -> None:
         canvas = self.bundle.canvas
-        most = min(MOST_ROWS, max(1, BYTES_OF_A_PART // (canvas.height * canvas.width)))
+        most = min(MOST_ROWS, max(1, PARTITION_BYTES // (canvas.height * canvas.width)))
         tables = takewhile(lambda _: not self.is_stopped, self.inputs.tables())
-        for name in self.parts.deal(tables, most=most):
+        for name in self.partitions.assign(tables, most=most):
             self.waiting.put(name)
 
     def _read(self, names: list[str]) -> Iterator[dict[str, Any]]:
-        """What came of each part, as they are done."""
+        """What came of each partition, as they are done."""
         if not names:
             return
-        parts: ray.data.Dataset = ray.data.from_arrow([pa.table({"part": [name]}) for name in names])
-        load = partial(load_part, out=self.parts.out, inputs=self.inputs, canvas=self.bundle.canvas)
-        if self.reading.use_gpu:  # other processes load ahead of the models; on CPUs no picture leaves its process
-            parts = parts.map_batches(load, batch_format="pyarrow", batch_size=None, num_cpus=LOADER_CPUS)
-        stored = read_parts_with(
-            parts,
+        partitions: ray.data.Dataset = ray.data.from_arrow([pa.table({"partition": [name]}) for name in names])
+        load = partial(load_partition, out=self.partitions.out, inputs=self.inputs, canvas=self.bundle.canvas)
+        if (
+            self.reading.workers.use_gpu
+        ):  # other processes load ahead of the models; on CPUs no picture leaves its process
+            partitions = partitions.map_batches(load, batch_format="pyarrow", batch_size=None, num_cpus=LOADER_CPUS)
+        stored = read_partitions_with(
+            partitions,
             bundle_path(self.settings.model),
             self.reading,
-            load=None if self.reading.use_gpu else load,
-            out=self.parts.out,
+            load=None if self.reading.workers.use_gpu else load,
+            out=self.partitions.out,
             threshold=self.threshold,
             num_blocks=len(names),
-            calls_at_once=parts_at_once(self.settings.inputs.folder, self.parts.out, use_gpu=self.reading.use_gpu),
+            calls_at_once=partitions_at_once(
+                self.settings.inputs.folder, self.partitions.out, use_gpu=self.reading.workers.use_gpu
+            ),
         )
         stored.context.enable_progress_bars = False
         stored.context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-        if self.reading.use_gpu:
+        if self.reading.workers.use_gpu:
             processes = ray.cluster_resources()["CPU"] / LOADER_CPUS + (self.reading.num_workers or 1)
             limits = ray.data.ExecutionResources.for_limits(
-                object_store_memory=PARTS_IN_STORE * BYTES_OF_A_PART * processes
+                object_store_memory=PARTITIONS_IN_STORE * PARTITION_BYTES * processes
             )
             stored.context.execution_options.resource_limits = limits
         start, ready = time.monotonic(), np.inf
@@ -231,16 +245,16 @@ class Job:
         self.errors += errors
         for stage in STAGES:
             self.seconds[stage] += result[f"{stage}_seconds"]
-        self.parts.check_owner()
+        self.partitions.owner.check()
         self._check_errors(at_end=False)
 
     def _check_errors(self, *, at_end: bool) -> None:
         most, num_failed = self.settings.max_error_rate, self.errors.total()
         if (at_end or self.num_seen >= FEWEST_ROWS) and num_failed > most * self.num_seen:
             raise UserError(
-                f"{num_failed} of {self.num_seen} images failed ({told_of_errors(self.errors)}), more than "
-                f"--max-error-rate {most:g}: see `error` in {self.parts.out}/_work/outputs; with a higher one the same "
-                "command goes on"
+                f"{num_failed} of {self.num_seen} images failed ({describe_errors(self.errors)}), more than "
+                f"--max-error-rate {most:g}: see `error` in {self.partitions.out}/_work/outputs; the same command with "
+                "a higher rate resumes"
             )
 
 
@@ -255,42 +269,24 @@ def slowest(seconds: dict[str, float], whole: float, *, use_gpu: bool) -> str:
     return max((stage for stage in STAGES if not (use_gpu and stage == "model")), key=seconds.__getitem__)
 
 
-def parts_at_once(images: str, out: str, *, use_gpu: bool) -> int:
-    """How many parts a process with a model works on: while one is read, the next is fetched or the last is stored.
+def partitions_at_once(images: str, out: str, *, use_gpu: bool) -> int:
+    """How many partitions an actor works on: while one is read, the next is fetched and the last is stored.
 
     With files on disks there is little to wait for, and two threads on one CPU get in each other's way
     (benchmarks/results/processes.md).
     """
-    return PARTS_AT_ONCE if use_gpu or "://" in images + out else 1
+    return PARTITIONS_AT_ONCE if use_gpu or "://" in images + out else 1
 
 
-def facts_of(settings: TranscribeSettings, bundle: BundleConfig, reading: ReadingSettings) -> dict[str, Any]:
+def fingerprint_of(settings: TranscribeSettings, bundle: BundleConfig, reading: ReadingSettings) -> dict[str, Any]:
     """What decides the rows of a job: another attempt must have the same."""
-    names = sha256(storage.read_bytes(reading.names)).hexdigest() if reading.names else None
+    lexicon = sha256(storage.read_bytes(reading.lexicon)).hexdigest() if reading.lexicon else None
     return {
         "inputs": asdict(settings.inputs.absolute()),
         "model_id": bundle.model_id,
         "greedy": reading.greedy,
-        "names": names,
+        "lexicon": lexicon,
         "num_best": reading.num_best,
         "characters": reading.characters,
         "precision": settings.precision,
     }
-
-
-def told_of_errors(errors: Counter[str]) -> str:
-    """Reasons with their numbers, the most frequent first."""
-    return ", ".join(f"{reason} {number}" for reason, number in errors.most_common()) or "none"
-
-
-def told_of_review(counts: dict[str, Any], threshold: float | None, share: float, precision: float) -> str:
-    """One sentence on how many texts need no review."""
-    if threshold is None:
-        return "the bundle holds no calibration: `needs_review` is null"
-    if not np.isfinite(threshold):
-        return f"no confidence promises a precision of {precision:g}: every image needs review"
-    passed = counts["num_images"] - counts["num_review"]
-    return (
-        f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
-        f"precision of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
-    )

@@ -1,4 +1,4 @@
-"""The rows of a batch transcription: pictures of a part in, transcripts of it out, and counts over all of them.
+"""The rows of a batch transcription: pictures of a partition in, transcripts of it out, and counts over all of them.
 
 Nothing here or below imports torch, which would take the processes that load for GPUs seconds to start.
 """
@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,7 +16,7 @@ from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas
 from hwr_ray.images.reader import Line, in_groups, lines_of
 from hwr_ray.transcription.inputs import Inputs
-from hwr_ray.transcription.partitions import OUTPUTS, Parts, inputs_of, read_parquet, write_output
+from hwr_ray.transcription.partitions import OUTPUTS, Partitions, read_inputs, read_parquet, write_output
 
 ALTERNATIVES = pa.list_(pa.struct({"text": pa.string(), "share": pa.float32()}))
 """The next best candidates with their shares, 0 to 1, of the candidates' probability."""
@@ -40,17 +41,17 @@ TRANSCRIPTS = pa.schema(
 )
 """Columns of OUT/*.parquet."""
 STAGES = ("read", "decode", "model", "write")
-"""Of a part: bytes from files, pictures from bytes, texts from pictures, rows to a file."""
+"""Of a partition: bytes from files, pictures from bytes, texts from pictures, rows to a file."""
 
 
-def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
-    """The rows of the part of `out` that a table with one row names, with `image` on the canvas, `height`, `width`,
+def load_partition(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
+    """Returns the rows of the partition that a table of one row names, with `image` on the canvas, `height`, `width`,
     `error`, and seconds: those of reading by the clock, those of decoding on the CPU.
 
     Raises UserError where a file can't be read for a reason that is not its own.
     """
-    (name,) = table["part"].to_pylist()
-    rows = inputs_of(out, name)
+    (name,) = table["partition"].to_pylist()
+    rows = read_inputs(out, name)
     found, lines = inputs.fetch(rows), list[Line]()
     read_seconds = decode_seconds = 0.0
     start = time.monotonic()
@@ -62,7 +63,7 @@ def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> p
         start = time.monotonic()
     errors = [f"{line.reason}: {line.detail}" if line.reason else None for line in lines]
     columns = {
-        "part": [name] * len(rows),
+        "partition": [name] * len(rows),
         "num_rows": [len(rows)] * len(rows),
         "read_seconds": [read_seconds] * len(rows),
         "decode_seconds": [decode_seconds] * len(rows),
@@ -76,16 +77,16 @@ def load_part(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> p
     return pa.table(columns)
 
 
-def store_part(table: pa.Table, *, out: str, model_id: str, threshold: float | None) -> pa.Table:
-    """Writes the readings of a part of `out` as transcripts; returns a row of what it cost and of its errors.
+def store_partition(table: pa.Table, *, out: str, model_id: str, threshold: float | None) -> pa.Table:
+    """Writes the readings of a partition of `out` as transcripts; returns a row of what it cost and of its errors.
 
-    Raises RuntimeError where rows of the part are missing, UserError where no space is left.
+    Raises RuntimeError where rows of the partition are missing, UserError where no space is left.
     """
-    first = table.select(["part", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
-    if len(table) != first["num_rows"] or pc.count_distinct(table["part"]).as_py() != 1:
-        raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the part {first['part']} came back")
+    first = table.select(["partition", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
+    if len(table) != first["num_rows"] or pc.count_distinct(table["partition"]).as_py() != 1:
+        raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the partition {first['partition']} came back")
     start = time.monotonic()
-    write_output(out, first["part"], to_transcripts(table, model_id=model_id, threshold=threshold))
+    write_output(out, first["partition"], to_transcripts(table, model_id=model_id, threshold=threshold))
     told = {name: [value] for name, value in first.items()} | {"write_seconds": [time.monotonic() - start]}
     errors = pa.array([list(_reasons(table["error"]).items())], pa.map_(pa.string(), pa.int64()))
     return pa.table({**told, "errors": errors})
@@ -100,10 +101,10 @@ def to_transcripts(table: pa.Table, *, model_id: str, threshold: float | None) -
     return pa.table({name: columns[name] for name in TRANSCRIPTS.names}, schema=TRANSCRIPTS)
 
 
-def summarize(parts: Parts) -> dict[str, Any]:
+def summarize(partitions: Partitions) -> dict[str, Any]:
     """Counts over all transcripts."""
     errors, num_images, num_review, num_judged = Counter[str](), 0, 0, 0
-    for path in parts.files():
+    for path in partitions.files():
         table = read_parquet(path, columns=["error", "needs_review"])
         num_images += len(table)
         num_review += pc.sum(table["needs_review"]).as_py() or 0
@@ -117,12 +118,12 @@ def summarize(parts: Parts) -> dict[str, Any]:
     }
 
 
-def errors_of(parts: Parts) -> tuple[int, Counter[str]]:
-    """How many rows the parts have that are read, and for which reasons how many of them failed."""
-    undone, num_rows, errors = set(parts.undone()), 0, Counter[str]()
-    for name in parts.names:
-        if name not in undone:
-            column = read_parquet(storage.join(parts.out, OUTPUTS, name), columns=["error"])["error"]
+def errors_of(partitions: Partitions) -> tuple[int, Counter[str]]:
+    """How many rows the partitions have that are read, and for which reasons how many of them failed."""
+    pending, num_rows, errors = set(partitions.pending()), 0, Counter[str]()
+    for name in partitions.names:
+        if name not in pending:
+            column = read_parquet(storage.join(partitions.out, OUTPUTS, name), columns=["error"])["error"]
             num_rows += len(column)
             errors += _reasons(column)
     return num_rows, errors
@@ -131,3 +132,21 @@ def errors_of(parts: Parts) -> tuple[int, Counter[str]]:
 def _reasons(errors: pa.ChunkedArray) -> Counter[str]:
     """How many rows failed for each reason; null is none."""
     return Counter(error.split(":")[0] for error in errors.drop_null().to_pylist())
+
+
+def describe_errors(errors: Counter[str]) -> str:
+    """Reasons with their numbers, the most frequent first."""
+    return ", ".join(f"{reason} {number}" for reason, number in errors.most_common()) or "none"
+
+
+def describe_review(counts: dict[str, Any], threshold: float | None, share: float, precision: float) -> str:
+    """One sentence on how many texts need no review."""
+    if threshold is None:
+        return "the bundle holds no calibration: `needs_review` is null"
+    if not np.isfinite(threshold):
+        return f"no confidence promises a precision of {precision:g}: every image needs review"
+    passed = counts["num_images"] - counts["num_review"]
+    return (
+        f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
+        f"precision of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
+    )

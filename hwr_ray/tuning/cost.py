@@ -40,7 +40,7 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def reading_speed(bundle_path: str, images: np.ndarray, *, repeats: int = 3) -> float:
+def throughput(bundle_path: str, images: np.ndarray, *, repeats: int = 3) -> float:
     """Line images (N, H, W) uint8 that a bundle reads greedily a second on one core: median after a warm-up.
 
     Sets torch's threads of this process to one.

@@ -9,7 +9,7 @@ Point = tuple[float, float]
 """Cost, error."""
 
 
-def front(points: Sequence[Point]) -> list[int]:
+def pareto_front(points: Sequence[Point]) -> list[int]:
     """Indices of the points that no other equals or beats in both, the cheapest first; of equal points the first."""
     members: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (*points[i], i)):
@@ -18,12 +18,12 @@ def front(points: Sequence[Point]) -> list[int]:
     return members
 
 
-def knee(points: Sequence[Point]) -> int:
+def knee_point(points: Sequence[Point]) -> int:
     """Index of the point of the front that lies farthest below the line between the front's ends.
 
     Of a front of one or two points it is the one with the least error.
     """
-    members = front(points)
+    members = pareto_front(points)
     (low, high), (dear, least) = points[members[0]], points[members[-1]]
 
     def depth(i: int) -> float:
@@ -50,9 +50,9 @@ def choose(points: Sequence[Point], choice: float | str) -> int:
     Raises UserError where all cost more.
     """
     if choice == "knee":
-        return knee(points)
+        return knee_point(points)
     most = float("inf") if isinstance(choice, str) else choice
-    affordable = [i for i in front(points) if points[i][0] <= most]
+    affordable = [i for i in pareto_front(points) if points[i][0] <= most]
     if not affordable:
         raise UserError(f"--choose budget={most:g}: the cheapest trial costs {min(cost for cost, _ in points):g}")
     return affordable[-1]

@@ -12,7 +12,7 @@ from scipy import stats
 from hwr_ray.files import storage
 from hwr_ray.reporting.html import BAD, GOOD, PALE, data_uri, new_figure, render
 from hwr_ray.training.settings import TrainSettings
-from hwr_ray.tuning.pareto import choose, front
+from hwr_ray.tuning.pareto import choose, pareto_front
 from hwr_ray.tuning.search_space import Space, default_values
 from hwr_ray.tuning.trials import Ledger, Trial, table
 
@@ -30,8 +30,8 @@ def write_sweep_report(out: str, ledger: Ledger, space: Space, base: TrainSettin
     """
     trials, finished = [trial for _, trial in sorted(ledger.trials.items())], ledger.in_state("finished")
     points = [(trial.multiply_adds / 1e6, trial.best["cer"]) for trial in finished]
-    members = [finished[i] for i in front(points)]
-    rows = table(trials, on_front={trial.number for trial in members}, chosen=figures["chosen"])
+    members = [finished[i] for i in pareto_front(points)]
+    rows = table(trials, on_pareto_front={trial.number for trial in members}, chosen=figures["chosen"])
     storage.write_bytes(storage.join(out, "trials.csv"), rows.to_csv(index=False).encode())
     overheads = [trial.overhead for trial in finished if trial.overhead is not None]
     epoch, known = comparable(ledger)

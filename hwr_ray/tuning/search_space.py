@@ -36,9 +36,9 @@ DEFAULT_SPACE: Space = {
 
 MODEL_FIELDS = {field.name for field in fields(ModelSettings)} - {"conv_widths"}
 # Flags of the sweep itself, or the same for all of its trials.
-_NOT_VARIED = {"data", "out", "model", "epochs", "num_workers", "use_gpu", "cpus_per_worker", "wandb_project"}
+_NOT_VARIED = {"data", "out", "model", "epochs", "num_workers", "workers", "wandb_project"}
 _NOT_VARIED |= {"num_folds", "fold", "label_list", "label_column", "checkpoint_minutes", "keep"}
-_NOT_VARIED |= {"init_from", "freeze_convolutions", "stream", "wait_minutes", "max_failures"}
+_NOT_VARIED |= {"init_from", "freeze_convolutions", "stream", "max_failures"}
 TYPES: dict[str, Any] = {
     "shape": str,
     "scale": float,

@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from hwr_ray.cluster.connection import configure_data
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.files import storage
-from hwr_ray.files.ownership import Claim
+from hwr_ray.files.ownership import OwnershipToken
 from hwr_ray.training.checkpoints import read_history
 from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.train import fit
@@ -73,9 +73,9 @@ class Sweep:
     """Trials under Ray Tune, written to a ledger."""
 
     def __init__(
-        self, base: TrainSettings, prepared: Prepared, folder: str, run_id: str, at_once: int, claim: Claim
+        self, base: TrainSettings, prepared: Prepared, folder: str, run_id: str, at_once: int, owner: OwnershipToken
     ) -> None:
-        self.base, self.prepared, self.ledger = base, prepared, Ledger(folder, claim)
+        self.base, self.prepared, self.ledger = base, prepared, Ledger(folder, owner)
         self.run_id, self.at_once = run_id, at_once
 
     def run(
@@ -106,20 +106,19 @@ class Sweep:
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
         with TrialsView(self.ledger, self.base.epochs, limit) as view:
             record = _Record(self.ledger, learn, view, resumed={trial.number for trial in unfinished})
-            ray.tune.run(
-                self.trainable(at_once),
-                name="state",
-                storage_path=self.ledger.folder,
-                resources_per_trial={"CPU": TRIAL_CPUS},
-                num_samples=to_come,
-                search_alg=_Proposals(self, propose, unfinished),
-                scheduler=scheduler,
-                callbacks=[record],
-                max_concurrent_trials=at_once,
-                time_budget_s=None if math.isinf(seconds) else seconds,
-                raise_on_failed_trial=False,
-                verbose=0,
-            )
+            ray.tune.Tuner(
+                ray.tune.with_resources(self.trainable(at_once), {"CPU": TRIAL_CPUS}),
+                tune_config=ray.tune.TuneConfig(
+                    num_samples=to_come,
+                    search_alg=_Proposals(self, propose, unfinished),
+                    scheduler=scheduler,
+                    max_concurrent_trials=at_once,
+                    time_budget_s=None if math.isinf(seconds) else seconds,
+                ),
+                run_config=ray.tune.RunConfig(
+                    name="state", storage_path=self.ledger.folder, callbacks=[record], verbose=0
+                ),
+            ).fit()
         storage.delete(state)
         broken_off = self.ledger.in_state("unfinished")
         for trial in broken_off:
@@ -132,7 +131,7 @@ class Sweep:
     def trainable(self, at_once: int) -> Callable[[dict[str, Any]], None]:
         """The function that Ray Tune runs for each trial."""
         base, prepared, folder, run_id = self.base, self.prepared, self.ledger.folder, self.run_id
-        claim = self.ledger.claim
+        owner = self.ledger.owner
 
         def run_trial(config: dict[str, Any]) -> None:
             configure_data()
@@ -149,8 +148,8 @@ class Sweep:
                     num_lines=prepared.num_lines("train"),
                     callbacks=[_Reports(out)],
                     runs_at_once=at_once,
-                    claim=claim,
-                    witness="trial.json",
+                    owner=owner,
+                    visibility_marker="trial.json",
                     has_cleaner=True,
                 )
             except Exception as error:

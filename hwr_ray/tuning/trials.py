@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from hwr_ray.files import storage
-from hwr_ray.files.ownership import Claim
+from hwr_ray.files.ownership import OwnershipToken
 
 FINISHED, FAILURE = "finished", "failure.txt"
 """Files of a trial that was trained to its end, and of one that failed."""
@@ -32,7 +32,7 @@ class Trial:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     seconds: float | None = None
     """From its start to its end, of a trial that was not interrupted."""
-    reading_speed: float | None = None
+    throughput: float | None = None
     """Lines a second on one core, read greedily."""
 
     @property
@@ -72,8 +72,8 @@ def read_trial(path: str) -> Trial:
 class Ledger:
     """The trials in a folder, by number. One process writes it."""
 
-    def __init__(self, folder: str, claim: Claim | None = None) -> None:
-        self.folder, self.claim, self.trials = folder, claim, dict[int, Trial]()
+    def __init__(self, folder: str, owner: OwnershipToken | None = None) -> None:
+        self.folder, self.owner, self.trials = folder, owner, dict[int, Trial]()
         for name in storage.list_files(folder):
             if re.fullmatch(r"\d+/trial\.json", name):
                 trial = read_trial(storage.join(folder, name.split("/")[0]))
@@ -83,8 +83,8 @@ class Ledger:
         return run_folder(self.folder, trial.number)
 
     def save(self, trial: Trial) -> None:
-        if self.claim:
-            self.claim.check()
+        if self.owner:
+            self.owner.check()
         self.trials[trial.number] = trial
         storage.write_json(storage.join(self.path(trial), "trial.json"), asdict(trial))
 
@@ -99,7 +99,7 @@ class Ledger:
         return [trial for _, trial in sorted(self.trials.items()) if trial.state in states]
 
 
-def table(trials: list[Trial], *, on_front: set[int], chosen: int | None) -> pd.DataFrame:
+def table(trials: list[Trial], *, on_pareto_front: set[int], chosen: int | None) -> pd.DataFrame:
     """A row a trial, with the numbers of those on the front and of the chosen one marked."""
     return pd.DataFrame(
         {
@@ -114,10 +114,10 @@ def table(trials: list[Trial], *, on_front: set[int], chosen: int | None) -> pd.
             "exact_match": trial.best.get("exact_match"),
             "multiply_adds": trial.multiply_adds,
             "parameters": trial.num_parameters,
-            "reading_speed": trial.reading_speed,
+            "throughput": trial.throughput,
             "seconds": trial.seconds,
             "overhead_seconds": trial.overhead,
-            "on_front": trial.number in on_front,
+            "on_pareto_front": trial.number in on_pareto_front,
             "chosen": trial.number == chosen,
         }
         for trial in trials

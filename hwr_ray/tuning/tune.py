@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -13,18 +13,19 @@ import numpy as np
 import ray
 from ray.tune.schedulers import FIFOScheduler
 
-from hwr_ray.cluster.connection import Needs, check_shared, connect, preflight, room_for
+from hwr_ray.cluster.connection import check_shared, connect
+from hwr_ray.cluster.resources import Needs, WorkerSettings, preflight, room_for
 from hwr_ray.cluster.tracking import check_key
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.files.ownership import Claim
+from hwr_ray.files.ownership import OwnershipToken
 from hwr_ray.images.arrow import images_of
 from hwr_ray.recognition.bundle import load_bundle, save_bundle
 from hwr_ray.training.settings import TrainSettings
-from hwr_ray.training.train import INGEST_CPUS, check_feasible, claim_run, fit_decoder_remotely
-from hwr_ray.tuning.cost import reading_speed
+from hwr_ray.training.train import INGEST_CPUS, check_feasible, fit_decoder_remotely, open_run
+from hwr_ray.tuning.cost import throughput
 from hwr_ray.tuning.pareto import choose, parse_choice
 from hwr_ray.tuning.report import hand_set_trial, spread, write_sweep_report
 from hwr_ray.tuning.search_space import Search, corners, settings_of, space_of
@@ -62,7 +63,7 @@ class TuneSettings:
     """Which trial is SWEEP/best: the one with the lowest CER (best), where the front bends (knee), or the one with the
     lowest CER for at most so many million multiply-adds a line (budget=NUMBER)."""
     repeat: int = 0
-    """Other seeds to train the chosen settings with, and the hand-set recipe, to tell a winner from luck."""
+    """Other seeds to train the chosen settings and the hand-set recipe with, to measure the noise of seeds."""
     retry_failed: bool = False
     """Go on with the trials that failed, too, as after nodes or memory were lost."""
     seed: int = 0
@@ -71,12 +72,7 @@ class TuneSettings:
     """Trials to run at the same time, for which --wait-minutes waits; by default as many as the cluster holds."""
     num_workers: int = 1
     """Processes that train a trial together (DDP)."""
-    use_gpu: bool = False
-    """One GPU for each worker."""
-    cpus_per_worker: float = 0.5
-    """Ray's logical CPUs for each worker."""
-    wait_minutes: float = 0
-    """For which the job waits for nodes that it lacks, and an autoscaler is asked for them; 0 refuses it at once."""
+    workers: WorkerSettings = field(default_factory=WorkerSettings)
     wandb_project: str | None = None
     """Follow each trial in Weights & Biases, in a group of the sweep."""
 
@@ -91,7 +87,7 @@ class TuneSettings:
 
     def training(self) -> TrainSettings:
         """What all trials have in common."""
-        names = ("epochs", "seed", "num_workers", "use_gpu", "cpus_per_worker", "wait_minutes", "wandb_project")
+        names = ("epochs", "seed", "num_workers", "workers", "wandb_project")
         return TrainSettings(
             data=storage.absolute(self.data), out=self.out, **{name: getattr(self, name) for name in names}
         )
@@ -103,12 +99,7 @@ class TuneSettings:
 
     def needs(self) -> Needs:
         """Of a trial, beside what reads its lines."""
-        return Needs(
-            num_workers=self.num_workers,
-            cpus_per_worker=self.cpus_per_worker,
-            gpus_per_worker=1 if self.use_gpu else 0,
-            other_cpus=TRIAL_CPUS,
-        )
+        return self.workers.needs(self.num_workers, other_cpus=TRIAL_CPUS)
 
 
 def tune(settings: TuneSettings) -> str:
@@ -123,12 +114,12 @@ def tune(settings: TuneSettings) -> str:
     os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{sha256(out.encode()).hexdigest()[:12]}")
     connect(with_dashboard=True, show_workers=False)
     at_once = trials_at_once(settings)
-    sweep_id = claim_run(out, {**settings.recipe(), "data": prepared.facts["content_hash"]})
+    sweep_id = open_run(out, {**settings.recipe(), "data": prepared.metadata["content_hash"]})
     check_shared(storage.join(out, "recipe.json"), prepared.path)
-    claim, deadline = Claim(out).make(), time.monotonic() + 60 * (settings.time_budget or math.inf)
+    owner, deadline = OwnershipToken.take(out), time.monotonic() + 60 * (settings.time_budget or math.inf)
 
     def sweep_in(name: str, run_id: str) -> Sweep:
-        sweep = Sweep(base, prepared, storage.join(out, name), f"{sweep_id}-{run_id}", at_once, claim)
+        sweep = Sweep(base, prepared, storage.join(out, name), f"{sweep_id}-{run_id}", at_once, owner)
         if settings.retry_failed:
             sweep.ledger.reopen_failed()
         return sweep
@@ -157,7 +148,7 @@ def tune(settings: TuneSettings) -> str:
             again.run(with_other_seeds(trial, settings.seed), limit=settings.repeat, deadline=deadline)
             figures["repeats"][trial.number] = [other.best["cer"] for other in again.ledger.in_state("finished")]
     finally:  # with no trial to choose there is a report, too
-        claim.check()
+        owner.check()
         write_sweep_report(out, ledger, space, base, figures)
     log.info("trial %d is chosen (%s): CER %.2f %%", chosen.number, settings.choose, 100 * chosen.best["cer"])
     for number, cers in figures["repeats"].items():
@@ -179,12 +170,12 @@ def trials_at_once(settings: TuneSettings) -> int:
     needs, wanted = settings.needs(), settings.trials_at_once or 1
     preflight(
         replace(needs, num_workers=wanted * needs.num_workers, other_cpus=wanted * TRIAL_CPUS + INGEST_CPUS),
-        wait_minutes=settings.wait_minutes,
+        wait_minutes=settings.workers.wait_minutes,
     )
     cpus = needs.other_cpus + needs.num_workers * needs.cpus_per_worker
     cluster = ray.cluster_resources()
     have = f"{cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs"
-    said = f"a trial holds {cpus:g} CPUs{f' and {needs.num_workers} GPUs' if settings.use_gpu else ''}"
+    said = f"a trial holds {cpus:g} CPUs{f' and {needs.num_workers} GPUs' if settings.workers.use_gpu else ''}"
     said += f", and reading its lines takes {INGEST_CPUS:g} CPU for a while"
     at_once = room_for(needs)
     if at_once < wanted:
@@ -197,14 +188,14 @@ def trials_at_once(settings: TuneSettings) -> int:
 
 def measure_speeds(ledger: Ledger, prepared: Prepared) -> None:
     """Measures how fast the finished trials' models read, one after the other on an otherwise idle cluster."""
-    waiting = [trial for trial in ledger.in_state("finished") if trial.reading_speed is None]
+    waiting = [trial for trial in ledger.in_state("finished") if trial.throughput is None]
     if not waiting:
         return
     ids = sorted(prepared.table("validation", ["id"])["id"].to_pylist())[:SPEED_LINES]
     images: np.ndarray = images_of(prepared.table("validation", ["image"], ids=ids), prepared.canvas)
-    measure: Any = ray.remote(num_cpus=1)(reading_speed)
+    measure: Any = ray.remote(num_cpus=1)(throughput)
     for trial in waiting:
-        trial.reading_speed = ray.get(measure.remote(storage.join(ledger.path(trial), "best"), images))
+        trial.throughput = ray.get(measure.remote(storage.join(ledger.path(trial), "best"), images))
         ledger.save(trial)
 
 

@@ -1,6 +1,7 @@
 """What a long job tells of how far it is, on a clock that the test turns."""
 
 import io
+import re
 import threading
 
 import pytest
@@ -81,15 +82,24 @@ def test_what_takes_long_is_named_each_ten_seconds_until_it_is_over(caplog, monk
     assert not told.wait(0.1)
 
 
-def test_a_terminal_gets_one_line_that_is_written_over_each_second(clock, caplog, monkeypatch):
+def test_a_terminal_gets_a_bar_that_is_redrawn_each_second_and_lines_above_it(clock, caplog, monkeypatch):
     caplog.set_level("INFO")
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
-    progress = Progress("images", lambda: 100)
-    for _ in range(8):
-        clock.now += 0.5
-        progress.advance(5)
-    progress.close()
-    lines = terminal.getvalue().removesuffix("\n").split("\r")[1:]
-    assert [line.split()[0] for line in lines] == ["10", "20", "30", "40"]
-    assert all(line.endswith("\x1b[K") for line in lines)  # else the end of a longer line stays
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress("images", lambda: 100, done=20) as progress:
+        for _ in range(8):
+            clock.now += 0.5
+            progress.advance(5)
+        progress.say("epoch [1/2]")
+    drawn = re.findall(r"(\d+) of 100 images", terminal.getvalue())
+    assert list(dict.fromkeys(drawn)) == ["20", "30", "40", "50", "60"]
+    assert "epoch [1/2]\n" in terminal.getvalue()
+    assert "\x1b[?25h" in terminal.getvalue()  # the cursor is shown again
     assert caplog.messages == []
+
+
+def test_a_log_gets_lines_and_no_bar(caplog):
+    caplog.set_level("INFO")
+    with Progress("images", lambda: 100) as progress:
+        progress.say("epoch [1/2]")
+    assert caplog.messages == ["epoch [1/2]"]

@@ -17,7 +17,7 @@ from hwr_ray.data import dataset as prepared
 from hwr_ray.data.cleaning import CleaningSettings
 from hwr_ray.data.labels import ROWS, LabelFile
 from hwr_ray.data.prepare import PrepareSettings, ShardWriter, _shards_of, check_whole, prepare_rows
-from hwr_ray.data.statistics import Tally
+from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.errors import UserError
 from hwr_ray.images import reader as line_reading
 from hwr_ray.images.lines import Canvas, decode, encode_png, fit
@@ -125,8 +125,8 @@ def test_shards_that_are_written_again_replace_themselves(tmp_path, draw_text):
     assert names == ["00-000000.parquet", "00-000001.parquet", "01-000000.parquet"]
     writer = ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS)
     for _ in range(2):
-        tallies = [pickle.loads(table["tally"][0].as_py()) for table in map(writer, shards)]  # noqa: S301
-    assert sum(tallies, Tally()).rows == {
+        results = [pickle.loads(table["statistics"][0].as_py()) for table in map(writer, shards)]  # noqa: S301
+    assert sum(results, DatasetStatistics()).rows == {
         ("train", "unsafe_path"): 3,
         ("train", "missing_text"): 1,
         ("train", "prepared"): 1,
@@ -138,14 +138,14 @@ def test_shards_that_are_written_again_replace_themselves(tmp_path, draw_text):
 
 def test_what_a_killed_process_left_half_written_is_no_part_of_the_data_set(tmp_path, rows):
     writer, out = ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS), str(tmp_path / "out")
-    tally = writer.write(prepare(rows), "0.parquet")
+    statistics = writer.write(prepare(rows), "0.parquet")
     left = tmp_path / "out/train/1.parquet.partial-0a1b2c3d"
     left.write_bytes(b"PAR1 and no end")
-    check_whole(out, tally)
+    check_whole(out, statistics)
     assert not left.exists()
     (tmp_path / "out/train/0.parquet").unlink()
     with pytest.raises(RuntimeError, match="0 of 3 train rows"):
-        check_whole(out, tally)
+        check_whole(out, statistics)
 
 
 def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):

@@ -1,11 +1,11 @@
-"""Tallies of parts add up to the tally of the whole, in any order."""
+"""Tallies of parts add up to the statistics of the whole, in any order."""
 
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from hwr_ray.data.statistics import Tally
+from hwr_ray.data.statistics import DatasetStatistics
 
 ROWS: list[dict[str, Any]] = [
     {"split": "train", "text": "ANNA", "kept_text": "ANNA", "reason": None, "size": (12, 40), "content": [b"1", b"x"]},
@@ -16,15 +16,15 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def tally(rows: list[dict[str, Any]]) -> Tally:
-    total = Tally()
+def statistics(rows: list[dict[str, Any]]) -> DatasetStatistics:
+    total = DatasetStatistics()
     for row in rows:
         total.add_row(**row)
     return total
 
 
 def test_a_tally_counts_rows_by_hand():
-    total = tally(ROWS)
+    total = statistics(ROWS)
     assert total.splits() == {
         "train": {
             "rows": 4,
@@ -42,17 +42,17 @@ def test_a_tally_counts_rows_by_hand():
 
 
 def test_the_charset_is_that_of_the_kept_training_labels_sorted():
-    assert tally(ROWS).charset() == "ABNO"
+    assert statistics(ROWS).charset() == "ABNO"
 
 
 @pytest.mark.parametrize("cut", range(len(ROWS) + 1))
 def test_tallies_of_two_parts_add_up_to_that_of_the_whole(cut):
-    assert tally(ROWS[:cut]) + tally(ROWS[cut:]) == tally(ROWS)
+    assert statistics(ROWS[:cut]) + statistics(ROWS[cut:]) == statistics(ROWS)
 
 
 def test_the_digest_does_not_depend_on_the_order_of_rows():
-    assert tally(ROWS[::-1]) == tally(ROWS)
-    assert 0 < tally(ROWS).digest < 2**256
+    assert statistics(ROWS[::-1]) == statistics(ROWS)
+    assert 0 < statistics(ROWS).digest < 2**256
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ def test_the_digest_does_not_depend_on_the_order_of_rows():
     ids=["a row less", "a row twice", "another image", "bytes moved to another part", "images swapped"],
 )
 def test_the_digest_changes_with_the_content(rows):
-    assert tally(rows).digest != tally(ROWS).digest
+    assert statistics(rows).digest != statistics(ROWS).digest

@@ -9,7 +9,7 @@ import torch
 
 from hwr_ray.decoding.calibration import Calibration, calibration_error
 from hwr_ray.decoding.decoder import Decoding, Reading, calibrated, fit_decoding
-from hwr_ray.decoding.lexicon import NameList
+from hwr_ray.decoding.lexicon import Lexicon
 from hwr_ray.decoding.ngram import fit_language_model
 from hwr_ray.errors import UserError
 from hwr_ray.images.lines import Canvas
@@ -74,7 +74,7 @@ def test_a_known_name_is_raised_above_a_likelier_reading():
     line = lines_of(["BBC"], doubt=0.9, seed=4)
     (before,) = DECODING.search(line, CODEC, num_best=8)
     known = before.alternatives[0][0]
-    (after,) = replace(DECODING, lm_weight=1.0).search(line, CODEC, names=NameList({known: 1}))
+    (after,) = replace(DECODING, lm_weight=1.0).search(line, CODEC, lexicon=Lexicon({known: 1}))
     assert before.text != known == after.text
 
 
@@ -128,8 +128,8 @@ def test_a_damaged_language_model_is_named(tiny_bundle, tmp_path, damage):
 def test_known_names_need_a_language_model(bundle_path, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("ABC\n")
-    with pytest.raises(UserError, match="--names needs a language model"):
-        Recognizer(bundle_path, names=str(names))
+    with pytest.raises(UserError, match="--lexicon needs a language model"):
+        Recognizer(bundle_path, lexicon=str(names))
 
 
 def test_the_shipped_model_reads_the_canvas_that_prepare_makes_and_stays_small():

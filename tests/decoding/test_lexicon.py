@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from hwr_ray.decoding.lexicon import NameList, TextPrior, read_name_list
+from hwr_ray.decoding.lexicon import Lexicon, LexiconMixture, read_lexicon
 from hwr_ray.decoding.ngram import fit_language_model
 from hwr_ray.errors import UserError
 from hwr_ray.text.codec import Codec
@@ -16,24 +16,27 @@ MODEL = fit_language_model({"ANNA": 40, "HANNA": 20, "BETH": 30}, CODEC)
 
 def read(folder, content):
     (folder / "names.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_name_list(str(folder / "names.csv"), CODEC)
+    return read_lexicon(str(folder / "names.csv"), CODEC)
 
 
 def test_the_mixture_is_worked_out_by_hand():
-    prior = TextPrior(MODEL, CODEC, NameList({"BETH": 1, "ANNA": 3}))
+    prior = LexiconMixture(MODEL, CODEC, Lexicon({"BETH": 1, "ANNA": 3}))
     for text, share in {"ANNA": 0.75, "BETH": 0.25, "HANNA": 0.0, "NOTABEE": 0.0}.items():
         spelled = math.exp(MODEL.log_prob(CODEC.encode(text)))
         assert prior.log_prob(text) == pytest.approx(math.log(0.5 * spelled + 0.5 * share))
 
 
 def test_a_known_name_gains_and_an_unknown_one_is_never_forbidden():
-    known, unknown = TextPrior(MODEL, CODEC, NameList({"NOAH": 1})), TextPrior(MODEL, CODEC, NameList({"BETH": 1}))
+    known, unknown = (
+        LexiconMixture(MODEL, CODEC, Lexicon({"NOAH": 1})),
+        LexiconMixture(MODEL, CODEC, Lexicon({"BETH": 1})),
+    )
     assert known.log_prob("NOAH") > unknown.log_prob("NOAH") + 3
     assert unknown.log_prob("NOAH") == pytest.approx(MODEL.log_prob(CODEC.encode("NOAH")) + math.log(0.5))
 
 
 def test_a_text_that_is_no_name_has_no_share():
-    assert NameList({"ANNA": 1}).log_prob("BETH") == NameList({}).log_prob("BETH") == -math.inf
+    assert Lexicon({"ANNA": 1}).log_prob("BETH") == Lexicon({}).log_prob("BETH") == -math.inf
 
 
 def test_names_are_read_with_and_without_counts(tmp_path):
@@ -65,7 +68,7 @@ def test_a_bad_list_is_refused_with_its_file_and_line(tmp_path, content, sentenc
 
 def test_a_missing_list_is_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no file .*nowhere\.csv"):
-        read_name_list(str(tmp_path / "nowhere.csv"), CODEC)
+        read_lexicon(str(tmp_path / "nowhere.csv"), CODEC)
 
 
 def test_names_that_can_not_be_read_are_told(tmp_path, caplog):
@@ -79,4 +82,4 @@ def test_a_broken_line_after_a_mark_and_an_open_quote_are_named(tmp_path, conten
     file = tmp_path / "names.csv"
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"names\.csv, line [23]"):
-        read_name_list(str(file), Codec("ABC"))
+        read_lexicon(str(file), Codec("ABC"))

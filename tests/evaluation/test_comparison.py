@@ -27,7 +27,7 @@ def test_a_difference_in_every_line_is_no_luck_and_has_no_width():
     found = compare(evaluation([1] * 50), evaluation([2] * 50), seed=0)
     assert found["cer"] == pytest.approx(-0.1)
     assert found["cer_ci"] == pytest.approx([-0.1, -0.1])
-    assert found["cer_luck"] <= 1e-3
+    assert found["cer_p_value"] <= 1e-3
     assert "it reads better" in verdict(found)
     assert "it reads worse" in verdict(compare(evaluation([2] * 50), evaluation([1] * 50), seed=0))
 
@@ -35,7 +35,7 @@ def test_a_difference_in_every_line_is_no_luck_and_has_no_width():
 def test_equal_models_are_told_apart_as_rarely_as_the_p_value_says():
     rng = np.random.default_rng(0)
     told = [
-        compare(evaluation(rng.poisson(0.4, 300)), evaluation(rng.poisson(0.4, 300)), seed=n)["cer_luck"] < 0.05
+        compare(evaluation(rng.poisson(0.4, 300)), evaluation(rng.poisson(0.4, 300)), seed=n)["cer_p_value"] < 0.05
         for n in range(200)
     ]
     assert 1 <= sum(told) <= 22  # 10 are expected; outside of this 1 time in 1,000
@@ -52,7 +52,7 @@ def test_the_interval_of_paired_lines_is_that_of_the_differences():
 
 def test_too_few_different_lines_tell_nothing():
     found = compare(evaluation([1] * 4 + [0] * 96), evaluation([0] * 100), seed=0)
-    assert found["cer_ci"] is None and found["cer_luck"] is None
+    assert found["cer_ci"] is None and found["cer_p_value"] is None
     assert "too few lines" in verdict(found)
     same = compare(evaluation([1, 0]), evaluation([1, 0]), seed=0)
     assert same["cer"] == 0 and "too few lines" in verdict(same)

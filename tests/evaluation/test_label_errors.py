@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from hwr_ray.errors import UserError
-from hwr_ray.evaluation.label_errors import SUSPECTS, in_fold_order, measure, rank
-from hwr_ray.evaluation.reports import write_suspects_report
+from hwr_ray.evaluation.label_errors import LABEL_ERRORS, in_fold_order, measure, rank
+from hwr_ray.evaluation.reports import write_label_errors_report
 
-PREPARED = SimpleNamespace(path="prepared", facts={"content_hash": "c0ffee"})
+PREPARED = SimpleNamespace(path="prepared", metadata={"content_hash": "c0ffee"})
 MALICIOUS = "<script>alert(1)</script>"
 
 
@@ -24,7 +24,7 @@ def compared(*lines: tuple[str, str, str, float, float]) -> pa.Table:
         for id, text, read, q, p in lines
     ]
     columns = [*dict.fromkeys(name for row in rows for name in row)]
-    return pa.Table.from_pylist(rows, schema=pa.schema([SUSPECTS.field(name) for name in columns]))
+    return pa.Table.from_pylist(rows, schema=pa.schema([LABEL_ERRORS.field(name) for name in columns]))
 
 
 LINES = compared(
@@ -40,7 +40,7 @@ LINES = compared(
 
 def test_lines_are_ranked_by_score_the_unwritable_first_and_ties_by_id():
     table = rank(LINES)
-    assert table.schema.equals(SUSPECTS)
+    assert table.schema.equals(LABEL_ERRORS)
     rows = table.to_pylist()
     assert [row["id"] for row in rows] == ["a", "b", "d", "f", "0", "e", "c"]
     assert [row["score"] for row in rows] == [math.inf, math.inf, 9.25, 6.5, 0, 0, -1]
@@ -56,7 +56,7 @@ def test_a_label_looks_wrong_where_the_reading_is_over_1000_times_likelier():
     figures = measure(rank(LINES))
     assert figures["num_lines"] == 7
     assert figures["num_differing"] == 5
-    assert figures["num_suspects"] == 3  # exp(9.25) is 10,405, exp(6.5) is 665
+    assert figures["num_label_errors"] == 3  # exp(9.25) is 10,405, exp(6.5) is 665
     assert figures["num_unwritable"] == 2
 
 
@@ -88,8 +88,8 @@ def test_bundles_that_are_not_one_for_each_fold_are_refused(given, sentence):
 def page_of(tmp_path, table):
     figures = {**measure(table), "prepared": MALICIOUS, "num_folds": 2}
     images = {id: np.full((16, 64), 200, np.uint8) for id in table["id"].to_pylist()}
-    write_suspects_report(str(tmp_path), suspects=table, figures=figures, images=images)
-    return (tmp_path / "suspects.html").read_text()
+    write_label_errors_report(str(tmp_path), ranked=table, figures=figures, images=images)
+    return (tmp_path / "label_errors.html").read_text()
 
 
 def test_the_sheet_shows_the_lines_whose_reading_is_likelier_than_their_label_in_their_order(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hwr_ray.evaluation.subgroups import SLICES, ranges, slice_figures, weak_groups
+from hwr_ray.evaluation.subgroups import SUBGROUPS, ranges, subgroup_figures, weak_groups
 from hwr_ray.text.metrics import count, edit_distances
 
 COUNTS = ("num_lines", "num_exact", "num_characters", "num_edits")
@@ -19,7 +19,7 @@ def evaluated(*lines, widths=None):
 
 def groups(rows, name):
     """The counts of each group of a slice."""
-    return {row["group"]: tuple(row[c] for c in COUNTS) for row in rows if row["slice"] == name}
+    return {row["group"]: tuple(row[c] for c in COUNTS) for row in rows if row["attribute"] == name}
 
 
 def random_lines(number):
@@ -33,9 +33,9 @@ def random_lines(number):
 def test_counts_of_disjoint_groups_add_up_to_the_whole():
     lines, widths = random_lines(300)
     whole = count(*zip(*lines, strict=True))
-    rows = slice_figures(evaluated(*lines, widths=widths), seed=0, training_texts={text for text, _ in lines[:50]})
-    assert {row["slice"] for row in rows} == set(SLICES)
-    for name in set(SLICES) - {"separators"}:
+    rows = subgroup_figures(evaluated(*lines, widths=widths), seed=0, training_texts={text for text, _ in lines[:50]})
+    assert {row["attribute"] for row in rows} == set(SUBGROUPS)
+    for name in set(SUBGROUPS) - {"separators"}:
         found = groups(rows, name)
         assert len(found) > 1
         assert tuple(map(sum, zip(*found.values(), strict=True))) == tuple(getattr(whole, c) for c in COUNTS)
@@ -43,17 +43,17 @@ def test_counts_of_disjoint_groups_add_up_to_the_whole():
 
 def test_seen_names_are_those_among_the_training_texts():
     lines = evaluated(("ANNA", "ANNA"), ("BOB", "BO"), ("ANNA", "ANA"), ("ANN", "ANN"), ("EVE", "ADA"))
-    found = groups(slice_figures(lines, seed=0, training_texts=["BOB", "ANNA", "ZOE", "ANNA"]), "training")
+    found = groups(subgroup_figures(lines, seed=0, training_texts=["BOB", "ANNA", "ZOE", "ANNA"]), "training")
     assert found == {"seen": (3, 1, 11, 2), "unseen": (2, 1, 6, 3)}
 
 
 def test_without_training_texts_no_line_is_called_unseen():
-    assert not groups(slice_figures(evaluated(("ANNA", "ANNA")), seed=0), "training")
+    assert not groups(subgroup_figures(evaluated(("ANNA", "ANNA")), seed=0), "training")
 
 
 def test_a_line_is_in_the_group_of_each_separator_it_holds():
     lines = evaluated(("A-B C", "A-B C"), ("L'A", "LA"), ("O\u2019A B", "X"), ("EVE", "EVE"), ("BO", "OB"))
-    assert groups(slice_figures(lines, seed=0), "separators") == {
+    assert groups(subgroup_figures(lines, seed=0), "separators") == {
         "hyphen": (1, 1, 5, 0),
         "space": (2, 1, 10, 5),
         "apostrophe": (2, 0, 8, 6),
@@ -63,18 +63,18 @@ def test_a_line_is_in_the_group_of_each_separator_it_holds():
 
 def test_doubled_letters_are_equal_neighbours():
     lines = evaluated(("ANNA", "ANA"), ("ANAN", "ANAN"), ("LEE", "LEE"), ("A", "A"))
-    assert groups(slice_figures(lines, seed=0), "doubled_letters") == {"yes": (2, 1, 7, 1), "no": (2, 2, 5, 0)}
+    assert groups(subgroup_figures(lines, seed=0), "doubled_letters") == {"yes": (2, 1, 7, 1), "no": (2, 2, 5, 0)}
 
 
 def test_a_group_without_a_line_is_no_row():
-    rows = slice_figures(evaluated(("AB", "AB")), seed=0)
-    assert [(row["slice"], row["group"]) for row in rows] == [
+    rows = subgroup_figures(evaluated(("AB", "AB")), seed=0)
+    assert [(row["attribute"], row["group"]) for row in rows] == [
         ("width", "284"),
         ("length", "2"),
         ("doubled_letters", "no"),
         ("separators", "plain"),
     ]
-    assert not slice_figures(evaluated(("AB", "AB")).slice(0, 0), seed=0, training_texts={"AB"})
+    assert not subgroup_figures(evaluated(("AB", "AB")).slice(0, 0), seed=0, training_texts={"AB"})
 
 
 def test_up_to_eight_widths_are_a_group_each():
@@ -100,14 +100,14 @@ def test_stray_widths_fall_into_the_range_of_a_frequent_one():
 
 @pytest.mark.parametrize("number", [1, 29])
 def test_few_lines_are_called_no_weak_group(number):
-    rows = slice_figures(evaluated(*[("AB", "AB")] * 200, *[("EVE", "XYZ")] * number), seed=0)
+    rows = subgroup_figures(evaluated(*[("AB", "AB")] * 200, *[("EVE", "XYZ")] * number), seed=0)
     assert not weak_groups(rows, cer=3 * number / (400 + 3 * number))
 
 
 def test_the_weakest_group_comes_first():
-    rows = slice_figures(evaluated(*[("AB", "AB")] * 200, *[("EVE", "EVX")] * 30, *[("OTTO", "WXYZ")] * 30), seed=0)
+    rows = subgroup_figures(evaluated(*[("AB", "AB")] * 200, *[("EVE", "EVX")] * 30, *[("OTTO", "WXYZ")] * 30), seed=0)
     found = weak_groups(rows, cer=(30 + 120) / (400 + 90 + 120))
-    assert [(row["slice"], row["group"]) for row in found] == [
+    assert [(row["attribute"], row["group"]) for row in found] == [
         ("length", "4"),
         ("doubled_letters", "yes"),
         ("length", "3"),

@@ -2,10 +2,6 @@
 
 import errno
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,38 +10,17 @@ from pyarrow import fs
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 
-NUMBERS = count()
 
-
-@pytest.fixture(params=["local", "file://", "memory://"])
-def root(request, tmp_path) -> str:
-    """A folder, as a path and as URIs."""
-    if request.param == "memory://":
-        return f"memory://storage-{next(NUMBERS)}"
-    return str(tmp_path) if request.param == "local" else f"file://{tmp_path}"
-
-
-def names_in(folder: str) -> list[str]:
-    return storage.list_files(folder)
-
-
-def write_run(out: str, name: str, *, overwrite: bool = False) -> None:
-    with storage.staged(out, mark="mark", overwrite=overwrite) as folder:
-        storage.write_bytes(storage.join(folder, "mark"), b"")
-        storage.write_bytes(storage.join(folder, "deep", name), name.encode())
-        storage.write_bytes(storage.join(folder, name), name.encode())
-
-
-def test_bytes_come_back(root):
-    path = storage.join(root, "a", "b.bin")
+def test_bytes_come_back(storage_root):
+    path = storage.join(storage_root, "a", "b.bin")
     assert not storage.is_file(path)
     for data in (b"first", b"", b"second"):
         storage.write_bytes(path, data)
         assert storage.read_bytes(path) == data
     assert storage.is_file(path)
-    assert storage.is_folder(storage.join(root, "a"))
+    assert storage.is_folder(storage.join(storage_root, "a"))
     assert not storage.is_folder(path)
-    assert names_in(root) == ["a/b.bin"]
+    assert storage.list_files(storage_root) == ["a/b.bin"]
 
 
 @pytest.mark.parametrize(
@@ -60,14 +35,14 @@ def test_bytes_come_back(root):
         "a+b&c=d.png",
     ],
 )
-def test_a_file_is_found_under_the_name_that_it_has(root, name):
-    storage.write_bytes(storage.join(root, name), b"x")
-    assert names_in(root) == [name]
-    assert storage.read_bytes(storage.join(root, name)) == b"x"
+def test_a_file_is_found_under_the_name_that_it_has(storage_root, name):
+    storage.write_bytes(storage.join(storage_root, name), b"x")
+    assert storage.list_files(storage_root) == [name]
+    assert storage.read_bytes(storage.join(storage_root, name)) == b"x"
 
 
-def test_a_folder_that_is_not_there_holds_no_files(root):
-    assert storage.list_files(storage.join(root, "nothing")) == []
+def test_a_folder_that_is_not_there_holds_no_files(storage_root):
+    assert storage.list_files(storage.join(storage_root, "nothing")) == []
 
 
 def test_names_that_are_not_utf8_are_listed_too(tmp_path):
@@ -150,9 +125,9 @@ def test_two_writers_of_a_file_do_not_meet_in_a_half_one(tmp_path, monkeypatch):
     assert storage.list_files(str(tmp_path)) == ["a"]
 
 
-def test_a_missing_file_is_said_to_be_missing(root):
+def test_a_missing_file_is_said_to_be_missing(storage_root):
     with pytest.raises(FileNotFoundError):
-        storage.read_bytes(storage.join(root, "nothing"))
+        storage.read_bytes(storage.join(storage_root, "nothing"))
 
 
 def test_an_unknown_scheme_is_named():
@@ -187,8 +162,8 @@ def test_a_full_disk_is_named_and_the_file_before_stays_whole(small_disk, full):
     assert list(small_disk.path.rglob("*.partial*")) == []
 
 
-def test_json_comes_back_with_its_accents_readable(root):
-    path = storage.join(root, "a.json")
+def test_json_comes_back_with_its_accents_readable(storage_root):
+    path = storage.join(storage_root, "a.json")
     storage.write_json(path, {"name": "ZOÉ", "n": [1, 2.5, None]})
     assert storage.read_json(path) == {"name": "ZOÉ", "n": [1, 2.5, None]}
     assert "ZOÉ" in storage.read_bytes(path).decode()
@@ -199,144 +174,3 @@ def test_what_is_no_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
         storage.read_json(str(tmp_path / "a.json"))
-
-
-def test_a_staged_folder_appears_only_when_its_block_ends(root):
-    out = storage.join(root, "out")
-    with storage.staged(out, mark="mark", overwrite=False) as folder:
-        storage.write_bytes(storage.join(folder, "a"), b"a")
-        assert names_in(out) == []
-    assert names_in(root) == ["out/a"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_staged_folder_whose_block_raises_leaves_nothing(root, error):
-    with pytest.raises(error), storage.staged(storage.join(root, "out"), mark="mark", overwrite=False) as folder:
-        storage.write_bytes(storage.join(folder, "a"), b"a")
-        raise error
-    assert names_in(root) == []
-
-
-def test_a_folder_that_holds_something_is_refused_and_left_alone(root):
-    out = storage.join(root, "out")
-    write_run(out, "old")
-    with pytest.raises(UserError, match=r"out exists already.*--overwrite"):
-        write_run(out, "new")
-    assert names_in(root) == ["out/deep/old", "out/mark", "out/old"]
-
-
-def test_an_overwritten_folder_holds_nothing_of_the_old_one(root):
-    out = storage.join(root, "out")
-    write_run(out, "old")
-    write_run(out + "/", "new", overwrite=True)
-    assert names_in(root) == ["out/deep/new", "out/mark", "out/new"]
-    assert storage.read_bytes(storage.join(out, "new")) == b"new"
-
-
-def test_an_overwriting_run_that_fails_keeps_the_old_folder(root):
-    out = storage.join(root, "out")
-    write_run(out, "old")
-    with pytest.raises(RuntimeError), storage.staged(out, mark="mark", overwrite=True) as folder:
-        storage.write_bytes(storage.join(folder, "new"), b"new")
-        raise RuntimeError
-    assert names_in(root) == ["out/deep/old", "out/mark", "out/old"]
-
-
-def test_a_run_whose_folder_another_run_took_over_ends_and_leaves_the_other_ones(root):
-    out = storage.join(root, "out")
-    with pytest.raises(UserError, match="another run"), storage.staged(out, mark="mark", overwrite=False) as folder:
-        write_run(out, "second")
-        storage.write_bytes(storage.join(folder, "mark"), b"")
-    assert names_in(root) == ["out/deep/second", "out/mark", "out/second"]
-
-
-def test_a_run_does_not_replace_what_another_finished_meanwhile(root):
-    out = storage.join(root, "out")
-    with pytest.raises(UserError, match="exists already"), storage.staged(out, mark="mark", overwrite=False):
-        storage.write_bytes(storage.join(out, "mark"), b"other")
-    assert names_in(root) == ["out/mark"]
-
-
-@contextmanager
-def cut_off(num_calls: int) -> Iterator[None]:
-    """The process is killed at its n-th copy or deletion of a file, if it comes to that."""
-    locate, calls = storage.locate, count(1)
-
-    class CutOff:
-        def __init__(self, filesystem):
-            self.filesystem = filesystem
-
-        def __getattr__(self, name):
-            method = getattr(self.filesystem, name)
-            if name not in ("copy_file", "delete_file"):
-                return method
-
-            def call(*arguments):
-                if next(calls) == num_calls:
-                    raise Killed
-                return method(*arguments)
-
-            return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "locate", lambda path: (CutOff(locate(path)[0]), locate(path)[1]))
-        patch.setattr(storage, "delete", lambda folder: None if sys.exc_info()[0] is Killed else delete(folder))
-        with suppress(Killed):
-            yield
-
-
-class Killed(BaseException):
-    """After it nothing is cleared away, as after a real kill."""
-
-
-delete = storage.delete
-WHOLE = (["deep/old", "mark", "old"], ["deep/new", "mark", "new"])
-
-
-@pytest.mark.parametrize("num_calls", range(1, 14))
-def test_a_move_on_an_object_store_that_is_cut_off_anywhere_loses_no_folder_nor_shows_half_of_one(num_calls):
-    """memory:// has no renames here, as s3:// has none: files are copied one by one. What puts a folder back is cut off
-    on the way, too."""
-    for again in range(1, 8):
-        out = f"memory://storage-{next(NUMBERS)}/out"
-        write_run(out, "old")
-        with cut_off(num_calls):
-            write_run(out, "new", overwrite=True)
-        assert "mark" not in names_in(out) or names_in(out) in WHOLE
-        with cut_off(again):
-            storage.recover(out, "mark")
-        assert "mark" not in names_in(out) or names_in(out) in WHOLE
-        storage.recover(out, "mark")
-        assert names_in(out) in WHOLE
-        write_run(out, "new", overwrite=True)
-        assert names_in(out) == WHOLE[1] and not names_in(f"{out}.replaced")
-
-
-def test_a_folder_of_another_kind_is_never_replaced(root):
-    storage.write_bytes(storage.join(root, "out", "thesis.tex"), b"years of work")
-    with pytest.raises(UserError, match="has no mark"):
-        write_run(storage.join(root, "out"), "new", overwrite=True)
-    assert names_in(root) == ["out/thesis.tex"]
-
-
-def test_a_folder_that_was_being_replaced_when_the_process_was_killed_comes_back(root):
-    for name in ("old", "mark"):
-        storage.write_bytes(storage.join(root, "out.replaced", name), b"old")
-    storage.recover(storage.join(root, "out"), "mark")
-    assert names_in(root) == ["out/mark", "out/old"]
-
-
-def test_what_a_killed_run_left_is_not_taken_over(root):
-    storage.write_bytes(storage.join(root, "out.partial-0123abcd", "stale"), b"stale")
-    write_run(storage.join(root, "out"), "new")
-    assert names_in(root) == ["out/deep/new", "out/mark", "out/new"]
-
-
-def test_a_file_in_the_place_of_the_folder_is_refused_and_an_empty_folder_is_taken(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="is a file"):
-        write_run(str(tmp_path / "file"), "new", overwrite=True)
-    (tmp_path / "empty").mkdir()
-    write_run(str(tmp_path / "empty"), "new")
-    assert (tmp_path / "file").read_text() == "mine"
-    assert (tmp_path / "empty" / "new").exists()

@@ -19,7 +19,7 @@ from hwr_ray.recognition.bundle import new_model
 from hwr_ray.text.codec import Codec
 from hwr_ray.training import step as optimization
 from hwr_ray.training.dataloader import Share
-from hwr_ray.training.step import TrainState, train_step, update_average
+from hwr_ray.training.step import TrainState, new_ema, train_step
 
 pytestmark = pytest.mark.slow  # starts processes that import torch
 
@@ -114,26 +114,26 @@ def learn(share):
     optimization.has_bfloat16 = lambda device: False  # in a process of its own, or put back by the test
     codec, settings = Codec("ABC"), ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8, dropout=0)
     model = new_model(settings, codec, TINY_CANVAS)
-    average = copy.deepcopy(model).eval().requires_grad_(False)
+    ema = new_ema(model, 0.5)
     parallel = model
     if share.world_size > 1:
         parallel = DistributedDataParallel(synchronized(model))
         parallel.broadcast_buffers = False
-    state = TrainState(model, average, torch.optim.AdamW(model.parameters(), lr=1e-2))
+    state = TrainState(model, ema, torch.optim.AdamW(model.parameters(), lr=1e-2))
     ink, figures = drawn(8, 1, TINY_CANVAS.height, TINY_CANVAS.width), []
     for step in range(STEPS):
         order = np.random.default_rng(step).permutation(8)[share.of(8)]
         weight = share.world_size / 8
         labels = [LABELS[i] for i in order]
         loss, norm = train_step(state, parallel, ink[order], labels, shortcut_weight=0.1, line_weight=weight)
-        update_average(average, model, 0.5)
+        ema.update_parameters(model)
         if share.world_size > 1:
             dist.all_reduce(loss)
         figures.append([loss.item() / share.world_size, norm.item()])
     return (
         torch.tensor(figures),
-        torch.cat([p.flatten() for p in average.parameters()]),
-        average.convolutions[1].running_var,
+        torch.cat([p.flatten() for p in ema.parameters()]),
+        ema.module.convolutions[1].running_var,
     )
 
 

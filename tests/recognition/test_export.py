@@ -37,9 +37,9 @@ def test_torchscript_is_written_by_the_job_and_read_by_torch_alone(tmp_path):
     command = "jobs/export.py --model run/best --out exported-torch --format torchscript"
     run(*documented(command, **{"run/best": "shipped"}), cwd=tmp_path)
     network = export.torch.jit.load(tmp_path / "exported-torch/model.pt")
-    facts = storage.read_json(str(tmp_path / "exported-torch/reading.json"))
-    log_probs = network(export.torch.full((3, *facts["canvas"]), 255, dtype=export.torch.uint8))
-    assert log_probs.shape == (3, facts["canvas"][1] // 4, len(facts["charset"]) + 1)
+    metadata = storage.read_json(str(tmp_path / "exported-torch/reading.json"))
+    log_probs = network(export.torch.full((3, *metadata["canvas"]), 255, dtype=export.torch.uint8))
+    assert log_probs.shape == (3, metadata["canvas"][1] // 4, len(metadata["charset"]) + 1)
     np.testing.assert_allclose(log_probs.exp().sum(-1).detach(), 1, atol=1e-4)
 
 
@@ -64,8 +64,8 @@ def test_an_export_that_reads_differently_is_refused(tiny_bundle):
 
 def test_a_program_with_onnx_runtime_alone_reads_images_as_the_package_does(exported, tmp_path, draw_text):
     bundle = export.load_bundle(SHIPPED)
-    facts = storage.read_json(f"{exported}/reading.json")
-    assert (facts["charset"], facts["model_id"]) == (bundle.codec.charset, bundle.model_id)
+    metadata = storage.read_json(f"{exported}/reading.json")
+    assert (metadata["charset"], metadata["model_id"]) == (bundle.codec.charset, bundle.model_id)
     pictures = [draw_text("MARTIN", height=40, width=200), draw_text("ANNE-SOPHIE", height=90, width=900)]
     for number, picture in enumerate(pictures):
         path = tmp_path / f"{number}.png"

@@ -110,7 +110,7 @@ def test_wilson_intervals_are_those_of_the_literature(hits, trials, low, high):
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 0), (2, 1), (-1, 5)])
 def test_a_share_of_nothing_has_no_interval(hits, trials):
-    with pytest.raises(ValueError, match="no share"):
+    with pytest.raises(ValueError, match="no proportion"):
         wilson_interval(hits, trials)
 
 

@@ -15,10 +15,10 @@ from hwr_ray.data.folds import fold_of
 from hwr_ray.files.storage import write_json
 from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas
-from hwr_ray.training.dataloader import KeptLines, Share, ahead
+from hwr_ray.training.dataloader import KeptLines, WorkerShard, ahead
 from hwr_ray.training.settings import TrainSettings
 
-CANVAS, CPU, ALONE = Canvas(16, 32), torch.device("cpu"), Share(0, 1)
+CANVAS, CPU, ALONE = Canvas(16, 32), torch.device("cpu"), WorkerShard(0, 1)
 NUM_LINES = 53
 
 
@@ -41,9 +41,9 @@ def prepared(tmp_path_factory):
     return write_lines(tmp_path_factory.mktemp("lines") / "prepared")
 
 
-def lines_of(prepared, share=ALONE, *, batch_size=8, num_lines=NUM_LINES, **settings):
+def lines_of(prepared, shard=ALONE, *, batch_size=8, num_lines=NUM_LINES, **settings):
     settings = TrainSettings(data="", out="", batch_size=batch_size, **settings)
-    return KeptLines(prepared, settings, share, CPU, room=CPU, num_lines=num_lines)
+    return KeptLines(prepared, settings, shard, CPU, room=CPU, num_lines=num_lines)
 
 
 def ids_of(lines, epoch, start=0):
@@ -70,10 +70,10 @@ def test_epochs_differ_and_are_the_same_again_for_the_same_seed(prepared):
 
 @pytest.mark.parametrize("workers", [2, 3, 4, 8])
 def test_the_workers_share_each_batch_that_one_would_have(prepared, workers):
-    shares = [ids_of(lines_of(prepared, Share(rank, workers)), 3) for rank in range(workers)]
-    joined = [list(chain(*parts)) for parts in zip(*shares, strict=True)]
+    shards = [ids_of(lines_of(prepared, WorkerShard(rank, workers)), 3) for rank in range(workers)]
+    joined = [list(chain(*parts)) for parts in zip(*shards, strict=True)]
     assert joined == ids_of(lines_of(prepared), 3)
-    assert {len(part) for share in shares for part in share} <= {8 // workers, -(-8 // workers)}
+    assert {len(part) for shard in shards for part in shard} <= {8 // workers, -(-8 // workers)}
 
 
 def test_an_epoch_goes_on_at_any_step(prepared):

@@ -41,13 +41,13 @@ def write_prepared(folder, lines: dict[str, list[str]], images: list[np.ndarray]
         table = pa.table([names, names, texts, sizes, sizes, pictures], schema=prepared_module.schema(CANVAS))
         (folder / split).mkdir(parents=True)
         pq.write_table(table, folder / split / "0.parquet")
-    facts = {
+    metadata = {
         "canvas": [CANVAS.height, CANVAS.width],
         "charset": load_bundle(SHIPPED).codec.charset,
         "settings": {"cleaning": {"max_length": 8, "keep": [], "charset": None}},
         "splits": {split: {"prepared": len(texts)} for split, texts in lines.items()},
     }
-    (folder / "dataset.json").write_text(json.dumps(facts))
+    (folder / "dataset.json").write_text(json.dumps(metadata))
     return Prepared(str(folder))
 
 

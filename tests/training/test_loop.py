@@ -9,13 +9,14 @@ import pyarrow as pa
 import pytest
 import torch
 
+from hwr_ray.cluster.resources import WorkerSettings
 from hwr_ray.decoding.ctc import ctc_losses
 from hwr_ray.errors import UserError
 from hwr_ray.training import dataloader as ingest
 from hwr_ray.training import train as training
 from hwr_ray.training.dataloader import shuffled_batches
 from hwr_ray.training.settings import TrainSettings
-from hwr_ray.training.step import TrainState, dropout_seed, one_cycle, train_step, update_average
+from hwr_ray.training.step import TrainState, dropout_seed, new_ema, one_cycle, train_step
 
 LABELS = [[1], [2, 2], [3, 1, 2], [1, 1, 1]]
 
@@ -27,14 +28,13 @@ def ink() -> torch.Tensor:
 
 def state_of(bundle, *, learning_rate: float = 1e-2) -> TrainState:
     model = copy.deepcopy(bundle.model).requires_grad_(True).train()
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    return TrainState(model, average, torch.optim.AdamW(model.parameters(), lr=learning_rate))
+    return TrainState(model, new_ema(model, 0.9), torch.optim.AdamW(model.parameters(), lr=learning_rate))
 
 
 def take_step(state: TrainState, ink: torch.Tensor, *, seed: int) -> float:
     torch.manual_seed(seed)  # dropout's
     loss, _ = train_step(state, state.model, ink, LABELS, shortcut_weight=0.1)
-    update_average(state.average, state.model, 0.9)
+    state.ema.update_parameters(state.model)
     return loss.item()
 
 
@@ -83,17 +83,26 @@ def test_the_learning_rate_rises_to_1_and_falls_to_0():
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
 
-def test_the_average_is_a_share_of_itself_and_the_rest_of_the_model():
-    average, model = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
-    with torch.no_grad():
-        average.weight.fill_(10), model.weight.fill_(20)
-        average.running_var.fill_(1), model.running_var.fill_(2)
-        model.num_batches_tracked.fill_(7)
-    update_average(average, model, 0.75)
-    assert average.weight.item() == 12.5
-    assert average.running_var.item() == 1.25
-    assert average.num_batches_tracked.item() == 7
-    assert model.weight.item() == 20
+def test_the_average_keeps_little_of_the_first_weights_and_then_its_decay():
+    model = torch.nn.BatchNorm1d(1)
+    ema = new_ema(model, 0.5)
+    weight, variance = [], []
+    for value in (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0):
+        with torch.no_grad():
+            model.weight.fill_(value), model.running_var.fill_(value / 10)
+        model.num_batches_tracked.fill_(int(value))
+        ema.update_parameters(model)
+        weight.append(ema.module.weight.item())
+        variance.append(ema.module.running_var.item())
+    assert weight[0] == 10  # nothing is left of the initial 1
+    # 3 twelfths are kept of the first, 4 thirteenths of the next, and from the eighth on half
+    assert weight[1] == pytest.approx(10 * 3 / 12 + 20 * 9 / 12)
+    assert weight[2] == pytest.approx(weight[1] * 4 / 13 + 30 * 9 / 13)
+    assert weight[8] == pytest.approx((weight[7] + 90) / 2)
+    np.testing.assert_allclose(variance, np.array(weight) / 10, rtol=1e-6)
+    assert ema.module.num_batches_tracked.item() == 90
+    assert model.weight.item() == 90
+    assert not ema.training and not any(parameter.requires_grad for parameter in ema.parameters())
 
 
 def test_the_loss_of_a_step_is_the_mean_over_lines_of_the_ctc_loss_a_character(tiny_bundle, ink, monkeypatch):
@@ -137,14 +146,14 @@ def test_steps_on_one_batch_learn_it(tiny_bundle, ink):
 def test_a_batch_in_parts_is_learned_as_a_whole(tiny_bundle, ink, monkeypatch):
     monkeypatch.setattr("hwr_ray.training.step.has_bfloat16", lambda device: False)
     gradients, losses = [], []
-    for accumulation in (1, 2, 3):
+    for num_parts in (1, 2, 3):
         state = state_of(tiny_bundle)
         for module in state.model.modules():  # what would see a part at a time, or draw
             if isinstance(module, torch.nn.BatchNorm2d | torch.nn.Dropout):
                 module.eval()
         state.model.gru.dropout = 0.0
         loss, norm = train_step(
-            state, state.model, ink, LABELS, shortcut_weight=0.1, line_weight=0.5, accumulation=accumulation
+            state, state.model, ink, LABELS, shortcut_weight=0.1, line_weight=0.5, gradient_accumulation_steps=num_parts
         )
         losses.append([loss.item(), norm.item()])
         gradients.append(torch.cat([p.grad.flatten() for p in state.model.parameters()]))
@@ -169,7 +178,7 @@ def test_a_saved_state_goes_on_bit_for_bit_as_if_it_had_not_stopped(tiny_bundle,
     resumed.load(state.to_bytes())
     assert (resumed.step, resumed.epoch_step, resumed.sums, resumed.history) == (3, 2, {"loss": 1.5}, state.history)
     assert take_step(state, ink, seed=9) == take_step(resumed, ink, seed=9)
-    for name in ("model", "average"):
+    for name in ("model", "ema"):
         went_on, came_back = getattr(state, name).state_dict(), getattr(resumed, name).state_dict()
         assert all(torch.equal(went_on[key], came_back[key]) for key in went_on)
 
@@ -189,9 +198,12 @@ def test_patience_counts_from_the_first_best_epoch(tiny_bundle, cers, since):
         ({"epochs": 0}, "--epochs"),
         ({"batch_size": 0}, "--batch-size"),
         ({"learning_rate": -1.0}, "--learning-rate"),
-        ({"average_decay": 1.0}, "--average-decay"),
+        ({"ema_decay": 1.0}, "--ema-decay"),
         ({"batch_size": 4, "num_workers": 5}, "--batch-size 4 is too small for 5 workers"),
-        ({"batch_size": 4, "num_workers": (1, 3), "accumulation": 2}, "--batch-size 4 is too small for 3 workers"),
+        (
+            {"batch_size": 4, "num_workers": (1, 3), "gradient_accumulation_steps": 2},
+            "--batch-size 4 is too small for 3 workers",
+        ),
         ({"num_workers": 0}, "--num-workers"),
         ({"num_workers": (3, 2)}, "--num-workers"),
         ({"keep": 0}, "--keep"),
@@ -210,7 +222,9 @@ def test_settings_that_cannot_train_are_refused_by_their_flag(wrong, flag):
 
 def test_where_a_run_trains_is_no_part_of_its_recipe():
     here = TrainSettings(data="a", out="b", num_workers=1)
-    there = TrainSettings(data="c", out="d", num_workers=(2, 8), use_gpu=True, cpus_per_worker=4, wandb_project="p")
+    there = TrainSettings(
+        data="c", out="d", num_workers=(2, 8), workers=WorkerSettings(use_gpu=True), wandb_project="p"
+    )
     assert here.recipe() == there.recipe() != TrainSettings(data="a", out="b", seed=1).recipe()
 
 

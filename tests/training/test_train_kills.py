@@ -33,7 +33,7 @@ from hwr_ray.training.train import last_step
 NUM_LINES, NUM_VALIDATION, BATCH_SIZE = 240, 9, 16
 STEPS = NUM_LINES // BATCH_SIZE
 MODEL = ["--batch-size", BATCH_SIZE, "--conv-widths", "8", "8", "16", "32", "--gru-size", "32"]
-MODEL += ["--learning-rate", "1e-2", "--average-decay", "0.9"]
+MODEL += ["--learning-rate", "1e-2", "--ema-decay", "0.9"]
 RECIPE = [*MODEL, "--epochs", "3"]
 """With dropout and augmentation."""
 LEARNING = [*MODEL, "--epochs", "6", "--no-augmentation", "--dropout", "0"]
@@ -101,7 +101,7 @@ def last_state(out):
     return {**tensors, "optimizer": torch.cat([value.flatten().double() for value in moments])}
 
 
-PARTS = ("model", "average")
+PARTS = ("model", "ema")
 
 
 def check_exact(out, undisturbed):
@@ -266,7 +266,7 @@ def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text
     own = ["--csv", csv, "--images", images, "--out", more / "own", "--canvas", "16", "64"]
     run_here("prepare", *own)
     bundle = learned / "best"
-    settings = ["--epochs", "4", "--batch-size", "16", "--no-augmentation", "--dropout", "0", "--average-decay", "0.9"]
+    settings = ["--epochs", "4", "--batch-size", "16", "--no-augmentation", "--dropout", "0", "--ema-decay", "0.9"]
     settings += ["--learning-rate", "3e-3"]
     command = "jobs/train.py --data own --out tuned --init-from run/best --epochs 10 --learning-rate 1e-3"
     run_here(*documented(command, tuned="run", **{"run/best": bundle}), *settings, cwd=more)

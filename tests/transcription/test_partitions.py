@@ -1,4 +1,4 @@
-"""The books of a batch job: every row in one part, every part once in the files, wherever the job is stopped."""
+"""The commit log of a batch job: each row in one partition and each partition once in the files, however jobs end."""
 
 from itertools import count
 from pathlib import Path
@@ -10,17 +10,17 @@ import pytest
 
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.transcription import partitions as parts_module
+from hwr_ray.transcription import partitions as partitions_module
 from hwr_ray.transcription.inputs import INPUTS, ImageFiles, Manifest
-from hwr_ray.transcription.partitions import Parts, inputs_of, repeated_key, write_output
+from hwr_ray.transcription.partitions import Partitions, read_inputs, repeated_key, write_output
 
-FACTS = {"inputs": {"images": "in", "canvas": [16, 64]}, "num_best": 1}
+FINGERPRINT = {"inputs": {"images": "in", "canvas": [16, 64]}, "num_best": 1}
 NUMBERS = count()
 
 
 @pytest.fixture(params=["local", "memory://"])
 def out(request, tmp_path) -> str:
-    return str(tmp_path / "out") if request.param == "local" else f"memory://parts-{next(NUMBERS)}/out"
+    return str(tmp_path / "out") if request.param == "local" else f"memory://partitions-{next(NUMBERS)}/out"
 
 
 def paths_of(numbers: range) -> list[str]:
@@ -32,24 +32,26 @@ def table(paths: list[str]) -> pa.Table:
     return pa.table({"id": empty, "path": paths, "source": empty, "row": empty}, schema=INPUTS)
 
 
-def deal(parts: Parts, numbers: range, *, most: int = 1000) -> list[str]:
-    return list(parts.deal([table(paths_of(numbers))], most=most))
+def assign(partitions: Partitions, numbers: range, *, most: int = 1000) -> list[str]:
+    return list(partitions.assign([table(paths_of(numbers))], most=most))
 
 
-def read(parts: Parts, names: list[str] | None = None) -> None:
-    """Stands for the model: writes the output of parts, each path with its text."""
-    for name in parts.undone() if names is None else names:
-        paths = inputs_of(parts.out, name)["path"].to_pylist()
-        write_output(parts.out, name, pa.table({"id": pa.nulls(len(paths), pa.string()), "path": paths, "text": paths}))
+def read(partitions: Partitions, names: list[str] | None = None) -> None:
+    """Stands for the model: writes the output of partitions, each path with its text."""
+    for name in partitions.pending() if names is None else names:
+        paths = read_inputs(partitions.out, name)["path"].to_pylist()
+        write_output(
+            partitions.out, name, pa.table({"id": pa.nulls(len(paths), pa.string()), "path": paths, "text": paths})
+        )
 
 
 def job(out: str, numbers: range, **settings) -> None:
     """A whole job."""
-    parts = Parts(out, FACTS, **settings)
-    deal(parts, numbers, most=300)
-    read(parts)
-    parts.finish()
-    parts.close({"num_images": parts.num_rows})
+    partitions = Partitions(out, FINGERPRINT, **settings)
+    assign(partitions, numbers, most=300)
+    read(partitions)
+    partitions.finish()
+    partitions.close({"num_images": partitions.num_rows})
 
 
 def names_in(folder: Path) -> list[str]:
@@ -74,52 +76,52 @@ def test_every_row_is_in_one_part_in_order_and_parts_grow_to_the_most(tmp_path, 
     paths = paths_of(range(sum(sizes)))
     ends = pd.Series(sizes).cumsum()
     tables = [table(paths[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
-    parts = Parts(str(tmp_path), FACTS)
-    names = list(parts.deal(tables, most=1000))
-    dealt = [pd.read_parquet(tmp_path / "_work/inputs" / name).path.tolist() for name in names]
-    assert [path for part in dealt for path in part] == paths
-    assert names == parts.names == sorted(names) == names_in(tmp_path / "_work/inputs")
-    assert parts.num_rows == len(paths)
+    partitions = Partitions(str(tmp_path), FINGERPRINT)
+    names = list(partitions.assign(tables, most=1000))
+    assigned = [pd.read_parquet(tmp_path / "_work/inputs" / name).path.tolist() for name in names]
+    assert [path for partition in assigned for path in partition] == paths
+    assert names == partitions.names == sorted(names) == names_in(tmp_path / "_work/inputs")
+    assert partitions.num_rows == len(paths)
     full = [256] * 4 + [512] * 4 + [1000] * 20
-    assert [len(part) for part in dealt[:-1]] == full[: len(dealt) - 1]
-    assert 0 < len(dealt[-1]) <= full[len(dealt) - 1]
+    assert [len(partition) for partition in assigned[:-1]] == full[: len(assigned) - 1]
+    assert 0 < len(assigned[-1]) <= full[len(assigned) - 1]
 
 
 def test_no_part_is_larger_than_a_most_below_the_first_size(tmp_path):
-    parts = Parts(str(tmp_path), FACTS)
-    names = deal(parts, range(25), most=10)
-    assert [len(inputs_of(str(tmp_path), name)) for name in names] == [10, 10, 5]
+    partitions = Partitions(str(tmp_path), FINGERPRINT)
+    names = assign(partitions, range(25), most=10)
+    assert [len(read_inputs(str(tmp_path), name)) for name in names] == [10, 10, 5]
 
 
 def test_another_attempt_accepts_the_parts_before_and_deals_out_only_what_is_new(out):
-    first = Parts(out, FACTS)
-    names = deal(first, range(1000), most=300)
+    first = Partitions(out, FINGERPRINT)
+    names = assign(first, range(1000), most=300)
     read(first, names[1::2])
-    second = Parts(out, FACTS)
+    second = Partitions(out, FINGERPRINT)
     assert second.names == names
-    assert second.undone() == names[::2]
+    assert second.pending() == names[::2]
     assert second.num_rows == 1000
-    new = deal(second, range(-50, 1100), most=300)
-    dealt = [path for name in new for path in inputs_of(out, name)["path"].to_pylist()]
-    assert dealt == paths_of(range(-50, 0)) + paths_of(range(1000, 1100))
-    assert second.undone() == names[::2] + new
-    third = Parts(out, FACTS)
+    new = assign(second, range(-50, 1100), most=300)
+    assigned = [path for name in new for path in read_inputs(out, name)["path"].to_pylist()]
+    assert assigned == paths_of(range(-50, 0)) + paths_of(range(1000, 1100))
+    assert second.pending() == names[::2] + new
+    third = Partitions(out, FINGERPRINT)
     assert third.names == names + new
     read(third)
     third.finish()
-    assert merged(out) == paths_of(range(1000)) + dealt
+    assert merged(out) == paths_of(range(1000)) + assigned
 
 
 def test_a_part_that_an_earlier_attempt_writes_too_late_is_not_counted(out):
-    first = Parts(out, FACTS)
-    dealing = first.deal([table(paths_of(range(600)))], most=300)
+    first = Partitions(out, FINGERPRINT)
+    dealing = first.assign([table(paths_of(range(600)))], most=300)
     next(dealing)
-    second = Parts(out, FACTS)
+    second = Partitions(out, FINGERPRINT)
     late = next(dealing)
     assert late not in second.names
     read(second, [late])
-    deal(second, range(600))
-    third = Parts(out, FACTS)  # the second one's count of the first one's parts stays
+    assign(second, range(600))
+    third = Partitions(out, FINGERPRINT)  # the second one's count of the first one's partitions stays
     assert late not in third.names
     read(third)
     third.finish()
@@ -128,78 +130,78 @@ def test_a_part_that_an_earlier_attempt_writes_too_late_is_not_counted(out):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_notices_that_another_one_took_over_and_changes_nothing(out, overwrite):
-    first = Parts(out, FACTS)
-    names = deal(first, range(600), most=300)
-    first.check_owner()
-    second = Parts(out, FACTS, overwrite=overwrite)
-    second.check_owner()
-    deal(second, range(600), most=300)
+    first = Partitions(out, FINGERPRINT)
+    names = assign(first, range(600), most=300)
+    first.owner.check()
+    second = Partitions(out, FINGERPRINT, overwrite=overwrite)
+    second.owner.check()
+    assign(second, range(600), most=300)
     read(second)
-    for action in (first.check_owner, first.finish):
-        with pytest.raises(UserError, match=r"another run .* took over"):
+    for action in (first.owner.check, first.finish):
+        with pytest.raises(UserError, match=r"another process .* took over"):
             action()
     write_output(out, names[0], pa.table({"id": ["stale"], "path": ["stale"], "text": ["stale"]}))
-    if overwrite:  # else the part is the second run's, too, and what the first one writes is the same
+    if overwrite:  # else the partition is the second run's, too, and what the first one writes is the same
         second.finish()
         assert merged(out) == paths_of(range(600))
 
 
 @pytest.mark.parametrize("moment", ["before the plan", "after the plan"])
 def test_a_run_that_begins_while_another_one_ends_leaves_each_row_once(out, moment, monkeypatch):
-    first = Parts(out, FACTS)
-    read(first, deal(first, range(600), most=300))
+    first = Partitions(out, FINGERPRINT)
+    read(first, assign(first, range(600), most=300))
     write, others = storage.write_json, []
 
     def write_json(path, value):
         is_first = path.endswith("merge.json") and not others
         if is_first and moment == "before the plan":
-            others.append(Parts(out, FACTS))
+            others.append(Partitions(out, FINGERPRINT))
         write(path, value)
         if is_first and moment == "after the plan":
-            others.append(Parts(out, FACTS))
+            others.append(Partitions(out, FINGERPRINT))
 
     monkeypatch.setattr(storage, "write_json", write_json)
     with pytest.raises(UserError, match="took over"):
         first.finish()
     second = others[-1]
-    read(second, deal(second, range(900), most=300))
+    read(second, assign(second, range(900), most=300))
     read(second)
     second.finish()
     second.close({})
     assert sorted(merged(out)) == paths_of(range(900))
-    assert Parts(out, FACTS).num_rows == 900
+    assert Partitions(out, FINGERPRINT).num_rows == 900
 
 
 def test_rows_that_are_there_twice_are_never_taken_for_whole(out):
     job(out, range(300))
     storage.write_bytes(f"{out}/transcripts-00001.parquet", storage.read_bytes(f"{out}/transcripts-00000.parquet"))
-    assert Parts(out, FACTS).num_rows == 300  # which the job compares with the rows in its files
+    assert Partitions(out, FINGERPRINT).num_rows == 300  # which the job compares with the rows in its files
 
 
 def test_what_a_run_writes_after_another_one_has_finished_is_taken_for_nothing(out):
-    first = Parts(out, FACTS)
-    names = deal(first, range(600), most=300)
+    first = Partitions(out, FINGERPRINT)
+    names = assign(first, range(600), most=300)
     job(out, range(600))
     stale = pa.table({"id": ["stale"], "path": ["stale"], "text": ["stale"]})
     for name in names:
         write_output(out, name, stale)
-    third = Parts(out, FACTS)
+    third = Partitions(out, FINGERPRINT)
     with pytest.raises(UserError, match="took over"):
-        first.check_owner()
-    read(third, deal(third, range(900), most=300))
+        first.owner.check()
+    read(third, assign(third, range(900), most=300))
     third.finish()
     assert merged(out) == paths_of(range(900))
 
 
 def test_a_part_without_output_is_named_and_nothing_is_merged(out):
-    parts = Parts(out, FACTS)
-    names = deal(parts, range(900), most=300)
-    read(parts, [names[0], names[2]])
+    partitions = Partitions(out, FINGERPRINT)
+    names = assign(partitions, range(900), most=300)
+    read(partitions, [names[0], names[2]])
     with pytest.raises(RuntimeError, match=names[1]):
-        parts.finish()
+        partitions.finish()
     assert files_in(out) == []
-    read(parts)
-    parts.finish()
+    read(partitions)
+    partitions.finish()
     assert merged(out) == paths_of(range(900))
 
 
@@ -207,7 +209,7 @@ def test_a_finished_job_leaves_files_and_a_summary_and_nothing_else(tmp_path):
     job(str(tmp_path / "out"), range(700))
     assert [p.name for p in sorted(tmp_path.rglob("*"))] == ["out", "_run.json", "transcripts-00000.parquet"]
     summary = pd.read_json(tmp_path / "out/_run.json", typ="series")
-    assert summary.num_images == 700 and summary.facts == FACTS
+    assert summary.num_images == 700 and summary.fingerprint == FINGERPRINT
     assert pd.read_parquet(tmp_path / "out").path.tolist() == paths_of(range(700))
     assert pq.ParquetFile(tmp_path / "out/transcripts-00000.parquet").num_row_groups == 1
 
@@ -235,19 +237,19 @@ def test_the_rows_of_a_file_that_was_taken_away_are_read_again_and_no_file_is_wr
 
 @pytest.mark.parametrize("parts_per_file", [1, 2.5, 4, 7, 100])
 def test_merged_files_hold_the_bytes_that_they_should_or_the_job_is_small(tmp_path, monkeypatch, parts_per_file):
-    parts = Parts(str(tmp_path), FACTS)
-    names = deal(parts, range(3000), most=300)
-    read(parts)
+    partitions = Partitions(str(tmp_path), FINGERPRINT)
+    names = assign(partitions, range(3000), most=300)
+    read(partitions)
     sizes = [(tmp_path / "_work/outputs" / name).stat().st_size for name in names]
-    rows = [len(inputs_of(str(tmp_path), name)) for name in names]
+    rows = [len(read_inputs(str(tmp_path), name)) for name in names]
     least = int(parts_per_file * max(sizes))
-    monkeypatch.setattr(parts_module, "BYTES_PER_FILE", least)
-    parts.finish()
+    monkeypatch.setattr(partitions_module, "BYTES_PER_FILE", least)
+    partitions.finish()
     assert merged(str(tmp_path)) == paths_of(range(3000))
     ends = pd.Series(rows).cumsum().tolist()
     filled, start = [], 0
     for name in files_in(str(tmp_path)):
-        end = ends.index(sum(rows[:start]) + len(pd.read_parquet(tmp_path / name))) + 1  # files hold whole parts
+        end = ends.index(sum(rows[:start]) + len(pd.read_parquet(tmp_path / name))) + 1  # files hold whole partitions
         filled.append(sum(sizes[start:end]))
         start = end
     assert all(least <= size for size in filled[:-1])
@@ -293,7 +295,7 @@ class Killer:
 @pytest.mark.parametrize("kind", ["new", "added to", "written over"])
 def test_a_job_killed_at_any_write_and_begun_again_has_each_row_once(tmp_path, monkeypatch, kind, leaves):
     """Deleting a folder may have got any half of it; a write may leave half a file under another name."""
-    monkeypatch.setattr(parts_module, "BYTES_PER_FILE", 2000)  # two parts a file
+    monkeypatch.setattr(partitions_module, "BYTES_PER_FILE", 2000)  # two partitions a file
     settings = {"overwrite": kind == "written over"}
     for number in count(1):
         out = str(tmp_path / f"{number}")
@@ -315,7 +317,7 @@ def test_a_job_killed_at_any_write_and_begun_again_has_each_row_once(tmp_path, m
 
 @pytest.mark.parametrize("second", [1, 2, 3, 5, 8])
 def test_a_job_killed_twice_has_each_row_once(tmp_path, monkeypatch, second):
-    monkeypatch.setattr(parts_module, "BYTES_PER_FILE", 2000)
+    monkeypatch.setattr(partitions_module, "BYTES_PER_FILE", 2000)
     for first in range(2, 16):
         out = str(tmp_path / f"{first}")
         for number in (first, second):
@@ -331,8 +333,8 @@ def test_a_job_killed_twice_has_each_row_once(tmp_path, monkeypatch, second):
     ("changed", "named"),
     [
         ({"num_best": 3}, "num_best = 1, not 3"),
-        ({"inputs": {**FACTS["inputs"], "images": "other"}}, "inputs.images = in, not other"),
-        ({"names": "abc"}, "names = None, not abc"),
+        ({"inputs": {**FINGERPRINT["inputs"], "images": "other"}}, "inputs.images = in, not other"),
+        ({"lexicon": "abc"}, "lexicon = None, not abc"),
     ],
 )
 @pytest.mark.parametrize("is_finished", [False, True])
@@ -340,19 +342,19 @@ def test_a_job_that_was_begun_otherwise_is_refused_by_the_name_of_what_differs(o
     if is_finished:
         job(out, range(300))
     else:
-        deal(Parts(out, FACTS), range(300))
+        assign(Partitions(out, FINGERPRINT), range(300))
     before = storage.list_files(out)
     with pytest.raises(UserError, match=named):
-        Parts(out, {**FACTS, **changed})
+        Partitions(out, {**FINGERPRINT, **changed})
     assert storage.list_files(out) == before
-    parts = Parts(out, {**FACTS, **changed}, overwrite=True)
-    assert parts.num_rows == 0
-    assert storage.list_files(out) == ["_work/state.json"]
+    partitions = Partitions(out, {**FINGERPRINT, **changed}, overwrite=True)
+    assert partitions.num_rows == 0
+    assert storage.list_files(out) == ["_work/.owner", "_work/state.json"]
 
 
-def test_facts_of_tuples_are_those_that_json_gives_back(out):
-    Parts(out, {"canvas": (16, 64)})
-    Parts(out, {"canvas": (16, 64)})
+def test_a_fingerprint_of_tuples_is_the_one_that_json_gives_back(out):
+    Partitions(out, {"canvas": (16, 64)})
+    Partitions(out, {"canvas": (16, 64)})
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -360,7 +362,7 @@ def test_facts_of_tuples_are_those_that_json_gives_back(out):
 def test_a_folder_with_other_things_is_refused_and_left_alone(out, overwrite, name):
     storage.write_bytes(f"{out}/{name}", b"years of work")
     with pytest.raises(UserError, match="holds something else"):
-        Parts(out, FACTS, overwrite=overwrite)
+        Partitions(out, FINGERPRINT, overwrite=overwrite)
     assert storage.list_files(out) == [name]
 
 
@@ -368,22 +370,43 @@ def test_overwriting_deletes_transcripts_and_nothing_else(out):
     job(out, range(300))
     for name in ("corrections/mine.csv", "notes.parquet", "transcripts-old.parquet"):
         storage.write_bytes(f"{out}/{name}", b"years of work")
-    Parts(out, FACTS, overwrite=True)
-    left = ["_work/state.json", "corrections/mine.csv", "notes.parquet", "transcripts-old.parquet"]
+    Partitions(out, FINGERPRINT, overwrite=True)
+    left = ["_work/.owner", "_work/state.json", "corrections/mine.csv", "notes.parquet", "transcripts-old.parquet"]
     assert storage.list_files(out) == left
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
-        Parts(str(tmp_path / "out"), FACTS, overwrite=True)
+        Partitions(str(tmp_path / "out"), FINGERPRINT, overwrite=True)
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_transcripts_of_an_older_version_are_refused_with_a_sentence(tmp_path):
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_job_of_version_0_1_is_resumed(tmp_path, is_finished):
+    """It called the fingerprint `facts`, and its lexicon `names`."""
+    out, fingerprint = str(tmp_path), {**FINGERPRINT, "lexicon": "abc"}
+    partitions = Partitions(out, fingerprint)
+    names = assign(partitions, range(600), most=300)
+    read(partitions, names[:1])
+    if is_finished:
+        read(partitions)
+        partitions.finish()
+        partitions.close({})
+    path = f"{out}/{'_run.json' if is_finished else '_work/state.json'}"
+    written = storage.read_json(path)
+    old = {"names" if name == "lexicon" else name: value for name, value in written.pop("fingerprint").items()}
+    storage.write_json(path, {**written, "facts": old})
+    with pytest.raises(UserError, match="lexicon = abc, not None"):
+        Partitions(out, {**fingerprint, "lexicon": None})
+    again = Partitions(out, fingerprint)
+    assert (again.num_rows, len(again.pending())) == (600, 0 if is_finished else len(names) - 1)
+
+
+def test_transcripts_of_a_version_before_0_1_are_refused_with_a_sentence(tmp_path):
     (tmp_path / "_run.json").write_text('{"num_images": 1}')
     with pytest.raises(UserError, match="--overwrite"):
-        Parts(str(tmp_path), FACTS)
+        Partitions(str(tmp_path), FINGERPRINT)
 
 
 def test_a_key_that_two_rows_have_is_found_even_in_tables_far_apart(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""From the rows of a part to transcripts and what is told of them, without Ray."""
+"""From the rows of a partition to transcripts and what is told of them, without Ray."""
 
 import json
 import time
@@ -19,24 +19,24 @@ from hwr_ray.files.ownership import difference
 from hwr_ray.images.lines import Canvas, encode_png, fit
 from hwr_ray.recognition.bundle import load_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED
-from hwr_ray.transcription.actors import LineReader, PartReader, ReadingSettings
+from hwr_ray.transcription.actors import LineReader, PartitionReader, ReadingSettings
 from hwr_ray.transcription.inputs import InputSettings, open_inputs
-from hwr_ray.transcription.partitions import Parts, inputs_of
+from hwr_ray.transcription.partitions import Partitions, read_inputs
 from hwr_ray.transcription.transcribe import (
     TranscribeSettings,
-    facts_of,
-    parts_at_once,
+    fingerprint_of,
+    partitions_at_once,
     slowest,
-    told_of_review,
     transcribe,
 )
 from hwr_ray.transcription.transcripts import (
     ALTERNATIVES,
     CHARACTERS,
     TRANSCRIPTS,
+    describe_review,
     errors_of,
-    load_part,
-    store_part,
+    load_partition,
+    store_partition,
     summarize,
     to_transcripts,
 )
@@ -45,12 +45,12 @@ CANVAS = Canvas(16, 64)
 CONFIDENCES = [0.9, None, 0.2, 0.5, 1.0, 0.0, 0.7]
 
 
-def readings(*, part: str = "a-000000.parquet", num_rows: int | None = None, padding: int = 0) -> pa.Table:
-    """What the model gives for a part, one image of which could not be read."""
+def readings(*, partition: str = "a-000000.parquet", num_rows: int | None = None, padding: int = 0) -> pa.Table:
+    """What the model gives for a partition, one image of which could not be read."""
     number, noise = len(CONFIDENCES), np.random.default_rng(3)
     return pa.table(
         {
-            "part": [part] * number,
+            "partition": [partition] * number,
             "num_rows": [num_rows or number] * number,
             "read_seconds": [0.25] * number,
             "decode_seconds": [0.5] * number,
@@ -97,14 +97,14 @@ def test_a_part_is_loaded_in_its_order_each_row_with_its_picture_or_its_reason(t
     (tmp_path / "in/empty.png").touch()
     (tmp_path / "in/gone.png").write_bytes(b"x")
     inputs, out = open_inputs(InputSettings(images=str(tmp_path / "in"))), str(tmp_path / "out")
-    names = list(Parts(out, {}).deal(inputs.tables(), most=4))
+    names = list(Partitions(out, {}).assign(inputs.tables(), most=4))
     (tmp_path / "in/gone.png").unlink()
     rows = []
     for name in names:
-        table = load_part(pa.table({"part": [name]}), out=out, inputs=inputs, canvas=CANVAS)
-        paths = inputs_of(out, name)["path"].to_pylist()
+        table = load_partition(pa.table({"partition": [name]}), out=out, inputs=inputs, canvas=CANVAS)
+        paths = read_inputs(out, name)["path"].to_pylist()
         assert table["path"].to_pylist() == paths
-        assert table["part"].to_pylist() == [name] * len(paths)
+        assert table["partition"].to_pylist() == [name] * len(paths)
         assert table["num_rows"].to_pylist() == [len(paths)] * len(paths)
         rows += table.to_pylist()
     found = {row["path"]: row for row in rows}
@@ -138,24 +138,24 @@ def test_a_part_is_read_the_same_whether_its_pictures_are_loaded_here_or_come(
     inputs, written = open_inputs(InputSettings(images=str(tmp_path / "in"))), []
     for here in (True, False):
         out = str(tmp_path / f"out-{here}")
-        (name,) = Parts(out, {}).deal(inputs.tables(), most=9)
-        load = partial(load_part, out=out, inputs=inputs, canvas=load_bundle(bundle_path).canvas)
-        part = pa.table({"part": [name]})
-        reader = PartReader(bundle_path, ReadingSettings(), load if here else None, out, 0.5)
-        (told,) = reader(part if here else load(part)).to_pylist()
+        (name,) = Partitions(out, {}).assign(inputs.tables(), most=9)
+        load = partial(load_partition, out=out, inputs=inputs, canvas=load_bundle(bundle_path).canvas)
+        partition = pa.table({"partition": [name]})
+        reader = PartitionReader(bundle_path, ReadingSettings(), load if here else None, out, 0.5)
+        (told,) = reader(partition if here else load(partition)).to_pylist()
         assert told["model_seconds"] + told["write_seconds"] <= told["ready_seconds"] <= time.monotonic() - loaded[-1]
-        assert (told["part"], told["num_rows"], told["errors"]) == (name, 6, [("undecodable_image", 1)])
+        assert (told["partition"], told["num_rows"], told["errors"]) == (name, 6, [("undecodable_image", 1)])
         written.append(pq.read_table(f"{out}/_work/outputs/{name}"))
     assert written[0] == written[1]
     assert written[0]["text"].null_count == 1
 
 
 def test_a_part_is_stored_as_its_transcripts_and_told_in_one_row(tmp_path):
-    told = store_part(readings(), out=str(tmp_path), model_id="m", threshold=0.5).to_pylist()
+    told = store_partition(readings(), out=str(tmp_path), model_id="m", threshold=0.5).to_pylist()
     assert len(told) == 1
     assert told[0].pop("write_seconds") >= 0
     assert told[0] == {
-        "part": "a-000000.parquet",
+        "partition": "a-000000.parquet",
         "num_rows": 7,
         "errors": [("undecodable_image", 1)],
         "read_seconds": 0.25,
@@ -168,31 +168,31 @@ def test_a_part_is_stored_as_its_transcripts_and_told_in_one_row(tmp_path):
 
 
 def test_a_part_of_which_rows_are_missing_or_strange_is_not_stored(tmp_path):
-    for table in (readings(num_rows=8), pa.concat_tables([readings().slice(0, 4), readings(part="b").slice(4)])):
-        with pytest.raises(RuntimeError, match=r"of the part a-000000\.parquet came back"):
-            store_part(table, out=str(tmp_path), model_id="m", threshold=0.5)
+    for table in (readings(num_rows=8), pa.concat_tables([readings().slice(0, 4), readings(partition="b").slice(4)])):
+        with pytest.raises(RuntimeError, match=r"of the partition a-000000\.parquet came back"):
+            store_partition(table, out=str(tmp_path), model_id="m", threshold=0.5)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_said_to_be_full_and_holds_no_half_part(small_disk):
     out = str(small_disk.path)
     with pytest.raises(UserError, match=f"no space is left to write {out}"):
-        store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
+        store_partition(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
     assert [path for path in small_disk.path.rglob("*") if path.is_file()] == []
     small_disk.mount("remount,size=4m")
-    store_part(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
+    store_partition(readings(padding=50_000), out=out, model_id="m", threshold=0.5)
     assert len(pd.read_parquet(small_disk.path / "_work/outputs")) == 7
 
 
 def test_errors_of_earlier_attempts_are_counted_and_those_of_unread_parts_are_not(tmp_path):
     rows = pa.table({"id": pa.nulls(21, pa.string()), "path": [f"{n}.png" for n in range(21)]})
-    parts = Parts(str(tmp_path), {})
-    assert errors_of(parts) == (0, {})
-    names = list(parts.deal([rows], most=7))
+    partitions = Partitions(str(tmp_path), {})
+    assert errors_of(partitions) == (0, {})
+    names = list(partitions.assign([rows], most=7))
     for name in names[1:]:
-        store_part(readings(part=name).slice(0, 7), out=parts.out, model_id="m", threshold=None)
-        store_part(readings(part="unknown"), out=parts.out, model_id="m", threshold=None)
-    assert errors_of(parts) == (14, {"undecodable_image": 2})
+        store_partition(readings(partition=name).slice(0, 7), out=partitions.out, model_id="m", threshold=None)
+        store_partition(readings(partition="unknown"), out=partitions.out, model_id="m", threshold=None)
+    assert errors_of(partitions) == (14, {"undecodable_image": 2})
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.6, np.inf])
@@ -203,23 +203,23 @@ def test_the_summary_counts_what_is_in_the_files(tmp_path, threshold):
         folder.mkdir(exist_ok=True)
         for n in range(5):
             (folder / f"{number}-{n}.png").touch()
-        parts = Parts(str(tmp_path / "out"), {})
-        for name in parts.deal(open_inputs(InputSettings(images=str(folder))).tables(), most=2):
-            rows = inputs_of(parts.out, name)
+        partitions = Partitions(str(tmp_path / "out"), {})
+        for name in partitions.assign(open_inputs(InputSettings(images=str(folder))).tables(), most=2):
+            rows = read_inputs(partitions.out, name)
             numbers = [int(path.split("-")[1][0]) for path in rows["path"].to_pylist()]
             columns = {
                 "path": rows["path"],
                 "error": pa.array([errors[n] for n in numbers], pa.string()),
                 "confidence": pa.array([None if errors[n] else n / 4 for n in numbers], pa.float32()),
             }
-            read = readings(part=name, num_rows=len(rows)).slice(0, len(rows)).drop_columns(list(columns))
+            read = readings(partition=name, num_rows=len(rows)).slice(0, len(rows)).drop_columns(list(columns))
             for column, values in columns.items():
                 read = read.append_column(column, values)
-            store_part(read, out=parts.out, model_id="m", threshold=threshold)
-        parts.finish()
+            store_partition(read, out=partitions.out, model_id="m", threshold=threshold)
+        partitions.finish()
     frame = pd.read_parquet(tmp_path / "out")
     assert len(frame) == 10
-    assert summarize(parts) == {
+    assert summarize(partitions) == {
         "num_images": 10,
         "num_read": frame.error.isna().sum(),
         "num_review": None if threshold is None else frame.needs_review.sum(),
@@ -249,10 +249,10 @@ def test_a_bundle_that_knows_no_thresholds_gives_none(tiny_bundle, calibration):
 
 def test_what_is_told_of_review_has_the_counts_and_the_share():
     counts = {"num_images": 200, "num_review": 50}
-    told = told_of_review(counts, 0.9123, 0.7, 0.99)
-    for part in ("150 of 200", "(75.0%)", "precision of 0.99", "0.912 or more", "70.0%"):
-        assert part in told
-    assert "no calibration" in told_of_review({"num_images": 200, "num_review": None}, None, 0.0, 0.99)
+    told = describe_review(counts, 0.9123, 0.7, 0.99)
+    for partition in ("150 of 200", "(75.0%)", "precision of 0.99", "0.912 or more", "70.0%"):
+        assert partition in told
+    assert "no calibration" in describe_review({"num_images": 200, "num_review": None}, None, 0.0, 0.99)
 
 
 def settings(tmp_path, **changes) -> TranscribeSettings:
@@ -261,26 +261,26 @@ def settings(tmp_path, **changes) -> TranscribeSettings:
 
 def test_what_decides_the_rows_is_a_fact_and_what_does_not_is_none(tmp_path, tiny_bundle, monkeypatch):
     (tmp_path / "names").write_text("ANNA\n")
-    reading = ReadingSettings(names=str(tmp_path / "names"))
+    reading = ReadingSettings(lexicon=str(tmp_path / "names"))
 
-    def facts(*, reading=reading, bundle=tiny_bundle, **changes):
-        return json.loads(json.dumps(facts_of(settings(tmp_path, **changes), bundle, reading)))
+    def fingerprint(*, reading=reading, bundle=tiny_bundle, **changes):
+        return json.loads(json.dumps(fingerprint_of(settings(tmp_path, **changes), bundle, reading)))
 
-    known = facts()
+    known = fingerprint()
     monkeypatch.chdir(tmp_path)
     same = [
-        facts(inputs=InputSettings(images=".")),
-        facts(reading=replace(reading, names="names", num_workers=3, batch_size=7, cpus_per_worker=2)),
-        facts(out="other", max_error_rate=0.1, overwrite=True),
+        fingerprint(inputs=InputSettings(images=".")),
+        fingerprint(reading=replace(reading, lexicon="names", num_workers=3, batch_size=7)),
+        fingerprint(out="other", max_error_rate=0.1, overwrite=True),
     ]
     assert same == [known] * 3
-    assert difference(known, facts(inputs=InputSettings(images=".."))) is not None
-    assert difference(known, facts(precision=0.9))[0] == "precision"
-    assert difference(known, facts(reading=replace(reading, num_best=3)))[0] == "num_best"
-    assert difference(known, facts(bundle=replace(tiny_bundle, model_id="other")))[0] == "model_id"
-    assert difference(known, facts(reading=ReadingSettings(greedy=True)))[0] == "greedy"
+    assert difference(known, fingerprint(inputs=InputSettings(images=".."))) is not None
+    assert difference(known, fingerprint(precision=0.9))[0] == "precision"
+    assert difference(known, fingerprint(reading=replace(reading, num_best=3)))[0] == "num_best"
+    assert difference(known, fingerprint(bundle=replace(tiny_bundle, model_id="other")))[0] == "model_id"
+    assert difference(known, fingerprint(reading=ReadingSettings(greedy=True)))[0] == "greedy"
     (tmp_path / "names").write_text("BOB\n")
-    assert difference(known, facts())[0] == "names"
+    assert difference(known, fingerprint())[0] == "lexicon"
 
 
 @pytest.mark.parametrize("name", ["precision", "max_error_rate"])
@@ -323,4 +323,4 @@ def test_what_bounds_the_speed_is_what_the_others_wait_for(seconds, use_gpu, sta
     ],
 )
 def test_a_process_works_on_two_parts_where_it_would_wait_for_a_server_or_a_gpu(images, out, use_gpu, number):
-    assert parts_at_once(images, out, use_gpu=use_gpu) == number
+    assert partitions_at_once(images, out, use_gpu=use_gpu) == number

@@ -28,11 +28,11 @@ from hwr_ray.transcription.inputs import InputSettings
 from hwr_ray.transcription.transcribe import TranscribeSettings, transcribe
 
 NUM_PICTURES, NUM_FILES = 50, 600
-FIRST_PART = 32
-"""Rows: so few files, too, are ten parts."""
+FIRST_PARTITION_ROWS = 32
+"""Rows: so few files, too, are ten partitions."""
 HELD = "from hwr_ray.transcription import partitions, transcribe\n"
-HELD += "import latches, pathlib; partitions.FIRST_PART = {first}\n"
-HELD += "transcribe.load_part = latches.loading(({number}, pathlib.Path({folder!r})))"
+HELD += "import latches, pathlib; partitions.FIRST_PARTITION_ROWS = {first}\n"
+HELD += "transcribe.load_partition = latches.loading(({number}, pathlib.Path({folder!r})))"
 
 
 def bomb() -> bytes:
@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr("hwr_ray.transcription.partitions.FIRST_PART", FIRST_PART)
+    monkeypatch.setattr("hwr_ray.transcription.partitions.FIRST_PARTITION_ROWS", FIRST_PARTITION_ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +158,8 @@ def rows_of(out, kind) -> int:
 
 
 def kill_driver(arguments, out, number, latch) -> None:
-    """Kills the job's own process when so many parts are read."""
-    held = HELD.format(first=FIRST_PART, number=number, folder=str(latch.folder))
+    """Kills the job's own process when so many partitions are read."""
+    held = HELD.format(first=FIRST_PARTITION_ROWS, number=number, folder=str(latch.folder))
     process = start("transcribe", *arguments, prelude=held)
     wait_for(latch.is_reached, process)
     process.kill()
@@ -196,9 +196,9 @@ def test_a_driver_killed_twice_goes_on_and_reads_nothing_twice_nor_otherwise(fol
     out = folder / "killed"
     kill_driver(command(many, model, out), out, 3, Latch(folder / "first"))
     kill_driver(command(many, model, out), out, 6, Latch(folder / "second"))
-    num_undone = len(truth) - rows_of(out, "outputs")
+    num_pending = len(truth) - rows_of(out, "outputs")
     read_here(many, model, out)
-    assert 0 < number_read(out) <= num_undone < len(truth) / 3
+    assert 0 < number_read(out) <= num_pending < len(truth) / 3
     check_same(out, many, truth)
 
 
@@ -207,11 +207,11 @@ def test_the_models_process_killed_on_the_way_costs_no_row(folder, many, model, 
 
     def kill() -> None:
         wait_for(latch.is_reached)
-        assert "MapBatches(PartReader)" in Path(f"/proc/{latch.pid()}/cmdline").read_text()
+        assert "MapBatches(PartitionReader)" in Path(f"/proc/{latch.pid()}/cmdline").read_text()
         assert 0 < number_of(out, "outputs") < number_of(out, "inputs")
         os.kill(latch.pid(), signal.SIGKILL)
 
-    monkeypatch.setattr("hwr_ray.transcription.transcribe.load_part", loading((2, latch.folder)))
+    monkeypatch.setattr("hwr_ray.transcription.transcribe.load_partition", loading((2, latch.folder)))
     with meanwhile(kill):
         read(many, model, out)
     check_same(out, many, truth)
@@ -225,13 +225,13 @@ def test_a_node_lost_on_the_way_costs_no_row(folder, many, model, truth, ray_clu
         for latch in latches:  # both models' processes
             wait_for(latch.is_reached)
         assert number_of(out, "outputs") < number_of(out, "inputs")
-        assert {latch.pid() for latch in latches} & set(named_below(raylet, "PartReader"))
+        assert {latch.pid() for latch in latches} & set(named_below(raylet, "PartitionReader"))
         ray_cluster.remove_node(second_node, allow_graceful=False)
         for latch in latches:
             latch.release()
 
     held = loading(*((2, latch.folder) for latch in latches))
-    monkeypatch.setattr("hwr_ray.transcription.transcribe.load_part", held)
+    monkeypatch.setattr("hwr_ray.transcription.transcribe.load_partition", held)
     with meanwhile(lose):
         _, err = run("transcribe", *command(many, model, out), "--num-workers", 2, "--cpus-per-worker", 1.5)
     assert "on Ray: 2 nodes" in err

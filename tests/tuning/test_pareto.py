@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hwr_ray.errors import UserError
-from hwr_ray.tuning.pareto import choose, front, knee, parse_choice
+from hwr_ray.tuning.pareto import choose, knee_point, pareto_front, parse_choice
 
 
 def beaten(points, i):
@@ -21,8 +21,8 @@ def test_the_front_is_what_no_other_point_beats(seed):
     rng = np.random.default_rng(seed)
     points = [(int(c), int(e)) for c, e in rng.integers(0, 8, (int(rng.integers(1, 20)), 2))]  # with many ties
     expected = [i for i in range(len(points)) if not beaten(points, i)]
-    assert sorted(front(points)) == expected
-    costs = [points[i][0] for i in front(points)]
+    assert sorted(pareto_front(points)) == expected
+    costs = [points[i][0] for i in pareto_front(points)]
     assert costs == sorted(costs)
     least = min(error for _, error in points)
     assert points[choose(points, "best")] == (min(c for c, e in points if e == least), least)
@@ -44,13 +44,13 @@ def test_the_knee_is_farthest_from_the_line_between_the_ends_of_the_front():
         across = (np.array(point) - start) / scale  # the ends become (0, 0) and (1, 1)
         return np.linalg.norm(across - along * (across @ along))
 
-    members = front(points)
-    assert knee(points) == max(members, key=lambda i: distance(points[i])) == 2
+    members = pareto_front(points)
+    assert knee_point(points) == max(members, key=lambda i: distance(points[i])) == 2
 
 
 def test_the_knee_of_one_or_two_points_is_the_one_with_the_least_error():
-    assert knee([(3.0, 1.0)]) == 0
-    assert knee([(3.0, 1.0), (1.0, 2.0)]) == 0
+    assert knee_point([(3.0, 1.0)]) == 0
+    assert knee_point([(3.0, 1.0), (1.0, 2.0)]) == 0
 
 
 def test_a_choice_is_one_of_three():

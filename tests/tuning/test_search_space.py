@@ -45,7 +45,7 @@ def test_an_entry_is_read_in_the_type_of_its_setting(entry, expected):
     [
         ("gru_siz=64", "gru_siz: .* did you mean gru_size"),
         ("learningrate=1e-3", "did you mean learning_rate"),
-        ("zzz=1", "there are accumulation, augmentation, average_decay"),
+        ("zzz=1", "there are augmentation, batch_size, dropout"),
         ("epochs=3", "epochs: it is no setting that a sweep can vary"),
         ("conv_widths=8", "vary shape and scale instead"),
         ("gru_size", "write gru_size=VALUE,VALUE or gru_size=LOW..HIGH"),

@@ -54,7 +54,7 @@ def test_a_stopped_trial_is_known_to_be_over_before_its_workers_are_taken_away(l
 def test_a_trial_that_is_broken_off_is_known_to_be_until_it_is_gone_on_with(ledger, reports, monkeypatch):
     running = sweep.Sweep(SimpleNamespace(epochs=3), None, ledger.folder, "run", 1, None)
     during = []
-    monkeypatch.setattr(sweep.ray.tune, "run", lambda *_, **__: during.append(reports.after_exception(None, {})))
+    monkeypatch.setattr(sweep.ray.tune.Tuner, "fit", lambda self: during.append(reports.after_exception(None, {})))
     for _ in range(2):
         running.run(lambda number: {}, limit=1)
         with pytest.raises(RuntimeError, match="not started again: broken off"):

@@ -69,7 +69,7 @@ def test_the_table_has_a_row_a_trial_with_its_best_epoch(ledger, tmp_path):
     assert table.state.tolist() == ["finished", "finished", "stopped", "failed"]
     assert table.cer[:3].tolist() == [0.3, 0.5, 0.95] and np.isnan(table.cer[3])
     assert table.best_epoch[0] == 2 and table.epochs.tolist() == [3, 3, 1, 0]
-    assert table.on_front.tolist() == [True, True, False, False]  # of those trained to their end
+    assert table.on_pareto_front.tolist() == [True, True, False, False]  # of those trained to their end
     assert table.chosen.tolist() == [True, False, False, False]
     assert table.dropout.tolist() == [0.1, 0.2, 0.3, 0.4]
     report = (tmp_path / "report.html").read_text()

@@ -19,7 +19,7 @@ EPOCHS, GRACE, SEED = 5, 3, 7
 SWEEP = ["--choose", "best", "--trials", "4", "--epochs", EPOCHS, "--grace-epochs", GRACE, "--search", "random"]
 SWEEP += ["--seed", SEED]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=16", "augmentation=false", "dropout=0"]
-SWEEP += ["learning_rate=1e-2,1e-5", "average_decay=0.9"]
+SWEEP += ["learning_rate=1e-2,1e-5", "ema_decay=0.9"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_the_table_and_the_report_tell_of_all_trials(sweep, browser):
     finished = rows[rows.state == "finished"]
     chosen = rows[rows.chosen]
     assert len(chosen) == 1 and chosen.cer.item() == finished.cer.min()
-    assert (finished.reading_speed > 0).all()
+    assert (finished.throughput > 0).all()
     assert rows.loc[0, "overhead_seconds"] > 0
     assert rows.loc[1, ["seconds"]].isna().all()  # it was interrupted
     assert (sweep / "report.html").read_text().count("data:image/svg") == 3
