@@ -18,7 +18,7 @@ from hwr_ray.model.sync_batchnorm import synchronized
 from hwr_ray.recognition.bundle import new_model
 from hwr_ray.text.codec import Codec
 from hwr_ray.training import step as optimization
-from hwr_ray.training.dataloader import Share
+from hwr_ray.training.dataloader import WorkerShard
 from hwr_ray.training.step import TrainState, new_ema, train_step
 
 pytestmark = pytest.mark.slow  # starts processes that import torch
@@ -33,7 +33,7 @@ def drawn(*shape, seed=0):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """A function that gives what `work(share, *arguments)` returns on rank 0 of so many processes, which stay for the
+    """A function that gives what `work(shard, *arguments)` returns on rank 0 of so many processes, which stay for the
     next work."""
     with ExitStack() as stack:
         spawned = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in range(MOST_PROCESSES)]
@@ -55,47 +55,47 @@ def _run(rank, world_size, meeting, work, arguments):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
     try:
-        return work(Share(rank, world_size), *arguments)
+        return work(WorkerShard(rank, world_size), *arguments)
     finally:
         dist.destroy_process_group()
 
 
-def normalize(share, sizes):
+def normalize(shard, sizes):
     """Outputs, gradients of the input and of the parameters, and statistics of two batches, parted as `sizes` says."""
     torch.manual_seed(1)
     norm = nn.Sequential(nn.BatchNorm2d(3))
     with torch.no_grad():
         norm[0].weight.copy_(drawn(3, seed=2) + 0.5)
         norm[0].bias.copy_(drawn(3, seed=3))
-    if share.world_size > 1:
+    if shard.world_size > 1:
         synchronized(norm)
         assert type(norm[0]) is not nn.BatchNorm2d
-    start = sum(sizes[: share.rank])
-    mine = slice(start, start + sizes[share.rank])
+    start = sum(sizes[: shard.rank])
+    mine = slice(start, start + sizes[shard.rank])
     results = []
     for seed in (4, 5):
         whole = 5 + 3 * drawn(7, 3, 2, 5, seed=seed)
         x = whole[mine].clone().requires_grad_()
         y = norm(x)
         (y * drawn(7, 3, 2, 5, seed=6)[mine]).sum().backward()
-        results += _gathered(share, y.detach()), _gathered(share, x.grad)
+        results += _gathered(shard, y.detach()), _gathered(shard, x.grad)
     gradients = torch.stack([norm[0].weight.grad, norm[0].bias.grad])
-    if share.world_size > 1:
+    if shard.world_size > 1:
         dist.all_reduce(gradients)
     return [*results, gradients, norm[0].running_mean, norm[0].running_var, norm[0].num_batches_tracked]
 
 
-def _gathered(share, rows):
-    if share.world_size == 1:
+def _gathered(shard, rows):
+    if shard.world_size == 1:
         return rows
-    parts = [None] * share.world_size
+    parts = [None] * shard.world_size
     dist.all_gather_object(parts, rows)
     return torch.cat(parts)
 
 
 @pytest.mark.parametrize("sizes", [(3, 4), (1, 6), (2, 2, 3)])
 def test_batch_normalization_of_workers_is_that_of_the_whole_batch(together, sizes):
-    alone, shared = normalize(Share(0, 1), [7]), together(normalize, len(sizes), sizes)
+    alone, shared = normalize(WorkerShard(0, 1), [7]), together(normalize, len(sizes), sizes)
     for one, many in zip(alone, shared, strict=True):
         torch.testing.assert_close(many, one, rtol=1e-4, atol=1e-4)
 
@@ -108,7 +108,7 @@ def test_normalization_that_reads_is_that_of_its_running_statistics():
     assert list(synced.state_dict()) == list(norm.state_dict())
 
 
-def learn(share):
+def learn(shard):
     """Losses, gradient norms and the averaged weights of some steps on one global batch in another order each."""
     torch.manual_seed(0)
     optimization.has_bfloat16 = lambda device: False  # in a process of its own, or put back by the test
@@ -116,20 +116,20 @@ def learn(share):
     model = new_model(settings, codec, TINY_CANVAS)
     ema = new_ema(model, 0.5)
     parallel = model
-    if share.world_size > 1:
+    if shard.world_size > 1:
         parallel = DistributedDataParallel(synchronized(model))
         parallel.broadcast_buffers = False
     state = TrainState(model, ema, torch.optim.AdamW(model.parameters(), lr=1e-2))
     ink, figures = drawn(8, 1, TINY_CANVAS.height, TINY_CANVAS.width), []
     for step in range(STEPS):
-        order = np.random.default_rng(step).permutation(8)[share.of(8)]
-        weight = share.world_size / 8
+        order = np.random.default_rng(step).permutation(8)[shard.of(8)]
+        weight = shard.world_size / 8
         labels = [LABELS[i] for i in order]
         loss, norm = train_step(state, parallel, ink[order], labels, shortcut_weight=0.1, line_weight=weight)
         ema.update_parameters(model)
-        if share.world_size > 1:
+        if shard.world_size > 1:
             dist.all_reduce(loss)
-        figures.append([loss.item() / share.world_size, norm.item()])
+        figures.append([loss.item() / shard.world_size, norm.item()])
     return (
         torch.tensor(figures),
         torch.cat([p.flatten() for p in ema.parameters()]),
@@ -140,7 +140,7 @@ def learn(share):
 @pytest.mark.parametrize("world_size", [2, 3, MOST_PROCESSES])
 def test_workers_with_the_same_global_batch_learn_the_same(together, world_size, monkeypatch):
     monkeypatch.setattr(optimization, "has_bfloat16", optimization.has_bfloat16)
-    (figures, weights, variance), (*others,) = learn(Share(0, 1)), together(learn, world_size)
+    (figures, weights, variance), (*others,) = learn(WorkerShard(0, 1)), together(learn, world_size)
     assert figures[-1, 0] < figures[0, 0]  # it learns
     torch.testing.assert_close(others[0], figures, rtol=1e-3, atol=0)
     assert (others[1] - weights).norm() < 1e-3 * weights.norm()
