@@ -1,1 +1,1 @@
-"""Images by the million to Parquet."""
+"""Batch transcription of images to Parquet."""

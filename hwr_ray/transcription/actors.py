@@ -1,4 +1,4 @@
-"""A stage of Ray Data that reads line images: actors that each hold one model."""
+"""Ray Data actors that recognize line images, each with its own model."""
 
 import gc
 import time
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from hwr_ray.recognition.recognizer import Recognizer
 
 ROWS_PER_BLOCK = 512
-"""Rows that go to a model together: fewer cost Ray time for each, more leave models idle at the end."""
+"""Rows per block. Smaller blocks cost Ray more time per row; larger ones leave models idle at the end."""
 WORKER_CPUS = 0.45
-"""Ray's logical CPUs for each model by default: a node full of models leaves some for what feeds them."""
+"""Default number of Ray's logical CPUs per model. A node full of models keeps some for the tasks that feed them."""
 FEED_CPUS = 1
-"""Logical CPUs that must be left for what feeds the models: Ray Data lists Parquet files with a whole one."""
+"""Logical CPUs reserved for the tasks that feed the models. Ray Data takes a whole one to list Parquet files."""
 
 Loader = Callable[[pa.Table], pa.Table]
 
@@ -38,32 +38,35 @@ Loader = Callable[[pa.Table], pa.Table]
 @dataclass(frozen=True, kw_only=True)
 class ReadingSettings:
     num_workers: int | None = None
-    """Processes that each hold a model; by default one for each CPU of the cluster, or for each GPU."""
+    """Number of processes, each with its own model; by default one per CPU of the cluster, or one per GPU."""
     workers: WorkerSettings = field(default_factory=lambda: WorkerSettings(cpus_per_worker=WORKER_CPUS))
     batch_size: int = 64
-    """Lines that a model reads at once."""
+    """Lines per batch of a model."""
     greedy: bool = False
-    """Read without the bundle's language model: faster, and less well."""
+    """Decode without the bundle's language model: faster, but less accurate."""
     lexicon: str | None = None
-    """File of known names, one a line or `name,count`: candidates among them are raised, others are not forbidden."""
+    """File of known names, one per line, as `name` or `name,count`. They become more probable; other texts remain
+    possible."""
     num_best: int = 1
-    """Candidates of each line that are told: the reading and num-best - 1 `alternatives`."""
+    """Number of candidates per line: the text and num-best - 1 `alternatives`."""
     characters: bool = False
-    """Tell the `characters` of each text: how sure each is, and where it stands."""
+    """Add `characters`: the confidence and the position of each character of a text."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "batch_size", "num_best"):
-            if (given := getattr(self, name)) is not None and given <= 0:
-                raise UserError(f"--{name.replace('_', '-')} must be positive, not {given}")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}")
         if self.greedy and (self.lexicon or self.num_best > 1):
-            raise UserError("--greedy gives one candidate and knows no names: leave --lexicon and --num-best out")
+            raise UserError("--greedy returns one candidate and ignores names: omit --lexicon and --num-best")
         if self.num_best > NUM_CANDIDATES:
-            raise UserError(f"--num-best can be {NUM_CANDIDATES} at most, not {self.num_best}")
+            raise UserError(f"--num-best must be at most {NUM_CANDIDATES}, not {self.num_best}")
 
     def recognizer(self, bundle_path: str) -> "Recognizer":
-        """The bundle as these settings read it, with this worker's share of its node's threads. Raises UserError where
-        it can't be read so."""
-        import torch  # not in the driver, which only names this class
+        """Returns a recognizer of the bundle, limited to this worker's share of its node's threads.
+
+        Raises UserError if the bundle can't be loaded with these settings.
+        """
+        import torch  # only in workers: the driver does not need it
 
         from hwr_ray.recognition.recognizer import Recognizer
 
@@ -74,19 +77,21 @@ class ReadingSettings:
         )
 
     def for_workers(self, bundle_path: str, config: BundleConfig) -> "ReadingSettings":
-        """The same for processes with a working folder of their own. Raises UserError where they can't read the bundle
-        so."""
+        """Returns these settings with absolute paths, for processes with another working directory.
+
+        Raises UserError if they do not suit the bundle.
+        """
         settings = replace(self, lexicon=storage.absolute(self.lexicon) if self.lexicon else None)
         is_greedy = self.greedy or config.decoding.language_model is None
         if is_greedy and self.num_best > 1:
-            raise UserError(f"{bundle_path} has no language model and gives one candidate: leave --num-best out")
+            raise UserError(f"{bundle_path} has no language model and returns one candidate: omit --num-best")
         lexicon_for(bundle_path, settings.lexicon, config.codec, is_greedy=is_greedy)
         return settings
 
     def admitted(self, feed_cpus: float = FEED_CPUS) -> "ReadingSettings":
-        """The same with a number of workers, by default what the cluster holds beside `feed_cpus`.
+        """Returns these settings with `num_workers` set, by default to what the cluster holds beside `feed_cpus`.
 
-        Raises UserError where it can't hold them, or not one.
+        Raises UserError if the cluster can't hold that many workers, or not even one.
         """
         preflight(self.needs(feed_cpus), wait_minutes=self.workers.wait_minutes)
         if self.num_workers:
@@ -99,37 +104,39 @@ class ReadingSettings:
         return sized
 
     def needs(self, feed_cpus: float = FEED_CPUS) -> Needs:
-        """What they need at least beside `feed_cpus`."""
+        """Returns the resources of the workers, or of one if their number is not set, and `feed_cpus`."""
         return self.workers.needs(self.num_workers or 1, other_cpus=feed_cpus)
 
 
 class LineReader:
-    """The actor: loads a bundle once, then turns tables with an `image` column into tables with readings."""
+    """Actor that loads a bundle once and adds predictions to tables with an `image` column."""
 
     def __init__(self, bundle_path: str, settings: ReadingSettings) -> None:
         self.recognizer, self.settings = settings.recognizer(bundle_path), settings
         canvas = self.recognizer.canvas
-        # The first batch loads what numba compiled: that is part of the start, not of the first partition.
+        # The first batch loads numba's compiled code, which is part of the start-up, not of the first partition.
         self.recognizer.read_lines(
             np.full((settings.batch_size, canvas.height, canvas.width), PAPER, np.uint8),
             num_best=settings.num_best,
             characters=settings.characters,
         )
         gc.collect()
-        gc.freeze()  # a full collection would scan all that is loaded, for a tenth of a second every few partitions
+        gc.freeze()  # else a full collection scans all loaded objects: a tenth of a second every few partitions
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The table without its `image`, with `prediction`, `confidence`, `alternatives` and `characters`, null without
-        an image; `height` and `width` are those of the image files."""
+        """Returns the table without `image`, with `prediction`, `confidence`, `alternatives` and `characters`.
+
+        These are null in rows without an image. `height` and `width` must be those of the image files.
+        """
         has_image = table["image"].is_valid()
         readings = iter(self._read(table.filter(has_image) if table["image"].null_count else table))
-        found = [next(readings) if here else None for here in has_image.to_pylist()]
+        rows = [next(readings) if is_valid else None for is_valid in has_image.to_pylist()]
         return (
             table.drop_columns("image")
-            .append_column("prediction", pa.array([r.text if r else None for r in found], pa.string()))
-            .append_column("confidence", pa.array([r.confidence if r else None for r in found], pa.float32()))
-            .append_column("alternatives", pa.array([_alternatives(r) if r else None for r in found], ALTERNATIVES))
-            .append_column("characters", self._characters(table, found))
+            .append_column("prediction", pa.array([r.text if r else None for r in rows], pa.string()))
+            .append_column("confidence", pa.array([r.confidence if r else None for r in rows], pa.float32()))
+            .append_column("alternatives", pa.array([_alternatives(r) if r else None for r in rows], ALTERNATIVES))
+            .append_column("characters", self._characters(table, rows))
         )
 
     def _read(self, table: pa.Table) -> list[Reading]:
@@ -137,7 +144,7 @@ class LineReader:
         return self.recognizer.read_lines(images, num_best=settings.num_best, characters=settings.characters)
 
     def _characters(self, table: pa.Table, readings: list[Reading | None]) -> pa.Array:
-        """Null unless they are asked for."""
+        """Returns the characters of each reading, or nulls unless the settings ask for them."""
         if not self.settings.characters:
             return pa.nulls(len(table), CHARACTERS)
         sizes = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
@@ -153,38 +160,38 @@ def _alternatives(reading: Reading) -> list[dict[str, Any]]:
 
 
 class PartitionReader:
-    """The actor: loads a bundle once, then reads the pictures of partitions and stores their transcripts.
+    """Actor that loads a bundle once, then recognizes the images of partitions and stores their transcripts.
 
-    `load` turns the row that names a partition into its pictures; None where the tables hold them (with GPUs).
+    `load` maps the row of a partition to the rows with its images.
     """
 
     def __init__(
-        self, bundle_path: str, settings: ReadingSettings, load: Loader | None, out: str, threshold: float | None
+        self, bundle_path: str, settings: ReadingSettings, load: Loader, out: str, threshold: float | None
     ) -> None:
         self.reader, self.load, self.out, self.threshold = LineReader(bundle_path, settings), load, out, threshold
-        self.model_is_free, self.ready = Lock(), time.monotonic()
+        self.model_lock, self.ready = Lock(), time.monotonic()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Returns the row of `store_partition`, and for how many seconds this actor has been ready. Thread-safe."""
-        table = self.load(table) if self.load else table
-        with self.model_is_free:
+        """Returns the row of `store_partition` and the seconds since this actor became ready. Thread-safe."""
+        table = self.load(table)
+        with self.model_lock:
             start = time.monotonic()
-            read = self.reader(table)
+            predictions = self.reader(table)
             seconds = time.monotonic() - start
-        read = read.append_column("model_seconds", pa.array([seconds] * len(table)))
+        predictions = predictions.append_column("model_seconds", pa.array([seconds] * len(table)))
         model_id = self.reader.recognizer.model_id
-        stored = store_partition(read, out=self.out, model_id=model_id, threshold=self.threshold)
+        stored = store_partition(predictions, out=self.out, model_id=model_id, threshold=self.threshold)
         return stored.append_column("ready_seconds", pa.array([time.monotonic() - self.ready]))
 
 
 class FoldReader:
-    """The actor: loads the bundle of each fold once, then compares tables of training lines out of fold."""
+    """Actor that loads the bundle of each fold once, then compares labels with out-of-fold predictions."""
 
     def __init__(self, bundle_paths: list[str], settings: ReadingSettings) -> None:
         self.recognizers = [settings.recognizer(path) for path in bundle_paths]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The table without its `image`, its rows by fold, each compared by the model that did not train on it.
+        """Returns the table without `image`, sorted by fold; the model that did not train on a row predicts it.
 
         Adds `prediction`, `confidence`, `text_log_prob`, `prediction_log_prob` and `fold`.
         """
@@ -194,13 +201,13 @@ class FoldReader:
 
     def _compare(self, table: pa.Table, fold: int) -> pa.Table:
         recognizer = self.recognizers[fold]
-        found = recognizer.compare(images_of(table, recognizer.canvas), table["text"].to_pylist())
+        rows = recognizer.compare(images_of(table, recognizer.canvas), table["text"].to_pylist())
         return (
             table.drop_columns("image")
-            .append_column("prediction", pa.array([c.reading.text for c in found], pa.string()))
-            .append_column("confidence", pa.array([c.reading.confidence for c in found], pa.float32()))
-            .append_column("text_log_prob", pa.array([c.text_log_prob for c in found], pa.float64()))
-            .append_column("prediction_log_prob", pa.array([c.prediction_log_prob for c in found], pa.float64()))
+            .append_column("prediction", pa.array([c.reading.text for c in rows], pa.string()))
+            .append_column("confidence", pa.array([c.reading.confidence for c in rows], pa.float32()))
+            .append_column("text_log_prob", pa.array([c.text_log_prob for c in rows], pa.float64()))
+            .append_column("prediction_log_prob", pa.array([c.prediction_log_prob for c in rows], pa.float64()))
             .append_column("fold", pa.array([fold] * len(table), pa.int32()))
         )
 
@@ -208,7 +215,7 @@ class FoldReader:
 def read_lines_with(
     dataset: ray.data.Dataset, bundle_path: str, settings: ReadingSettings, *, num_blocks: int
 ) -> ray.data.Dataset:
-    """The data set, of so many blocks, with its `image` column read: see LineReader."""
+    """Returns the dataset, which has `num_blocks` blocks, with the columns that LineReader adds."""
     return _read(dataset, LineReader, (bundle_path, settings), settings, num_blocks)
 
 
@@ -217,13 +224,16 @@ def read_partitions_with(
     bundle_path: str,
     settings: ReadingSettings,
     *,
-    load: Loader | None,
+    load: Loader,
     out: str,
     threshold: float | None,
     num_blocks: int,
     calls_at_once: int,
 ) -> ray.data.Dataset:
-    """Returns a row for each partition, of which each is a block. An actor works on `calls_at_once` of them."""
+    """Returns a row for each partition (see PartitionReader).
+
+    Each partition is a block. An actor works on `calls_at_once` of them at a time.
+    """
     args = (bundle_path, settings, load, out, threshold)
     return _read(partitions, PartitionReader, args, settings, num_blocks, calls_at_once=calls_at_once)
 
@@ -231,7 +241,7 @@ def read_partitions_with(
 def compare_out_of_fold(
     dataset: ray.data.Dataset, bundle_paths: list[str], settings: ReadingSettings, *, num_blocks: int
 ) -> ray.data.Dataset:
-    """The data set of training lines read by the bundles of all folds, in the folds' order: see FoldReader."""
+    """Returns the dataset of training lines with the columns that FoldReader adds; `bundle_paths` are by fold."""
     return _read(dataset, FoldReader, (bundle_paths, settings), settings, num_blocks)
 
 
@@ -248,7 +258,7 @@ def _read(
         actor,
         fn_constructor_args=args,
         batch_format="pyarrow",
-        batch_size=None,  # whole blocks: the network takes its batches from them
+        batch_size=None,  # whole blocks; the recognizer splits them into its batches
         compute=ray.data.ActorPoolStrategy(
             size=min(settings.num_workers or 1, num_blocks),
             max_concurrent_calls_per_actor=calls_at_once,

@@ -1,13 +1,16 @@
-"""What a batch job reads: image files of a folder, a glob or a manifest, or the images that Parquet files hold."""
+"""Inputs of a batch job: image files from a folder, a glob or a manifest, or images stored in Parquet files."""
 
 import posixpath
 import re
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from functools import lru_cache
+from itertools import accumulate, groupby, islice
 from operator import itemgetter
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,41 +23,43 @@ from hwr_ray.images.reader import Line, read_files
 
 INPUTS = pa.schema(
     {
-        "id": pa.string(),  # key of the row, where --id-column names one
-        "path": pa.string(),  # of the image file, as the transcript tells it; null for an image in a Parquet file
-        "source": pa.string(),  # the Parquet file that holds the image, from the folder on; null for an image file
-        "row": pa.int64(),  # of the image in its source, from 0
+        "id": pa.string(),  # unique key from --id-column, or FILE#ROW for an image in a Parquet file; else null
+        "path": pa.string(),  # path of the image file, as in the transcript; null for an image in a Parquet file
+        "source": pa.string(),  # Parquet file that contains the image, relative to the folder; null for an image file
+        "row": pa.int64(),  # row of the image in `source`, from 0; null for an image file
     }
 )
-"""One row for each image to read; `id`, or else `path`, is unique."""
+"""One row per image; `id`, or `path` if there is no `id`, is unique."""
+NO_IMAGE = Line(reason="missing_image", detail="the row holds no image")
 ROWS_PER_TABLE = 8192
 IMAGES_AT_ONCE, BUFFER_BYTES = 64, 1 << 20
-"""Of a Parquet file with images: what is in memory of its row groups, which may be large."""
+"""Images per batch and bytes of the read buffer for a Parquet file with images, whose row groups may be large."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
     images: str
-    """A folder with images at any depth, a glob ('scans/**/*.png'), an image, a manifest (.csv, .parquet), or Parquet
-    files with the images themselves (--image-column): a path or URI. Files with a name like .this are left out."""
+    """Path or URI of a folder with images at any depth, a glob ('scans/**/*.png'), an image, a manifest (.csv,
+    .parquet), or Parquet files that contain the images (--image-column). Hidden files (.name) are skipped."""
     path_column: str = "path"
-    """Of a manifest: its column with paths, from --root on."""
+    """Column of a manifest with the paths of the images, relative to --root."""
     root: str | None = None
-    """Of a manifest: the folder or URI that its paths must lie in, by default its own folder."""
+    """Folder or URI that must contain all paths of a manifest; by default the manifest's own folder."""
     id_column: str | None = None
-    """Of a manifest or of Parquet files with images: the unique key of each row. By default the path, or FILE#ROW."""
+    """Column of a manifest, or of Parquet files with images, with a unique key per row; by default the path, or
+    FILE#ROW."""
     image_column: str | None = None
-    """Of Parquet files with images: the column with the bytes of one image file in each row."""
+    """Column of Parquet files with the bytes of one image file per row."""
 
     def __post_init__(self) -> None:
         if self.root and not self.is_manifest:
-            raise UserError("--root goes with a manifest (a .csv or .parquet file)")
+            raise UserError("--root requires a manifest (a .csv or .parquet file)")
         if self.id_column and not (self.is_manifest or self.image_column):
-            raise UserError("--id-column goes with a manifest or with --image-column")
+            raise UserError("--id-column requires a manifest or --image-column")
 
     @property
     def has_keys(self) -> bool:
-        """Whether the user names what must be unique."""
+        """Whether the user supplies the keys, which may therefore repeat."""
         return self.is_manifest or self.id_column is not None
 
     @property
@@ -63,13 +68,13 @@ class InputSettings:
 
     @property
     def folder(self) -> str:
-        """The folder or file that holds the images, as every process must see it."""
-        given = self.absolute()
-        found = given.root or given.images
-        return storage.split_glob(found)[0] if storage.has_wildcard(found) and not storage.is_folder(found) else found
+        """The folder or file that contains the images, which every process must be able to read."""
+        absolute = self.absolute()
+        path = absolute.root or absolute.images
+        return storage.split_glob(path)[0] if storage.has_wildcard(path) and not storage.is_folder(path) else path
 
     def absolute(self) -> "InputSettings":
-        """The same for every working folder."""
+        """Returns these settings with paths that do not depend on the working directory."""
         images, root = storage.absolute(self.images), None
         if self.is_manifest:
             root = storage.absolute(self.root) if self.root else posixpath.dirname(images)
@@ -77,46 +82,46 @@ class InputSettings:
 
 
 class Inputs(Protocol):
-    """Images that are listed once, then read part by part."""
+    """Images that are listed once, then fetched partition by partition."""
 
     def tables(self) -> Iterator[pa.Table]:
-        """All of them as tables of the schema INPUTS, in an order that is always the same."""
+        """Yields tables of the schema INPUTS that list all images, always in the same order."""
         ...
 
     def fetch(self, table: pa.Table) -> Iterator[bytes | Line]:
-        """The bytes of the image files of a table that `tables` gave, or of a slice of it, or why there are none.
+        """Yields the bytes of each image of a table from `tables` (or of a slice of one), or a Line with the error.
 
-        Raises UserError where one can't be read for a reason that is not its own.
+        Raises UserError if the storage fails; a single unreadable file is no error.
         """
         ...
 
     def holds(self, out: str, names: Sequence[str]) -> bool:
-        """Whether one of some files in a folder would be among them."""
+        """Returns whether any of the files `names` in the folder `out` would be listed as an input."""
         ...
 
 
 def open_inputs(settings: InputSettings) -> Inputs:
-    """The inputs of the settings. Raises UserError where they are not there."""
-    given = storage.absolute(settings.images)
+    """Returns the inputs of the settings. Raises UserError if they do not exist."""
+    path = storage.absolute(settings.images)
     if settings.image_column:
-        return ImageTables(given, settings.image_column, settings.id_column)
+        return ImageTables(path, settings.image_column, settings.id_column)
     if settings.is_manifest:
-        if not storage.is_file(given):
-            raise UserError(f"there is no manifest {given}")
-        return Manifest(given, settings.absolute().root or "", settings.path_column, settings.id_column)
-    if storage.is_folder(given):
-        return ImageFiles(given)
-    if storage.is_file(given):
-        return ImageFiles(posixpath.dirname(given), name=posixpath.basename(given))
-    if storage.has_wildcard(given):
-        folder, pattern = storage.split_glob(given)
+        if not storage.is_file(path):
+            raise UserError(f"there is no manifest {path}: check --images")
+        return Manifest(path, settings.absolute().root or "", settings.path_column, settings.id_column)
+    if storage.is_folder(path):
+        return ImageFiles(path)
+    if storage.is_file(path):
+        return ImageFiles(posixpath.dirname(path), name=posixpath.basename(path))
+    if storage.has_wildcard(path):
+        folder, pattern = storage.split_glob(path)
         return ImageFiles(folder, pattern=pattern)
-    raise UserError(f"there is no image folder {given}")
+    raise UserError(f"there is no image folder {path}: check --images")
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The files of a folder: all at any depth, those whose path from the folder on matches a pattern, or one."""
+    """Image files of a folder: all at any depth, those whose relative path matches `pattern`, or only `name`."""
 
     folder: str
     pattern: re.Pattern[str] | None = None
@@ -141,7 +146,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A CSV or Parquet file with the paths of image files in a folder."""
+    """A CSV or Parquet file that lists paths of image files."""
 
     path: str
     root: str
@@ -149,7 +154,7 @@ class Manifest:
     id_column: str | None
 
     def tables(self) -> Iterator[pa.Table]:
-        """Raises UserError where the manifest can't be read or lacks a column, or a row has no path or no key."""
+        """Raises UserError if the manifest can't be read, a column is missing, or a row has no path or no key."""
         first = 1
         for rows in self._rows():
             for number, fields in enumerate(rows, start=first):
@@ -160,17 +165,17 @@ class Manifest:
             first += len(rows)
 
     def fetch(self, table: pa.Table) -> Iterator[bytes | Line]:
-        """Paths that leave the root are not read: they fail as `unsafe_path`."""
+        """Rejects paths outside the root as `unsafe_path`, without reading them."""
         inside = [path.removeprefix(storage.join(self.root, "")) for path in table["path"].to_pylist()]
         files = read_files(self.root, [path for path in inside if is_safe(path)])
-        unsafe = Line(reason="unsafe_path", detail=f"it does not lie in {self.root}")
+        unsafe = Line(reason="unsafe_path", detail=f"the path is outside {self.root}")
         return (next(files) if is_safe(path) else unsafe for path in inside)
 
     def holds(self, out: str, names: Sequence[str]) -> bool:
         return False
 
     def _rows(self) -> Iterator[list[tuple[str, ...]]]:
-        """Path and, where there is one, key of the rows."""
+        """Yields the path and, with an id column, the key of each row, in chunks."""
         columns = [self.path_column, *([self.id_column] if self.id_column else [])]
         if self.path.lower().endswith(".parquet"):
             for batch in _open(self.path, columns).iter_batches(ROWS_PER_TABLE, columns=columns):
@@ -178,25 +183,25 @@ class Manifest:
             return
         rows = csv_files.rows(self.path)
         header = csv_files.header(self.path, rows, columns)
-        places = [header.index(name) for name in columns]
+        indices = [header.index(name) for name in columns]
         numbered = enumerate(rows, start=1)
         while chunk := list(islice(numbered, ROWS_PER_TABLE)):
             for number, fields in chunk:
                 if len(fields) != len(header):
                     raise UserError(f"{self.path}: row {number} has {len(fields)} fields, not {len(header)}")
-            yield [tuple(fields[place] for place in places) for _, fields in chunk]
+            yield [tuple(fields[index] for index in indices) for _, fields in chunk]
 
 
 @dataclass(frozen=True)
 class ImageTables:
-    """Parquet files, or one, with the bytes of an image file in each row, as such or as `bytes` of a struct."""
+    """One or more Parquet files with an image file in each row: its bytes, or a struct with a field `bytes`."""
 
     path: str
     image_column: str
     id_column: str | None
 
     def tables(self) -> Iterator[pa.Table]:
-        """Raises UserError where a file can't be read or lacks a column, or a row has no key."""
+        """Raises UserError if a file can't be read, a column is missing, or a row has no key."""
         for name in self._names():
             row = 0
             for ids in self._keys(name):
@@ -207,7 +212,7 @@ class ImageTables:
                 row = rows.stop
 
     def _keys(self, name: str) -> Iterator[list[str | None]]:
-        """Of the rows of a file: those of its id column, or else its name and their numbers."""
+        """Yields the keys of a file's rows, in chunks: the values of the id column, or FILE#ROW without one."""
         file = _open(self._join(name), [self.image_column, *([self.id_column] if self.id_column else [])])
         kind = file.schema_arrow.field(self.image_column).type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -225,40 +230,55 @@ class ImageTables:
     def fetch(self, table: pa.Table) -> Iterator[bytes | Line]:
         for name, rows in groupby(table.select(["source", "row"]).to_pylist(), key=itemgetter("source")):
             for image in self._images(name, [row["row"] for row in rows]):
-                yield image or Line(reason="missing_image", detail="the row holds no image")
+                yield image or NO_IMAGE
 
     def holds(self, out: str, names: Sequence[str]) -> bool:
         return storage.path_within(out, self.path) is not None
+
+    def pass_of(self, table: pa.Table) -> str:
+        """Returns the row group of the first row. Tables that share it should be fetched together, in order, because
+        Parquet decodes a row group from its start."""
+        (first,) = table.slice(0, 1).to_pylist()
+        ends = _row_group_ends(self._join(first["source"]))
+        return f"{first['source']}#{bisect(ends, first['row'])}"
 
     def _names(self) -> list[str]:
         if storage.is_file(self.path):
             return [posixpath.basename(self.path)]
         if names := [name for name in storage.walk_files(self.path) if name.endswith(".parquet")]:
             return names
-        raise UserError(f"there is no Parquet file {self.path}, and no folder with any")
+        raise UserError(f"there is no Parquet file {self.path}, nor a folder that contains any: check --images")
 
     def _join(self, name: str) -> str:
         return storage.join(posixpath.dirname(self.path) if storage.is_file(self.path) else self.path, name)
 
     def _images(self, name: str, rows: list[int]) -> Iterator[bytes | None]:
-        """The images of some rows of a file, in ascending order; reads the row groups that they are in, and no more."""
-        file, start = _open(self._join(name), [self.image_column]), 0
+        """Yields the images of some rows (ascending) of a file, in one pass over the row groups that contain them."""
+        file, wanted, start = _open(self._join(name), [self.image_column]), np.array(rows), 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
-            wanted = [row for row in rows if start <= row < end]
-            batches = file.iter_batches(IMAGES_AT_ONCE, row_groups=[group], columns=[self.image_column])
-            for batch in batches if wanted else ():
-                there = [row - start for row in wanted if start <= row < start + len(batch)]
-                images = batch[0].take(pa.array(there, pa.int64()))
-                yield from (pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images).to_pylist()
-                start += len(batch)
-                if start > wanted[-1]:
-                    break
+            first, last = np.searchsorted(wanted, [start, end])
+            if first < last:
+                for batch in file.iter_batches(IMAGES_AT_ONCE, row_groups=[group], columns=[self.image_column]):
+                    stop = np.searchsorted(wanted, start + len(batch))
+                    images = batch[0].take(pa.array(wanted[first:stop] - start))
+                    is_struct = pa.types.is_struct(images.type)
+                    yield from (pc.struct_field(images, "bytes") if is_struct else images).to_pylist()
+                    first, start = stop, start + len(batch)
+                    if first == last:
+                        break
             start = end
 
 
+@lru_cache
+def _row_group_ends(path: str) -> list[int]:
+    """Returns the number of rows up to the end of each row group of a Parquet file."""
+    metadata = _open(path, ()).metadata
+    return list(accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)))
+
+
 def keys_of(table: pa.Table) -> list[str]:
-    """What names each row of a table with `id` and `path`: the id, or else the path."""
+    """Returns the key of each row of a table with `id` and `path`: the id, or the path if the id is null."""
     return pc.coalesce(table["id"], table["path"]).to_pylist()
 
 

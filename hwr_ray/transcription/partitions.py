@@ -28,89 +28,89 @@ from hwr_ray.transcription.inputs import Inputs, keys_of
 SUMMARY, WORK, FILE = "_run.json", "_work", "transcripts"
 INPUTS, OUTPUTS, STATE, PLAN = f"{WORK}/inputs", f"{WORK}/outputs", f"{WORK}/state.json", f"{WORK}/merge.json"
 WRITTEN = (SUMMARY, f"{FILE}-00000.parquet", STATE, f"{INPUTS}/0-0.parquet", f"{OUTPUTS}/0-0.parquet")
-"""A file of each kind that a job writes."""
+"""One file name of each kind that a job writes."""
 OWN = re.compile(rf"{WORK}/.*|({re.escape(SUMMARY)}|{FILE}-\d+\.parquet)({re.escape(storage.PARTIAL)}.*)?")
 DIGEST = np.dtype("S16")
 FIRST_PARTITION_ROWS, PARTITIONS_PER_SIZE = 256, 4
-"""Rows of the first partitions, and after how many they double, up to the most: small jobs, too, keep all workers busy,
-above all where the small partitions are read last."""
+"""Initial partition size in rows, and the number of partitions after which it doubles, up to the maximum. Small
+partitions keep all workers busy in small jobs, and at the end of large ones, where they are processed last."""
 BYTES_PER_FILE = 128 << 20
-"""Of a merged file, at least; less than half as many again."""
+"""Minimum size of a merged file; the maximum is less than half as much again."""
 ROWS_PER_GROUP = 65_536
 
 
 def check_out(out: str, fingerprint: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any] | None:
-    """Returns the fingerprint of the job that `out` holds, None if it holds none.
+    """Returns the fingerprint of the job in `out`, None if there is no job.
 
-    Raises UserError if it holds something else, or a job with another fingerprint that is not to be overwritten.
+    Raises UserError if `out` contains other files, or a job with another fingerprint and `overwrite` is not set.
     """
     if storage.is_file(out):
-        raise UserError(f"{out} is a file: name another --out")
+        raise UserError(f"{out} is a file: choose another --out")
     known = _read(out, SUMMARY) or _read(out, STATE)
     if known is None:
-        # A job that is killed at its start leaves its token, or half of it or of its state.
-        begun = re.compile(rf"{WORK}/{re.escape(OWNER)}.*|{re.escape(STATE + storage.PARTIAL)}.*")
-        if not all(map(begun.fullmatch, storage.walk_files(out))):
-            raise UserError(f"{out} holds something else (it has no {SUMMARY}): name another --out")
+        # A job that is killed at its start leaves its token, or a partial file of the token or the state.
+        leftover = re.compile(rf"{WORK}/{re.escape(OWNER)}.*|{re.escape(STATE + storage.PARTIAL)}.*")
+        if not all(map(leftover.fullmatch, storage.walk_files(out))):
+            raise UserError(f"{out} contains other files (it has no {SUMMARY}): choose another --out")
         return None
-    there = _fingerprint_of(known)
-    if not overwrite and (found := difference(there, fingerprint)):
-        name, old, new = found
+    existing = _fingerprint_of(known)
+    if not overwrite and (changed := difference(existing, fingerprint)):
+        name, old, new = changed
         raise UserError(
-            f"{out} was begun with {name} = {old}, not {new}: name another --out, or --overwrite to start over"
+            f"{out} was started with {name} = {old}, not {new}: choose another --out, or pass --overwrite to start over"
         )
-    return there
+    return existing
 
 
 class Partitions:
-    """The partitions of the job that writes `out`, which it takes over from any other. Raises what `check_out` does."""
+    """The partitions of the job that writes `out`. Takes ownership of `out`; raises what `check_out` raises."""
 
     def __init__(self, out: str, fingerprint: dict[str, Any], *, overwrite: bool = False) -> None:
         self.out, self.fingerprint = out.rstrip("/"), fingerprint
-        there = check_out(self.out, fingerprint, overwrite=overwrite)
-        # The token first, then the plan, then the state. A run that still merges its outputs checks its token after it
-        # has written its plan, and resets the state before it deletes the plan: either it stops, or this run sees it.
+        existing = check_out(self.out, fingerprint, overwrite=overwrite)
+        # Take the token first, then read the plan, then the state. A run that is still merging checks its token after
+        # it writes its plan, and resets the state before it deletes the plan: it stops, or this run sees its plan.
         self.owner = OwnershipToken.take(self.out, folder=self._path(WORK))
-        if overwrite and there is not None:
-            self._clear(there)
+        if overwrite and existing is not None:
+            self._clear(existing)
         plan = _read(self.out, PLAN)
         accepted = (_read(self.out, STATE) or {"accepted": []})["accepted"]
         if accepted:
             accepted[-1][1] = len([name for name in self._names(INPUTS) if name.startswith(f"{accepted[-1][0]}-")])
-        self.attempt, self.num_own = uuid4().hex[:8], 0  # its own: what a run that lost writes late is never taken up
+        self.attempt, self.num_own = uuid4().hex[:8], 0  # unique: no later run accepts what a replaced run writes late
         self._accept(accepted)
         if plan and set(_partitions_of(plan)) <= set(self.names):
             self._merge(plan)
             self._accept([])
         self._seen = np.unique(np.concatenate([np.empty(0, DIGEST), *map(_digests, self._keys())]))
         self.num_rows = len(self._seen)
-        """Rows so far: of the merged files, and of all partitions."""
+        """Number of rows so far, in the merged files and in all partitions."""
 
     def _accept(self, accepted: list[list[Any]]) -> None:
-        """Takes up the partitions of earlier attempts, each a name and the number of its partitions."""
+        """Accepts the partitions of earlier attempts, each given by its name and its number of partitions."""
         self.names = [_name(attempt, partition) for attempt, number in accepted for partition in range(number)]
-        """Of all partitions so far, in order."""
+        """Names of all partitions so far, in order."""
         accepted = [*accepted, [self.attempt, 0]]
         storage.write_json(self._path(STATE), {"fingerprint": self.fingerprint, "accepted": accepted})
 
     def _clear(self, fingerprint: dict[str, Any]) -> None:
-        """Deletes what jobs wrote, all but the state, so that what is left can be told where this is cut off."""
+        """Deletes the files of earlier jobs except the state, which still identifies them if this is interrupted."""
         storage.write_json(self._path(STATE), {"fingerprint": fingerprint, "accepted": []})
         for name in storage.list_files(self.out):
             if name not in (STATE, f"{WORK}/{OWNER}") and OWN.fullmatch(name):
                 storage.delete_file(self._path(name))
 
     def assign(self, tables: Iterable[pa.Table], *, most: int) -> Iterator[str]:
-        """Deals the rows of new inputs out to partitions of at most `most` rows; yields their names."""
-        kept = pa.table({})
+        """Assigns the rows of new inputs to partitions of at most `most` rows; yields the partitions' names."""
+        rest = pa.table({})
         for table in tables:
             new = table.filter(pa.array(~_contains(self._seen, _digests(table)))) if len(self._seen) else table
-            kept = pa.concat_tables([kept, new]) if len(kept) else new
-            while len(kept) >= (size := min(most, FIRST_PARTITION_ROWS << self.num_own // PARTITIONS_PER_SIZE)):
-                yield self._add(kept.slice(0, size))
-                kept = kept.slice(size)
-        if len(kept):
-            yield self._add(kept)
+            rest = pa.concat_tables([rest, new]) if len(rest) else new
+            while len(rest) >= (size := min(most, FIRST_PARTITION_ROWS << self.num_own // PARTITIONS_PER_SIZE)):
+                yield self._add(rest.slice(0, size))
+                rest = rest.slice(size)
+        if len(rest):
+            yield self._add(rest)
 
     def _add(self, table: pa.Table) -> str:
         name = _name(self.attempt, self.num_own)
@@ -121,12 +121,12 @@ class Partitions:
         return name
 
     def pending(self) -> list[str]:
-        """The partitions so far that have no output, in order."""
+        """Returns the names of the partitions without output, in order."""
         done = set(self._names(OUTPUTS))
         return [name for name in self.names if name not in done]
 
     def finish(self) -> None:
-        """Merges the outputs of all partitions into the files of the job. Raises RuntimeError where one is missing."""
+        """Merges the outputs of all partitions into the files of the job. Raises RuntimeError if one is missing."""
         self.owner.check()
         sizes = storage.list_sizes(self._path(OUTPUTS))
         groups: list[list[str]] = [[]]
@@ -139,7 +139,7 @@ class Partitions:
         if len(groups) > 1 and sum(sizes[n] for n in groups[-1]) < BYTES_PER_FILE // 2:
             groups[-2:] = [groups[-2] + groups[-1]]
         numbers = [int(path.removesuffix(".parquet").rpartition("-")[2]) for path in self.files()]
-        first = max(numbers, default=-1) + 1  # not how many there are: one may have been taken away
+        first = max(numbers, default=-1) + 1  # not the number of files: the user may have deleted one
         files = {f"{FILE}-{first + i:05}.parquet": group for i, group in enumerate(groups) if group}
         plan = {"files": files}
         storage.write_json(self._path(PLAN), plan)
@@ -147,25 +147,25 @@ class Partitions:
         self._merge(plan)
 
     def _merge(self, plan: dict[str, Any]) -> None:
-        """Does what the plan says, or what is left of it. Another run may be doing the same, and writes the same."""
+        """Executes the plan or what is left of it. Another run may do so at the same time; it writes the same files."""
         for file, names in plan["files"].items():
             if not storage.is_file(self._path(file)):
                 tables = (read_parquet(self._path(f"{OUTPUTS}/{name}")) for name in names)
                 try:
                     merged = _to_parquet(tables)
                 except FileNotFoundError:
-                    self.owner.check()  # the run that took over has merged it and deleted the outputs
+                    self.owner.check()  # raises if the run that took over merged the outputs and deleted them
                     raise
                 storage.write_bytes(self._path(file), merged)
         self.owner.check()
         storage.write_json(self._path(STATE), {"fingerprint": self.fingerprint, "accepted": []})
-        for name in _partitions_of(plan):  # and no others: a run that takes over now writes its own beside them
+        for name in _partitions_of(plan):  # no others: a run that takes over now adds its own
             for folder in (INPUTS, OUTPUTS):
                 storage.delete_file(self._path(f"{folder}/{name}"))
         storage.delete_file(self._path(PLAN))
 
     def close(self, summary: dict[str, Any]) -> None:
-        """Writes the summary, which tells that the files are whole, and deletes the books and what a kill left."""
+        """Writes the summary, which marks the files as complete, and deletes the commit log and partial files."""
         storage.write_json(self._path(SUMMARY), {**summary, "fingerprint": self.fingerprint})
         storage.delete(self._path(WORK))
         for name in storage.list_sizes(self.out):
@@ -173,12 +173,12 @@ class Partitions:
                 storage.delete_file(self._path(name))
 
     def files(self) -> list[str]:
-        """Paths of the merged files, in order."""
+        """Returns the paths of the merged files, in order."""
         names = [name for name in storage.list_sizes(self.out) if re.fullmatch(rf"{FILE}-\d+\.parquet", name)]
         return [self._path(name) for name in names]
 
     def _keys(self) -> Iterator[pa.Table]:
-        """`id` and `path` of the rows so far."""
+        """Yields `id` and `path` of the rows so far."""
         for path in (*self.files(), *(self._path(f"{INPUTS}/{name}") for name in self.names)):
             yield read_parquet(path, columns=["id", "path"])
 
@@ -190,12 +190,12 @@ class Partitions:
 
 
 def read_inputs(out: str, name: str) -> pa.Table:
-    """The rows of a partition, of the schema hwr_ray.transcription.inputs.INPUTS."""
+    """Returns the rows of a partition, of the schema hwr_ray.transcription.inputs.INPUTS."""
     return read_parquet(storage.join(out, INPUTS, name))
 
 
 def write_output(out: str, name: str, table: pa.Table) -> None:
-    """Writes what came of a partition, at once. Writing it again changes nothing: its inputs are the same."""
+    """Writes the output of a partition atomically. A second write changes nothing, since the inputs never change."""
     storage.write_bytes(storage.join(out, OUTPUTS, name), _to_parquet([table]))
 
 
@@ -205,17 +205,17 @@ def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def repeated_key(inputs: Inputs) -> str | None:
-    """A key that two inputs have, or None where each has its own. Holds 16 bytes for each."""
+    """Returns a key that two inputs share, or None if all are unique. Keeps 16 bytes per input in memory."""
     digests = np.sort(np.concatenate([np.empty(0, DIGEST), *map(_digests, inputs.tables())]))
     repeated = digests[1:][digests[1:] == digests[:-1]]
     if not len(repeated):
         return None
     keys = (dict(zip(_digests(table).tolist(), keys_of(table), strict=True)) for table in inputs.tables())
-    return next(found[repeated[0]] for found in keys if repeated[0] in found)
+    return next(by_digest[repeated[0]] for by_digest in keys if repeated[0] in by_digest)
 
 
 def _fingerprint_of(known: dict[str, Any]) -> dict[str, Any]:
-    """The fingerprint in a job's summary or state. Version 0.1 called it `facts`, and the lexicon `names`."""
+    """Returns the fingerprint in a summary or state. Version 0.1 called it `facts`, and the lexicon `names`."""
     if "facts" not in known:
         return known.get("fingerprint", {})
     return {"lexicon" if name == "names" else name: value for name, value in known["facts"].items()}
@@ -237,7 +237,7 @@ def _name(attempt: str, partition: int) -> str:
 
 
 def _to_parquet(tables: Iterable[pa.Table]) -> pa.Buffer:
-    """The bytes of a Parquet file with the rows of some tables, at least one, in large row groups."""
+    """Returns the bytes of a Parquet file with the rows of one or more tables, in large row groups."""
     sink, waiting = pa.BufferOutputStream(), list[pa.Table]()
     tables = iter(tables)
     waiting.append(next(tables))
@@ -252,11 +252,11 @@ def _to_parquet(tables: Iterable[pa.Table]) -> pa.Buffer:
 
 
 def _digests(table: pa.Table) -> np.ndarray:
-    """128 bits (N) for the key of each row."""
+    """Returns a 128-bit digest of each row's key (N)."""
     return np.array([blake2b(key.encode(), digest_size=DIGEST.itemsize).digest() for key in keys_of(table)], DIGEST)
 
 
 def _contains(digests: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Which of the wanted (N) are among sorted digests (M > 0)."""
-    places = np.searchsorted(digests, wanted)
-    return digests[np.minimum(places, len(digests) - 1)] == wanted
+    """Returns which of the wanted digests (N) are among the sorted `digests` (M > 0), as booleans (N)."""
+    indices = np.searchsorted(digests, wanted)
+    return digests[np.minimum(indices, len(digests) - 1)] == wanted

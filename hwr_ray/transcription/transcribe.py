@@ -1,4 +1,4 @@
-"""Images by the million to Parquet transcripts: a row for each of them, whatever is in it, whatever is killed."""
+"""Batch transcription: a Parquet row for each image, even if the image is damaged or the job is killed."""
 
 import logging
 import time
@@ -22,70 +22,76 @@ from hwr_ray.cluster.progress import Progress
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
-from hwr_ray.transcription.actors import ReadingSettings, read_partitions_with
-from hwr_ray.transcription.inputs import Inputs, InputSettings, open_inputs
+from hwr_ray.transcription.actors import Loader, ReadingSettings, read_partitions_with
+from hwr_ray.transcription.inputs import ImageTables, Inputs, InputSettings, open_inputs
 from hwr_ray.transcription.partitions import STATE, WORK, WRITTEN, Partitions, check_out, read_inputs, repeated_key
 from hwr_ray.transcription.transcripts import (
     STAGES,
     describe_errors,
     describe_review,
     errors_of,
+    fetch_partitions,
+    load_packed,
     load_partition,
+    slowest,
     summarize,
+    unpack,
 )
 from hwr_ray.versions import versions
 
 log = logging.getLogger(__name__)
 
 MOST_ROWS, PARTITION_BYTES = 2048, 32 << 20
-"""Of a partition: what is read again after a kill is a few of them. Ray splits blocks from 128 MiB on."""
+"""Maximum rows and image bytes of a partition. A kill costs a few partitions at most. Ray splits blocks of 128 MiB or
+more."""
 LISTING_SECONDS = 10
-"""For which the first round waits for more inputs."""
+"""Seconds that a round waits for the listing to end."""
 PARTITIONS_AT_ONCE = 2
-"""In each process with a model, where something is waited for: see `partitions_at_once`."""
+"""Partitions that a model's process works on at a time if it waits for storage or a GPU: see `partitions_at_once`."""
 LOADER_CPUS = 0.5
-"""Ray's logical CPUs of a process that reads and decodes for models on GPUs: a node with one CPU has both."""
+"""Ray's logical CPUs of a loader, which reads and decodes for models on GPUs. A node with one CPU fits both."""
 PARTITIONS_IN_STORE = 4
-"""Of each such process and model, at most: what is ahead of the models must not grow with the job."""
+"""Maximum number of partitions in the object store per loader and model, so that memory does not grow with the job."""
 NO_PROGRESS_SECONDS = 3600
-"""Without a partition before Ray gives up: one of huge images takes long."""
-MODEL_BOUND = 0.8
-"""Share of the time in which the models read, from which on they bound the speed."""
+"""Seconds without a finished partition before Ray gives up. A partition of huge images takes long."""
 FEWEST_ROWS = 1000
-"""Rows after which --max-error-rate may stop the job; at its end it always may."""
+"""Number of rows from which --max-error-rate may stop the job early. At the end of the job it always applies."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranscribeSettings:
     inputs: InputSettings
     model: str = SHIPPED_WORD
-    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
+    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped`, the bundle in the package."""
     out: str
-    """Folder or URI for *.parquet and _run.json. The same command again goes on, and adds images that are new."""
+    """Folder or URI for *.parquet and _run.json. The same command again resumes the job and adds new images."""
     precision: float = 0.99
-    """Share of right texts, 0 to 1, among those that need no review."""
+    """Share of correct texts, 0 to 1, to reach among those that need no review."""
     max_error_rate: float = 1.0
     """Share of images, 0 to 1, that may fail before the job stops."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
     overwrite: bool = False
-    """Delete the transcripts that are there and start over; without it the same command goes on."""
+    """Delete existing transcripts and start over; otherwise the same command resumes the job."""
 
     def __post_init__(self) -> None:
         for name in ("precision", "max_error_rate"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} must lie in 0 to 1, not {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(self, name)}")
 
 
 def transcribe(settings: TranscribeSettings) -> str:
-    """Writes the transcripts of the settings. Raises UserError for what its user can mend."""
+    """Transcribes the inputs of the settings; returns the absolute path or URI of the output.
+
+    Raises UserError if an input or setting is invalid, the cluster is too small, or too many images fail.
+    """
     start = time.time()
     model_path, out = bundle_path(settings.model), storage.absolute(settings.out)
     bundle, inputs = read_config(model_path), open_inputs(settings.inputs)
     reading = settings.reading.for_workers(model_path, bundle)
     if inputs.holds(out, WRITTEN):
-        raise UserError(f"--out {out} lies in --images {settings.inputs.images}: name one outside of it")
+        raise UserError(f"--out {out} is inside --images {settings.inputs.images}: choose a folder outside it")
     if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
-        raise UserError(f"{settings.inputs.images} has {repeated} twice: name a unique --id-column")
+        raise UserError(f"{settings.inputs.images} has {repeated} more than once: choose a unique --id-column")
     threshold, share = bundle.decoding.review_threshold(settings.precision, greedy=reading.greedy)
     fingerprint = fingerprint_of(settings, bundle, reading)
     check_out(out, fingerprint, overwrite=settings.overwrite)
@@ -100,11 +106,11 @@ def transcribe(settings: TranscribeSettings) -> str:
     if not partitions.num_rows:
         is_new = all(name.startswith(f"{WORK}/") for name in storage.list_files(out))
         storage.delete(out if is_new else storage.join(out, WORK))
-        raise UserError(f"{settings.inputs.images} holds no image")
+        raise UserError(f"{settings.inputs.images} contains no images: check --images")
     partitions.finish()
     counts = summarize(partitions)
     if counts["num_images"] != partitions.num_rows:
-        raise RuntimeError(f"{counts['num_images']} of {partitions.num_rows} images came back: {out} is not whole")
+        raise RuntimeError(f"{out} is incomplete: it has {counts['num_images']} of {partitions.num_rows} images")
     partitions.close(
         {
             **counts,
@@ -117,13 +123,13 @@ def transcribe(settings: TranscribeSettings) -> str:
         }
     )
     errors = describe_errors(Counter(counts["errors"]))
-    log.info("%s of %s images read, errors: %s", counts["num_read"], counts["num_images"], errors)
+    log.info("%s of %s images transcribed, errors: %s", counts["num_read"], counts["num_images"], errors)
     log.info("%s", describe_review(counts, threshold, share, settings.precision))
     return out
 
 
 class TranscriptionRun:
-    """Reads the inputs partition by partition."""
+    """Transcribes the inputs partition by partition."""
 
     def __init__(
         self,
@@ -137,24 +143,24 @@ class TranscriptionRun:
         self.settings, self.inputs, self.bundle, self.reading = settings, inputs, bundle, reading
         self.partitions, self.threshold = partitions, threshold
         self.waiting = SimpleQueue[str]()
-        """Names of partitions to read."""
+        """Names of the partitions to transcribe."""
         self.is_stopped = False
         self.num_rows = 0
-        """Read by this run."""
+        """Number of rows that this run transcribed."""
         self.num_seen, self.errors = errors_of(partitions)
-        """Rows of all partitions that are read, also by earlier attempts, and how many failed for each reason."""
+        """Number of rows in all finished partitions, of earlier attempts too, and number of errors by reason."""
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.wall = self.start_up = 0.0
 
     def run(self) -> None:
-        """Lists the inputs and reads them as they come, in rounds: what one round leaves unlisted is in the next.
+        """Lists the inputs and transcribes them in rounds; each round takes the partitions listed since the last one.
 
-        Raises UserError where too many images fail, or another run took over.
+        Raises UserError if too many images fail or another run takes over.
         """
         pending = self.partitions.pending()
         done = self.partitions.num_rows - sum(len(read_inputs(self.partitions.out, name)) for name in pending)
         if self.partitions.num_rows:
-            log.info("going on: %s images are done already", f"{done:,}")
+            log.info("resuming: %s images are already done", f"{done:,}")
         for name in pending:
             self.waiting.put(name)
         with ThreadPoolExecutor(1) as pool:
@@ -164,9 +170,9 @@ class TranscriptionRun:
                 with Progress("images", total, done=done) as progress:
                     while not is_last:
                         wait([listing], LISTING_SECONDS)
-                        is_last = listing.done()  # read before the queue is emptied: nothing comes after
+                        is_last = listing.done()  # before the queue is emptied, so that nothing is missed
                         names = [self.waiting.get() for _ in range(self.waiting.qsize())]
-                        for result in self._read(names[::-1]):  # the small partitions come first and fill the last gaps
+                        for result in self._read(names):
                             progress.advance(result["num_rows"])
                             self._count(result)
                 listing.result()
@@ -175,12 +181,11 @@ class TranscriptionRun:
         self._check_errors(at_end=True)
 
     def speed(self) -> dict[str, Any]:
-        """Images a second of this run since its first model was ready, the seconds that each stage was busy in all
-        processes, and what bounded it."""
+        """Returns the throughput of this run in images a second since its first model was ready, the busy seconds of
+        each stage over all processes, and the bottleneck."""
         whole, seconds = max(self.wall * (self.reading.num_workers or 1), 1e-9), dict(self.seconds)
-        if (
-            not self.reading.workers.use_gpu
-        ):  # a model's time by the clock holds what the next partition's loading took of its CPU
+        if not self.reading.workers.use_gpu:
+            # The wall-clock time of a model includes the CPU time it lost to loading the next partition.
             seconds["model"] = min(seconds["model"], max(0.0, whole - seconds["decode"]))
         bound = slowest(seconds, whole, use_gpu=self.reading.workers.use_gpu)
         return {
@@ -201,30 +206,34 @@ class TranscriptionRun:
             self.waiting.put(name)
 
     def _read(self, names: list[str]) -> Iterator[dict[str, Any]]:
-        """What came of each partition, as they are done."""
+        """Yields the row of `read_partitions_with` for each partition as it finishes."""
         if not names:
             return
-        partitions: ray.data.Dataset = ray.data.from_arrow([pa.table({"partition": [name]}) for name in names])
-        load = partial(load_partition, out=self.partitions.out, inputs=self.inputs, canvas=self.bundle.canvas)
-        if (
-            self.reading.workers.use_gpu
-        ):  # other processes load ahead of the models; on CPUs no picture leaves its process
-            partitions = partitions.map_batches(load, batch_format="pyarrow", batch_size=None, num_cpus=LOADER_CPUS)
+        out, on_gpu = self.partitions.out, self.reading.workers.use_gpu
+        passes = self._passes(names)
+        partitions: ray.data.Dataset = ray.data.from_arrow([pa.table({"partition": names}) for names in passes])
+        loaders: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "num_cpus": LOADER_CPUS}
+        if isinstance(self.inputs, ImageTables):
+            fetch = partial(fetch_partitions, out=out, inputs=self.inputs)
+            partitions = partitions.map_batches(fetch, **loaders)
+        load: Loader = partial(load_partition, out=out, inputs=self.inputs, canvas=self.bundle.canvas)
+        if on_gpu:
+            # Other processes load ahead of the models. On CPUs no decoded image leaves its process.
+            partitions, load = partitions.map_batches(partial(load_packed, load=load), **loaders), unpack
         stored = read_partitions_with(
             partitions,
             bundle_path(self.settings.model),
             self.reading,
-            load=None if self.reading.workers.use_gpu else load,
-            out=self.partitions.out,
+            load=load,
+            out=out,
             threshold=self.threshold,
             num_blocks=len(names),
-            calls_at_once=partitions_at_once(
-                self.settings.inputs.folder, self.partitions.out, use_gpu=self.reading.workers.use_gpu
-            ),
+            calls_at_once=partitions_at_once(self.settings.inputs.folder, out, use_gpu=on_gpu),
         )
+        stored.context.target_max_block_size = 1  # byte: each row, which is a partition, becomes a block
         stored.context.enable_progress_bars = False
         stored.context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-        if self.reading.workers.use_gpu:
+        if on_gpu or isinstance(self.inputs, ImageTables):
             processes = ray.cluster_resources()["CPU"] / LOADER_CPUS + (self.reading.num_workers or 1)
             limits = ray.data.ExecutionResources.for_limits(
                 object_store_memory=PARTITIONS_IN_STORE * PARTITION_BYTES * processes
@@ -236,6 +245,16 @@ class TranscriptionRun:
             yield result
         self.start_up += ready - start
         self.wall += time.monotonic() - ready
+
+    def _passes(self, names: list[str]) -> list[list[str]]:
+        """Returns the partitions by the pass that fetches their images."""
+        if not isinstance(self.inputs, ImageTables):
+            return [[name] for name in names[::-1]]  # small partitions last, to fill gaps
+        passes: dict[str, list[str]] = {}
+        for name in names:
+            key = self.inputs.pass_of(read_inputs(self.partitions.out, name))
+            passes.setdefault(key, []).append(name)
+        return list(passes.values())
 
     def _count(self, result: dict[str, Any]) -> None:
         self.num_rows += result["num_rows"]
@@ -253,33 +272,22 @@ class TranscriptionRun:
         if (at_end or self.num_seen >= FEWEST_ROWS) and num_failed > most * self.num_seen:
             raise UserError(
                 f"{num_failed} of {self.num_seen} images failed ({describe_errors(self.errors)}), more than "
-                f"--max-error-rate {most:g}: see `error` in {self.partitions.out}/_work/outputs; the same command with "
-                "a higher rate resumes"
+                f"--max-error-rate {most:g}: see `error` in {self.partitions.out}/_work/outputs; to resume, run the "
+                "same command with a higher rate"
             )
 
 
-def slowest(seconds: dict[str, float], whole: float, *, use_gpu: bool) -> str:
-    """The stage that bounds the speed, from the seconds that each was busy and those of all models, busy or not.
-
-    On CPUs all stages share the models' CPUs. For models on GPUs others work, however many: these bound it where the
-    models wait.
-    """
-    if use_gpu and seconds["model"] > MODEL_BOUND * whole:
-        return "model"
-    return max((stage for stage in STAGES if not (use_gpu and stage == "model")), key=seconds.__getitem__)
-
-
 def partitions_at_once(images: str, out: str, *, use_gpu: bool) -> int:
-    """How many partitions an actor works on: while one is read, the next is fetched and the last is stored.
+    """Returns how many partitions an actor works on at a time, to fetch the next one while it transcribes one.
 
-    With files on disks there is little to wait for, and two threads on one CPU get in each other's way
+    With files on local disks there is little to wait for, and two threads on one CPU slow each other down
     (benchmarks/results/processes.md).
     """
     return PARTITIONS_AT_ONCE if use_gpu or "://" in images + out else 1
 
 
 def fingerprint_of(settings: TranscribeSettings, bundle: BundleConfig, reading: ReadingSettings) -> dict[str, Any]:
-    """What decides the rows of a job: another attempt must have the same."""
+    """Returns what determines the rows of a job; every attempt must have the same."""
     lexicon = sha256(storage.read_bytes(reading.lexicon)).hexdigest() if reading.lexicon else None
     return {
         "inputs": asdict(settings.inputs.absolute()),

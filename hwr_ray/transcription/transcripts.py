@@ -1,10 +1,12 @@
-"""The rows of a batch transcription: pictures of a partition in, transcripts of it out, and counts over all of them.
+"""Rows of a batch transcription: the images of a partition, its transcripts and their counts.
 
-Nothing here or below imports torch, which would take the processes that load for GPUs seconds to start.
+Neither this module nor its imports load torch, which would delay the start of the loaders for GPUs by seconds.
 """
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,50 +17,73 @@ from hwr_ray.files import storage
 from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas
 from hwr_ray.images.reader import Line, in_groups, lines_of
-from hwr_ray.transcription.inputs import Inputs
+from hwr_ray.transcription.inputs import NO_IMAGE, Inputs
 from hwr_ray.transcription.partitions import OUTPUTS, Partitions, read_inputs, read_parquet, write_output
 
 ALTERNATIVES = pa.list_(pa.struct({"text": pa.string(), "share": pa.float32()}))
-"""The next best candidates with their shares, 0 to 1, of the candidates' probability."""
+"""Type of `alternatives`: the next best candidates, each with its share, 0 to 1, of the candidates' probability."""
 CHARACTERS = pa.list_(
     pa.struct({"character": pa.string(), "confidence": pa.float32(), "left": pa.int32(), "right": pa.int32()})
 )
-"""The letters of a text: each one's own probability, 0 to 1, and where it stands, in pixels of the image file."""
+"""Type of `characters`: each character's own probability, 0 to 1, and its position in pixels of the image file."""
 TRANSCRIPTS = pa.schema(
     {
-        "id": pa.string(),  # key of the row, where the inputs have one; unique
-        "path": pa.string(),  # of the image, from --images on or as the manifest has it; unique where there is no id
-        "text": pa.string(),  # null where the image could not be read
-        "confidence": pa.float32(),  # chance that the text is right, 0 to 1; null without a text
+        "id": pa.string(),  # unique key of the row, if the inputs have one; else null
+        "path": pa.string(),  # path of the image, relative to --images or as in the manifest; unique if there is no id
+        "text": pa.string(),  # null if the image could not be read
+        "confidence": pa.float32(),  # probability that the text is correct, 0 to 1; null without a text
         "needs_review": pa.bool_(),  # whether the confidence is too low for --precision; true without a text
-        "alternatives": ALTERNATIVES,  # the --num-best candidates without the text; null without a text
-        "characters": CHARACTERS,  # of the text, with --characters; else null
-        "error": pa.string(),  # reason and sentence, null where the image was read
-        "model_id": pa.string(),  # of the bundle
-        "height": pa.int32(),  # of the image, in pixels; null where it could not be decoded
-        "width": pa.int32(),
+        "alternatives": ALTERNATIVES,  # the --num-best candidates other than the text; null without a text
+        "characters": CHARACTERS,  # characters of the text, with --characters; else null
+        "error": pa.string(),  # `reason: sentence`; null if the image was transcribed
+        "model_id": pa.string(),  # id of the bundle
+        "height": pa.int32(),  # height of the image file in pixels; null if it could not be decoded
+        "width": pa.int32(),  # width, likewise
     }
 )
 """Columns of OUT/*.parquet."""
+FILES = pa.list_(pa.binary())
 STAGES = ("read", "decode", "model", "write")
-"""Of a partition: bytes from files, pictures from bytes, texts from pictures, rows to a file."""
+"""Stages of a partition: files to bytes, bytes to images, images to texts, rows to a file."""
+MODEL_BOUND = 0.8
+"""Model utilization above which the model counts as the bottleneck."""
+
+
+def fetch_partitions(table: pa.Table, *, out: str, inputs: Inputs) -> Iterator[pa.Table]:
+    """Yields a row for each partition named in a table, with the bytes of its images, `files`, from one pass.
+
+    Raises UserError if the storage fails.
+    """
+    names = table["partition"].to_pylist()
+    rows = [read_inputs(out, name) for name in names]
+    files = inputs.fetch(pa.concat_tables(rows))
+    for name, part in zip(names, rows, strict=True):
+        start = time.monotonic()
+        found = [None if isinstance(file, Line) else file for file in islice(files, len(part))]
+        seconds = time.monotonic() - start
+        yield pa.table({"partition": [name], "read_seconds": [seconds], "files": pa.array([found], FILES)})
 
 
 def load_partition(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
-    """Returns the rows of the partition that a table of one row names, with `image` on the canvas, `height`, `width`,
-    `error`, and seconds: those of reading by the clock, those of decoding on the CPU.
+    """Returns the rows of the partition named in a table of one row, with `image` on the canvas, `height`, `width`,
+    `error`, `read_seconds` (wall clock) and `decode_seconds` (CPU time).
 
-    Raises UserError where a file can't be read for a reason that is not its own.
+    Fetches the images unless `fetch_partitions` did. Raises UserError if the storage fails; a single unreadable file is
+    no error.
     """
-    (name,) = table["partition"].to_pylist()
+    (given,) = table.to_pylist()
+    name = given["partition"]
     rows = read_inputs(out, name)
-    found, lines = inputs.fetch(rows), list[Line]()
-    read_seconds = decode_seconds = 0.0
+    files = inputs.fetch(rows)
+    if "files" in given:
+        files = (file or NO_IMAGE for file in given["files"])
+    lines = list[Line]()
+    read_seconds, decode_seconds = given.get("read_seconds", 0.0), 0.0
     start = time.monotonic()
-    for files in in_groups(found):  # as lines_of takes them; a look at the clock for each would cost a twelfth of both
+    for group in in_groups(files):  # as in lines_of; to time each file would cost a twelfth of both stages
         read_seconds += time.monotonic() - start
         cpu_start = time.thread_time()
-        lines += lines_of(files, canvas)
+        lines += lines_of(group, canvas)
         decode_seconds += time.thread_time() - cpu_start
         start = time.monotonic()
     errors = [f"{line.reason}: {line.detail}" if line.reason else None for line in lines]
@@ -77,23 +102,36 @@ def load_partition(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas)
     return pa.table(columns)
 
 
-def store_partition(table: pa.Table, *, out: str, model_id: str, threshold: float | None) -> pa.Table:
-    """Writes the readings of a partition of `out` as transcripts; returns a row of what it cost and of its errors.
+def load_packed(table: pa.Table, *, load: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """Returns a loaded partition as one row, which Ray Data neither splits nor joins with others."""
+    loaded, sink = load(table), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, loaded.schema) as stream:
+        stream.write_table(loaded)
+    return pa.table({"packed": [sink.getvalue().to_pybytes()]})
 
-    Raises RuntimeError where rows of the partition are missing, UserError where no space is left.
+
+def unpack(table: pa.Table) -> pa.Table:
+    """Returns the partition that `load_packed` loaded."""
+    return pa.ipc.open_stream(table["packed"][0].as_buffer()).read_all()
+
+
+def store_partition(table: pa.Table, *, out: str, model_id: str, threshold: float | None) -> pa.Table:
+    """Writes the transcripts of a partition to `out`; returns one row with its timings and error counts.
+
+    Raises RuntimeError if rows of the partition are missing, UserError if no space is left.
     """
     first = table.select(["partition", "num_rows", *(f"{s}_seconds" for s in STAGES[:-1])]).slice(0, 1).to_pylist()[0]
     if len(table) != first["num_rows"] or pc.count_distinct(table["partition"]).as_py() != 1:
-        raise RuntimeError(f"{len(table)} of {first['num_rows']} rows of the partition {first['partition']} came back")
+        raise RuntimeError(f"the partition {first['partition']} has {len(table)} of its {first['num_rows']} rows")
     start = time.monotonic()
     write_output(out, first["partition"], to_transcripts(table, model_id=model_id, threshold=threshold))
-    told = {name: [value] for name, value in first.items()} | {"write_seconds": [time.monotonic() - start]}
+    row = {name: [value] for name, value in first.items()} | {"write_seconds": [time.monotonic() - start]}
     errors = pa.array([list(_reasons(table["error"]).items())], pa.map_(pa.string(), pa.int64()))
-    return pa.table({**told, "errors": errors})
+    return pa.table({**row, "errors": errors})
 
 
 def to_transcripts(table: pa.Table, *, model_id: str, threshold: float | None) -> pa.Table:
-    """Readings as rows of the schema TRANSCRIPTS."""
+    """Returns predictions as rows of the schema TRANSCRIPTS."""
     columns = {name: table[name] for name in TRANSCRIPTS.names if name in table.column_names}
     columns |= {"text": table["prediction"], "model_id": [model_id] * len(table)}
     passes = pc.fill_null(pc.greater_equal(table["confidence"], threshold or 0.0), False)
@@ -102,7 +140,7 @@ def to_transcripts(table: pa.Table, *, model_id: str, threshold: float | None) -
 
 
 def summarize(partitions: Partitions) -> dict[str, Any]:
-    """Counts over all transcripts."""
+    """Returns counts over all transcripts."""
     errors, num_images, num_review, num_judged = Counter[str](), 0, 0, 0
     for path in partitions.files():
         table = read_parquet(path, columns=["error", "needs_review"])
@@ -119,7 +157,7 @@ def summarize(partitions: Partitions) -> dict[str, Any]:
 
 
 def errors_of(partitions: Partitions) -> tuple[int, Counter[str]]:
-    """How many rows the partitions have that are read, and for which reasons how many of them failed."""
+    """Returns the number of rows in all finished partitions, and how many of them failed for each reason."""
     pending, num_rows, errors = set(partitions.pending()), 0, Counter[str]()
     for name in partitions.names:
         if name not in pending:
@@ -130,23 +168,35 @@ def errors_of(partitions: Partitions) -> tuple[int, Counter[str]]:
 
 
 def _reasons(errors: pa.ChunkedArray) -> Counter[str]:
-    """How many rows failed for each reason; null is none."""
+    """Returns how many rows failed for each reason; null means no error."""
     return Counter(error.split(":")[0] for error in errors.drop_null().to_pylist())
 
 
 def describe_errors(errors: Counter[str]) -> str:
-    """Reasons with their numbers, the most frequent first."""
+    """Returns the reasons with their counts, the most frequent first."""
     return ", ".join(f"{reason} {number}" for reason, number in errors.most_common()) or "none"
 
 
 def describe_review(counts: dict[str, Any], threshold: float | None, share: float, precision: float) -> str:
-    """One sentence on how many texts need no review."""
+    """Returns a sentence on how many texts need no review."""
     if threshold is None:
-        return "the bundle holds no calibration: `needs_review` is null"
+        return "the bundle has no calibration: `needs_review` is null"
     if not np.isfinite(threshold):
-        return f"no confidence promises a precision of {precision:g}: every image needs review"
+        return f"no confidence threshold reaches a precision of {precision:g}: every image needs review"
     passed = counts["num_images"] - counts["num_review"]
     return (
         f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
-        f"precision of {precision:g}: their confidence is {threshold:.3f} or more (of the validation lines {share:.1%})"
+        f"precision of {precision:g}: their confidence is at least {threshold:.3f} (reached by {share:.1%} of the "
+        "validation lines)"
     )
+
+
+def slowest(seconds: dict[str, float], whole: float, *, use_gpu: bool) -> str:
+    """Returns the bottleneck, from the busy `seconds` of each stage and those of all models, busy or idle (`whole`).
+
+    On CPUs all stages share the models' CPUs: the busiest stage is the bottleneck. With GPUs the other stages run in
+    other processes: the busiest of them is the bottleneck if the models wait, else the model is.
+    """
+    if use_gpu and seconds["model"] > MODEL_BOUND * whole:
+        return "model"
+    return max((stage for stage in STAGES if not (use_gpu and stage == "model")), key=seconds.__getitem__)

@@ -1,4 +1,4 @@
-"""What a batch job lists and reads, against what os.walk, glob and pandas find."""
+"""Inputs of a batch job, checked against os.walk, glob and pandas."""
 
 import glob
 import os
@@ -15,6 +15,8 @@ from hwr_ray.files import storage
 from hwr_ray.images.reader import Line
 from hwr_ray.transcription import inputs as inputs_module
 from hwr_ray.transcription.inputs import INPUTS, InputSettings, keys_of, open_inputs
+from hwr_ray.transcription.partitions import Partitions, read_inputs
+from hwr_ray.transcription.transcripts import fetch_partitions
 
 FILES = ["b.png", "a.png", "a b%20#1.png", "deep/a.png", "deep/er/z é.jpg", "deep/er/.hidden.png", ".hidden", "c.txt"]
 FILES += ["deep/er/est/q.png", "[x].png", "zeta/1.png", "deep.png/inner.png"]
@@ -23,7 +25,7 @@ NUMBERS = count()
 
 @pytest.fixture
 def scans(tmp_path):
-    """A folder of files at several depths that each hold their own path."""
+    """A folder with files at several depths; each file contains its own path."""
     for name in FILES:
         path = tmp_path / "scans" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,19 +36,19 @@ def scans(tmp_path):
 
 @pytest.fixture(params=[2, 8192])
 def rows_per_table(request, monkeypatch):
-    """What is listed must not depend on how many rows a table has."""
+    """Rows per table, on which the listing must not depend."""
     monkeypatch.setattr(inputs_module, "ROWS_PER_TABLE", request.param)
 
 
 def listed(images, **settings) -> pa.Table:
-    """All rows of the inputs."""
+    """Returns all rows of the inputs."""
     tables = list(open_inputs(InputSettings(images=str(images), **settings)).tables())
     assert all(table.schema == INPUTS for table in tables)
     return pa.concat_tables(tables) if tables else INPUTS.empty_table()
 
 
 def fetched(images, **settings) -> dict[str, bytes | str]:
-    """What all rows come to, by key: bytes, or why there are none."""
+    """Returns the bytes of each row, or the reason why there are none, by key."""
     inputs = open_inputs(InputSettings(images=str(images), **settings))
     table = pa.concat_tables(inputs.tables())
     files = inputs.fetch(table)
@@ -54,9 +56,9 @@ def fetched(images, **settings) -> dict[str, bytes | str]:
 
 
 def walked(folder) -> list[str]:
-    """Paths from a folder on of its files that are not hidden."""
-    found = [Path(at, name) for at, _, names in os.walk(folder) for name in names if not name.startswith(".")]
-    return sorted(str(path.relative_to(folder)) for path in found)
+    """Returns the sorted relative paths of the files in a folder that are not hidden."""
+    paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 def test_a_folder_is_all_its_files_at_any_depth_but_those_with_a_dot(scans, rows_per_table):
@@ -130,7 +132,7 @@ def test_a_file_that_went_away_is_a_row_with_its_reason(scans):
 
 @pytest.fixture(params=["csv", "parquet"])
 def manifest(request, scans):
-    """A function that writes a data frame as a manifest beside the scans, or into a folder."""
+    """A function that writes a data frame as a manifest into the folder of scans or another one."""
 
     def write(frame: pd.DataFrame, folder=scans) -> str:
         path = folder / f"manifest.{request.param}"
@@ -179,7 +181,7 @@ def test_an_id_column_names_the_rows_and_numbers_become_text(manifest, rows_per_
 
 def test_a_manifest_and_its_images_may_lie_in_an_object_store():
     root = f"memory://inputs-{next(NUMBERS)}"
-    for name in ("a", "b"):  # not one file twice: all who open it in fsspec's memory share its position
+    for name in ("a", "b"):  # two files: all readers of one file in fsspec's memory share its position
         storage.write_bytes(f"{root}/in/{name}.png", name.encode())
     storage.write_bytes(f"{root}/lists/m.csv", f"path\na.png\n{root}/in/b.png\n../lists/m.csv\n".encode())
     assert fetched(f"{root}/lists/m.csv", root=f"{root}/in") == {
@@ -231,7 +233,7 @@ IMAGES = [b"one", None, b"", b"four", b"five", b"six", b"seven"]
 
 @pytest.fixture(params=["bytes", "struct"])
 def tables(request, tmp_path):
-    """Two Parquet files, one of them deeper, with images as bytes or as Hugging Face stores them."""
+    """Two Parquet files, one in a subfolder, with images as bytes or as the structs of Hugging Face."""
     images = IMAGES
     if request.param == "struct":
         images = [None if image is None else {"bytes": image, "path": f"{n}.png"} for n, image in enumerate(IMAGES)]
@@ -281,6 +283,30 @@ def test_a_row_group_without_a_wanted_image_is_not_read(tables, monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
     assert len(list(inputs.fetch(rows))) == 2
     assert groups == [1]
+
+
+def test_one_pass_over_a_row_group_fetches_all_partitions_that_begin_in_it(tables, tmp_path, monkeypatch):
+    """The last of them ends in the next row group."""
+    out, inputs = str(tmp_path / "out"), open_inputs(InputSettings(images=str(tables), image_column="picture"))
+    pq.write_table(pa.table({"picture": [b"%d" % n for n in range(7000)]}), tables / "a.parquet", row_group_size=3500)
+    names = list(Partitions(out, {}).assign(inputs.tables(), most=1000))
+    passes = {}
+    for name in names:
+        passes.setdefault(inputs.pass_of(read_inputs(out, name)), []).append(name)
+    assert list(passes) == ["a.parquet#0", "a.parquet#1"]
+    opened, read = [], pq.ParquetFile.iter_batches
+
+    def iter_batches(file, *sizes, row_groups, columns):
+        opened.extend(row_groups)
+        return read(file, *sizes, row_groups=row_groups, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    fetched = []
+    for one in passes.values():
+        for row in fetch_partitions(pa.table({"partition": one}), out=out, inputs=inputs):
+            fetched += row["files"].to_pylist()[0]
+    assert fetched == [*(b"%d" % n for n in range(7000)), b"six", b"seven"]
+    assert opened == [0, 1, 1, 0]  # of a.parquet both, then the second again, and the one of deep/b.parquet
 
 
 def test_parquet_files_that_lack_images_or_keys_are_refused(tables, tmp_path, rows_per_table):
@@ -356,7 +382,7 @@ def test_inputs_that_are_not_there_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
-    [({"root": "in"}, "--root goes with a manifest"), ({"id_column": "key"}, "--id-column goes with a manifest")],
+    [({"root": "in"}, "--root requires a manifest"), ({"id_column": "key"}, "--id-column requires a manifest")],
 )
 def test_options_of_another_kind_of_input_are_refused(settings, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -1,4 +1,4 @@
-"""The commit log of a batch job: each row in one partition and each partition once in the files, however jobs end."""
+"""The commit log of a batch job: each row is in one partition, each partition once in the files, however jobs end."""
 
 from itertools import count
 from pathlib import Path
@@ -37,7 +37,7 @@ def assign(partitions: Partitions, numbers: range, *, most: int = 1000) -> list[
 
 
 def read(partitions: Partitions, names: list[str] | None = None) -> None:
-    """Stands for the model: writes the output of partitions, each path with its text."""
+    """Writes the output of partitions in place of a model; the text of each row is its path."""
     for name in partitions.pending() if names is None else names:
         paths = read_inputs(partitions.out, name)["path"].to_pylist()
         write_output(
@@ -46,7 +46,7 @@ def read(partitions: Partitions, names: list[str] | None = None) -> None:
 
 
 def job(out: str, numbers: range, **settings) -> None:
-    """A whole job."""
+    """Runs a whole job."""
     partitions = Partitions(out, FINGERPRINT, **settings)
     assign(partitions, numbers, most=300)
     read(partitions)
@@ -59,12 +59,12 @@ def names_in(folder: Path) -> list[str]:
 
 
 def files_in(out: str) -> list[str]:
-    """Names of the merged files, in order, as another program would list them."""
+    """Returns the names of the merged files, in order, as another program would list them."""
     return sorted(name for name in storage.list_files(out) if "/" not in name and name.endswith(".parquet"))
 
 
 def merged(out: str) -> list[str]:
-    """The paths in all merged files, in order; each must have kept its text."""
+    """Returns the paths in all merged files, in order, and checks that each row kept its text."""
     frames = [pq.read_table(pa.BufferReader(storage.read_bytes(f"{out}/{name}"))).to_pandas() for name in files_in(out)]
     frame = pd.concat(frames)
     assert (frame.path == frame.text).all()
@@ -114,14 +114,14 @@ def test_another_attempt_accepts_the_parts_before_and_deals_out_only_what_is_new
 
 def test_a_part_that_an_earlier_attempt_writes_too_late_is_not_counted(out):
     first = Partitions(out, FINGERPRINT)
-    dealing = first.assign([table(paths_of(range(600)))], most=300)
-    next(dealing)
+    assigning = first.assign([table(paths_of(range(600)))], most=300)
+    next(assigning)
     second = Partitions(out, FINGERPRINT)
-    late = next(dealing)
+    late = next(assigning)
     assert late not in second.names
     read(second, [late])
     assign(second, range(600))
-    third = Partitions(out, FINGERPRINT)  # the second one's count of the first one's partitions stays
+    third = Partitions(out, FINGERPRINT)  # keeps the second run's count of the first run's partitions
     assert late not in third.names
     read(third)
     third.finish()
@@ -138,10 +138,10 @@ def test_a_run_notices_that_another_one_took_over_and_changes_nothing(out, overw
     assign(second, range(600), most=300)
     read(second)
     for action in (first.owner.check, first.finish):
-        with pytest.raises(UserError, match=r"another process .* took over"):
+        with pytest.raises(UserError, match="another process took over"):
             action()
     write_output(out, names[0], pa.table({"id": ["stale"], "path": ["stale"], "text": ["stale"]}))
-    if overwrite:  # else the partition is the second run's, too, and what the first one writes is the same
+    if overwrite:  # else the partition belongs to the second run, too, and the first one writes the same
         second.finish()
         assert merged(out) == paths_of(range(600))
 
@@ -175,7 +175,7 @@ def test_a_run_that_begins_while_another_one_ends_leaves_each_row_once(out, mome
 def test_rows_that_are_there_twice_are_never_taken_for_whole(out):
     job(out, range(300))
     storage.write_bytes(f"{out}/transcripts-00001.parquet", storage.read_bytes(f"{out}/transcripts-00000.parquet"))
-    assert Partitions(out, FINGERPRINT).num_rows == 300  # which the job compares with the rows in its files
+    assert Partitions(out, FINGERPRINT).num_rows == 300  # the job compares this with the rows in its files
 
 
 def test_what_a_run_writes_after_another_one_has_finished_is_taken_for_nothing(out):
@@ -235,14 +235,14 @@ def test_the_rows_of_a_file_that_was_taken_away_are_read_again_and_no_file_is_wr
     assert files_in(out) == [f"transcripts-0000{n}.parquet" for n in (0, 2, 3)]
 
 
-@pytest.mark.parametrize("parts_per_file", [1, 2.5, 4, 7, 100])
-def test_merged_files_hold_the_bytes_that_they_should_or_the_job_is_small(tmp_path, monkeypatch, parts_per_file):
+@pytest.mark.parametrize("partitions_per_file", [1, 2.5, 4, 7, 100])
+def test_merged_files_hold_the_bytes_that_they_should_or_the_job_is_small(tmp_path, monkeypatch, partitions_per_file):
     partitions = Partitions(str(tmp_path), FINGERPRINT)
     names = assign(partitions, range(3000), most=300)
     read(partitions)
     sizes = [(tmp_path / "_work/outputs" / name).stat().st_size for name in names]
     rows = [len(read_inputs(str(tmp_path), name)) for name in names]
-    least = int(parts_per_file * max(sizes))
+    least = int(partitions_per_file * max(sizes))
     monkeypatch.setattr(partitions_module, "BYTES_PER_FILE", least)
     partitions.finish()
     assert merged(str(tmp_path)) == paths_of(range(3000))
@@ -258,11 +258,11 @@ def test_merged_files_hold_the_bytes_that_they_should_or_the_job_is_small(tmp_pa
 
 
 class KilledError(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Simulates a kill: nothing catches it."""
 
 
 class Killer:
-    """Ends the process, as it were, at the n-th time that something is written or deleted."""
+    """Simulates a kill at the n-th write or deletion."""
 
     def __init__(self, monkeypatch, number: int, *, leaves: str) -> None:
         self.calls, self.number, self.leaves = 0, number, leaves
@@ -294,8 +294,8 @@ class Killer:
 @pytest.mark.parametrize("leaves", ["nothing", "the first", "the last"])
 @pytest.mark.parametrize("kind", ["new", "added to", "written over"])
 def test_a_job_killed_at_any_write_and_begun_again_has_each_row_once(tmp_path, monkeypatch, kind, leaves):
-    """Deleting a folder may have got any half of it; a write may leave half a file under another name."""
-    monkeypatch.setattr(partitions_module, "BYTES_PER_FILE", 2000)  # two partitions a file
+    """A killed deletion may leave either half of a folder; a killed write may leave half a file under another name."""
+    monkeypatch.setattr(partitions_module, "BYTES_PER_FILE", 2000)  # two partitions per file
     settings = {"overwrite": kind == "written over"}
     for number in count(1):
         out = str(tmp_path / f"{number}")
@@ -324,7 +324,7 @@ def test_a_job_killed_twice_has_each_row_once(tmp_path, monkeypatch, second):
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
                 Killer(patch, number, leaves="the first")
                 job(out, range(900))
-                raise KilledError  # little was left to do
+                raise KilledError  # the job finished before that write
         job(out, range(900))
         assert merged(out) == paths_of(range(900)), f"killed at {first}"
 
@@ -361,7 +361,7 @@ def test_a_fingerprint_of_tuples_is_the_one_that_json_gives_back(out):
 @pytest.mark.parametrize("name", ["thesis.tex", "deep/thesis.tex"])
 def test_a_folder_with_other_things_is_refused_and_left_alone(out, overwrite, name):
     storage.write_bytes(f"{out}/{name}", b"years of work")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains other files"):
         Partitions(out, FINGERPRINT, overwrite=overwrite)
     assert storage.list_files(out) == [name]
 
@@ -384,7 +384,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize("is_finished", [False, True])
 def test_a_job_of_version_0_1_is_resumed(tmp_path, is_finished):
-    """It called the fingerprint `facts`, and its lexicon `names`."""
+    """Version 0.1 called the fingerprint `facts`, and the lexicon `names`."""
     out, fingerprint = str(tmp_path), {**FINGERPRINT, "lexicon": "abc"}
     partitions = Partitions(out, fingerprint)
     names = assign(partitions, range(600), most=300)

@@ -1,4 +1,4 @@
-"""From the rows of a partition to transcripts and what is told of them, without Ray."""
+"""Transcripts of partitions and their summary, without Ray."""
 
 import json
 import time
@@ -26,7 +26,6 @@ from hwr_ray.transcription.transcribe import (
     TranscribeSettings,
     fingerprint_of,
     partitions_at_once,
-    slowest,
     transcribe,
 )
 from hwr_ray.transcription.transcripts import (
@@ -35,10 +34,14 @@ from hwr_ray.transcription.transcripts import (
     TRANSCRIPTS,
     describe_review,
     errors_of,
+    fetch_partitions,
+    load_packed,
     load_partition,
+    slowest,
     store_partition,
     summarize,
     to_transcripts,
+    unpack,
 )
 
 CANVAS = Canvas(16, 64)
@@ -46,7 +49,7 @@ CONFIDENCES = [0.9, None, 0.2, 0.5, 1.0, 0.0, 0.7]
 
 
 def readings(*, partition: str = "a-000000.parquet", num_rows: int | None = None, padding: int = 0) -> pa.Table:
-    """What the model gives for a partition, one image of which could not be read."""
+    """Returns the predictions for a partition in which one image could not be read."""
     number, noise = len(CONFIDENCES), np.random.default_rng(3)
     return pa.table(
         {
@@ -70,9 +73,9 @@ def readings(*, partition: str = "a-000000.parquet", num_rows: int | None = None
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.71, 0.9, 1.0, np.inf])
 def test_what_is_less_sure_than_the_threshold_or_unread_needs_review(threshold):
-    found = to_transcripts(readings(), model_id="m", threshold=threshold)
-    told = np.array([np.nan if c is None else np.float32(c) for c in CONFIDENCES], np.float64)
-    assert found["needs_review"].to_pylist() == [not passes for passes in told >= threshold]
+    transcripts = to_transcripts(readings(), model_id="m", threshold=threshold)
+    confidences = np.array([np.nan if c is None else np.float32(c) for c in CONFIDENCES], np.float64)
+    assert transcripts["needs_review"].to_pylist() == [not passes for passes in confidences >= threshold]
 
 
 def test_without_a_threshold_it_is_not_known_what_needs_review():
@@ -81,12 +84,12 @@ def test_without_a_threshold_it_is_not_known_what_needs_review():
 
 def test_transcripts_have_their_columns_and_the_readings_values():
     table = readings(padding=4)
-    found = to_transcripts(table, model_id="m", threshold=0.5)
-    assert found.schema == TRANSCRIPTS
-    assert found["text"].to_pylist() == table["prediction"].to_pylist()
-    assert set(found["model_id"].to_pylist()) == {"m"}
+    transcripts = to_transcripts(table, model_id="m", threshold=0.5)
+    assert transcripts.schema == TRANSCRIPTS
+    assert transcripts["text"].to_pylist() == table["prediction"].to_pylist()
+    assert set(transcripts["model_id"].to_pylist()) == {"m"}
     for name in ("id", "path", "confidence", "alternatives", "characters", "error", "height", "width"):
-        assert found[name].to_pylist() == table[name].to_pylist()
+        assert transcripts[name].to_pylist() == table[name].to_pylist()
 
 
 def test_a_part_is_loaded_in_its_order_each_row_with_its_picture_or_its_reason(tmp_path, draw_text):
@@ -107,18 +110,18 @@ def test_a_part_is_loaded_in_its_order_each_row_with_its_picture_or_its_reason(t
         assert table["partition"].to_pylist() == [name] * len(paths)
         assert table["num_rows"].to_pylist() == [len(paths)] * len(paths)
         rows += table.to_pylist()
-    found = {row["path"]: row for row in rows}
-    assert sorted(found) == sorted([*pictures, "empty.png", "gone.png"])
+    by_path = {row["path"]: row for row in rows}
+    assert sorted(by_path) == sorted([*pictures, "empty.png", "gone.png"])
     for name, picture in pictures.items():
-        image = np.frombuffer(found[name]["image"], np.uint8).reshape(16, 64)
+        image = np.frombuffer(by_path[name]["image"], np.uint8).reshape(16, 64)
         assert np.array_equal(image, fit(picture, CANVAS))
-        assert (found[name]["height"], found[name]["width"], found[name]["error"]) == (*picture.shape, None)
+        assert (by_path[name]["height"], by_path[name]["width"], by_path[name]["error"]) == (*picture.shape, None)
     for name, error in (("empty.png", "undecodable_image: the file is empty"), ("gone.png", "missing_image: ")):
-        assert found[name]["error"].startswith(error)
-        assert found[name]["image"] is found[name]["height"] is found[name]["width"] is None
+        assert by_path[name]["error"].startswith(error)
+        assert by_path[name]["image"] is by_path[name]["height"] is by_path[name]["width"] is None
 
 
-def test_a_part_is_read_the_same_whether_its_pictures_are_loaded_here_or_come(
+def test_a_partition_is_read_the_same_whether_its_images_are_loaded_or_fetched_here_or_elsewhere(
     tmp_path, draw_text, bundle_path, monkeypatch
 ):
     loaded = []
@@ -136,25 +139,30 @@ def test_a_part_is_read_the_same_whether_its_pictures_are_loaded_here_or_come(
         (tmp_path / f"in/{n}.png").write_bytes(encode_png(draw_text("ABC"[n % 3] * (n + 1), height=16, width=60)))
     (tmp_path / "in/bad.png").touch()
     inputs, written = open_inputs(InputSettings(images=str(tmp_path / "in"))), []
-    for here in (True, False):
-        out = str(tmp_path / f"out-{here}")
+    for where in ("here", "loaded", "fetched"):
+        out = str(tmp_path / f"out-{where}")
         (name,) = Partitions(out, {}).assign(inputs.tables(), most=9)
         load = partial(load_partition, out=out, inputs=inputs, canvas=load_bundle(bundle_path).canvas)
         partition = pa.table({"partition": [name]})
-        reader = PartitionReader(bundle_path, ReadingSettings(), load if here else None, out, 0.5)
-        (told,) = reader(partition if here else load(partition)).to_pylist()
-        assert told["model_seconds"] + told["write_seconds"] <= told["ready_seconds"] <= time.monotonic() - loaded[-1]
-        assert (told["partition"], told["num_rows"], told["errors"]) == (name, 6, [("undecodable_image", 1)])
-        written.append(pq.read_table(f"{out}/_work/outputs/{name}"))
-    assert written[0] == written[1]
+        if where == "loaded":
+            partition, load = load_packed(partition, load=load), unpack
+        elif where == "fetched":
+            (partition,) = fetch_partitions(partition, out=out, inputs=inputs)
+        reader = PartitionReader(bundle_path, ReadingSettings(), load, out, 0.5)
+        (row,) = reader(partition).to_pylist()
+        assert row["model_seconds"] + row["write_seconds"] <= row["ready_seconds"] <= time.monotonic() - loaded[-1]
+        reason = "missing_image" if where == "fetched" else "undecodable_image"  # of an empty file, as of a null
+        assert (row["partition"], row["num_rows"], row["errors"]) == (name, 6, [(reason, 1)])
+        written.append(pq.read_table(f"{out}/_work/outputs/{name}").drop_columns("error"))
+    assert written[0] == written[1] == written[2]
     assert written[0]["text"].null_count == 1
 
 
 def test_a_part_is_stored_as_its_transcripts_and_told_in_one_row(tmp_path):
-    told = store_partition(readings(), out=str(tmp_path), model_id="m", threshold=0.5).to_pylist()
-    assert len(told) == 1
-    assert told[0].pop("write_seconds") >= 0
-    assert told[0] == {
+    rows = store_partition(readings(), out=str(tmp_path), model_id="m", threshold=0.5).to_pylist()
+    assert len(rows) == 1
+    assert rows[0].pop("write_seconds") >= 0
+    assert rows[0] == {
         "partition": "a-000000.parquet",
         "num_rows": 7,
         "errors": [("undecodable_image", 1)],
@@ -169,7 +177,7 @@ def test_a_part_is_stored_as_its_transcripts_and_told_in_one_row(tmp_path):
 
 def test_a_part_of_which_rows_are_missing_or_strange_is_not_stored(tmp_path):
     for table in (readings(num_rows=8), pa.concat_tables([readings().slice(0, 4), readings(partition="b").slice(4)])):
-        with pytest.raises(RuntimeError, match=r"of the partition a-000000\.parquet came back"):
+        with pytest.raises(RuntimeError, match=r"the partition a-000000\.parquet has 7 of its [78] rows"):
             store_partition(table, out=str(tmp_path), model_id="m", threshold=0.5)
     assert list(tmp_path.iterdir()) == []
 
@@ -232,14 +240,13 @@ def test_the_threshold_is_that_of_the_decoder_that_reads(tiny_bundle):
     beam = Calibration(slope=1, intercept=0, quantiles=(0.3, 0.6, 0.9))
     shipped = load_bundle(SHIPPED).decoding.language_model
     for model, is_greedy, expected in (
-        (None, False, (0.8, 1 / 3)),  # without a language model there is nothing but greedy decoding
+        (None, False, (0.8, 1 / 3)),  # without a language model decoding is always greedy
         (None, True, (0.8, 1 / 3)),
         (shipped, True, (0.8, 1 / 3)),
         (shipped, False, (0.6, 2 / 3)),
     ):
         decoding = Decoding(language_model=model, greedy_calibration=greedy, beam_calibration=beam)
-        found = decoding.review_threshold(0.75, greedy=is_greedy)
-        assert found == pytest.approx(expected)
+        assert decoding.review_threshold(0.75, greedy=is_greedy) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("calibration", [None, Calibration(slope=1, intercept=0)])
@@ -249,9 +256,9 @@ def test_a_bundle_that_knows_no_thresholds_gives_none(tiny_bundle, calibration):
 
 def test_what_is_told_of_review_has_the_counts_and_the_share():
     counts = {"num_images": 200, "num_review": 50}
-    told = describe_review(counts, 0.9123, 0.7, 0.99)
-    for partition in ("150 of 200", "(75.0%)", "precision of 0.99", "0.912 or more", "70.0%"):
-        assert partition in told
+    sentence = describe_review(counts, 0.9123, 0.7, 0.99)
+    for phrase in ("150 of 200", "(75.0%)", "precision of 0.99", "at least 0.912", "70.0%"):
+        assert phrase in sentence
     assert "no calibration" in describe_review({"num_images": 200, "num_review": None}, None, 0.0, 0.99)
 
 
@@ -286,14 +293,14 @@ def test_what_decides_the_rows_is_a_fact_and_what_does_not_is_none(tmp_path, tin
 @pytest.mark.parametrize("name", ["precision", "max_error_rate"])
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_shares_lie_between_none_and_all(tmp_path, name, value):
-    with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} must lie in 0 to 1, not {value}"):
+    with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} must be between 0 and 1, not {value}"):
         settings(tmp_path, **{name: value})
 
 
 @pytest.mark.parametrize("out", ["", "out", "deep/er/out"])
 def test_transcripts_among_the_images_are_refused(tmp_path, out):
     (tmp_path / "a.png").write_bytes(encode_png(np.full((40, 100), 230, np.uint8)))
-    with pytest.raises(UserError, match="lies in --images"):
+    with pytest.raises(UserError, match="is inside --images"):
         transcribe(TranscribeSettings(inputs=InputSettings(images=str(tmp_path)), out=str(tmp_path / out)))
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -302,10 +309,10 @@ def test_transcripts_among_the_images_are_refused(tmp_path, out):
     ("seconds", "use_gpu", "stage"),
     [
         ({"read": 5, "decode": 15, "model": 85, "write": 1}, False, "model"),
-        ({"read": 5, "decode": 15, "model": 70, "write": 1}, False, "model"),  # whatever else the CPUs did
+        ({"read": 5, "decode": 15, "model": 70, "write": 1}, False, "model"),  # even if the CPUs did other work, too
         ({"read": 5, "decode": 60, "model": 40, "write": 1}, False, "decode"),
         ({"read": 150, "decode": 5, "model": 30, "write": 1}, False, "read"),
-        ({"read": 5, "decode": 900, "model": 95, "write": 1}, True, "model"),  # sixteen processes decode for it
+        ({"read": 5, "decode": 900, "model": 95, "write": 1}, True, "model"),  # sixteen processes decode for one model
         ({"read": 5, "decode": 900, "model": 60, "write": 1}, True, "decode"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Transcription on a real Ray where things are killed, full, broken or changed: every image once, and the same text."""
+"""Transcription on a real Ray after kills, on a full disk, and with bad or new images: every image once, same text."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import new_tiny_bundle, wait_for
@@ -29,14 +30,14 @@ from hwr_ray.transcription.transcribe import TranscribeSettings, transcribe
 
 NUM_PICTURES, NUM_FILES = 50, 600
 FIRST_PARTITION_ROWS = 32
-"""Rows: so few files, too, are ten partitions."""
+"""Rows of the first partition, small enough for NUM_FILES to fill ten partitions."""
 HELD = "from hwr_ray.transcription import partitions, transcribe\n"
 HELD += "import latches, pathlib; partitions.FIRST_PARTITION_ROWS = {first}\n"
 HELD += "transcribe.load_partition = latches.loading(({number}, pathlib.Path({folder!r})))"
 
 
 def bomb() -> bytes:
-    """A PNG whose header promises 100,000 x 100,000 pixels."""
+    """Returns a PNG whose header declares 100,000 x 100,000 pixels."""
     chunks = [
         b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0),
         b"IDAT" + zlib.compress(b"0"),
@@ -51,7 +52,7 @@ def movie(path: Path) -> None:
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
 
 
-BAD = {"bomb.png": "far too large", "movie.gif": "2 pictures", "empty.png": "empty", "a.txt": "not an image"}
+BAD = {"bomb.png": "far too large", "movie.gif": "2 images", "empty.png": "empty", "a.txt": "not an image"}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def pictures(folder, draw_text):
-    """A folder of different drawn lines."""
+    """A folder of drawn lines, all different."""
     (folder / "pictures").mkdir()
     rng = np.random.default_rng(0)
     for n in range(NUM_PICTURES):
@@ -83,19 +84,19 @@ def pictures(folder, draw_text):
 
 @pytest.fixture(scope="module")
 def link(pictures):
-    """A function that puts the pictures into a folder under many names, together with bad files."""
+    """A function that links the pictures into a folder under many names and adds bad files."""
 
-    def make(where, numbers, *, bad=True):
+    def make(target, numbers, *, bad=True):
         for n in numbers:
-            path = where / f"{n % 7}/{n:05}.png"
+            path = target / f"{n % 7}/{n:05}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             os.link(pictures / f"{n % NUM_PICTURES:02}.png", path)
         if bad:
-            (where / "bomb.png").write_bytes(bomb())
-            movie(where / "movie.gif")
-            (where / "empty.png").touch()
-            (where / "a.txt").write_text("ANNA")
-        return where
+            (target / "bomb.png").write_bytes(bomb())
+            movie(target / "movie.gif")
+            (target / "empty.png").touch()
+            (target / "a.txt").write_text("ANNA")
+        return target
 
     return make
 
@@ -111,7 +112,7 @@ def few(folder, link):
 
 
 def read(images, model, out, **changes) -> None:
-    """The job in this process: its workers stay for the next one."""
+    """Runs the job in this process, whose workers stay for the next job."""
     reading = ReadingSettings(num_workers=1)
     settings = {"inputs": InputSettings(images=str(images)), "model": str(model), "out": str(out), "reading": reading}
     transcribe(TranscribeSettings(**{**settings, **changes}))
@@ -135,12 +136,12 @@ def paths_in(images) -> list[str]:
 
 
 def check_same(out, images, truth) -> None:
-    """Each file is there once and reads as in the undisturbed run."""
-    found = rows(out)
-    assert list(found.index) == paths_in(images)
-    truth = truth.loc[found.index]
-    assert found.text.equals(truth.text) and found.error.equals(truth.error)
-    assert found.confidence.to_numpy() == pytest.approx(truth.confidence.to_numpy(), abs=1e-6, nan_ok=True)
+    """Checks that each file has one row, with the same text and error as in the undisturbed run."""
+    transcripts = rows(out)
+    assert list(transcripts.index) == paths_in(images)
+    truth = truth.loc[transcripts.index]
+    assert transcripts.text.equals(truth.text) and transcripts.error.equals(truth.error)
+    assert transcripts.confidence.to_numpy() == pytest.approx(truth.confidence.to_numpy(), abs=1e-6, nan_ok=True)
     assert not (Path(out) / "_work").exists()
 
 
@@ -149,7 +150,7 @@ def number_of(out, kind) -> int:
 
 
 def number_read(out) -> int:
-    """Images that the last run read itself."""
+    """Returns the number of images that the last run transcribed itself."""
     return json.loads((out / "_run.json").read_text())["speed"]["num_images"]
 
 
@@ -158,7 +159,7 @@ def rows_of(out, kind) -> int:
 
 
 def kill_driver(arguments, out, number, latch) -> None:
-    """Kills the job's own process when so many partitions are read."""
+    """Kills the job's driver when `number` partitions are done."""
     held = HELD.format(first=FIRST_PARTITION_ROWS, number=number, folder=str(latch.folder))
     process = start("transcribe", *arguments, prelude=held)
     wait_for(latch.is_reached, process)
@@ -202,6 +203,22 @@ def test_a_driver_killed_twice_goes_on_and_reads_nothing_twice_nor_otherwise(fol
     check_same(out, many, truth)
 
 
+def test_images_in_one_row_group_are_transcribed_as_their_files_are(folder, many, model, truth):
+    out, paths = folder / "from-parquet", [path for path in paths_in(many) if path != "empty.png"]
+    images = [(many / path).read_bytes() for path in paths]
+    pq.write_table(pa.table({"key": paths, "image": images}), folder / "images.parquet")
+    read(
+        folder / "images.parquet",
+        model,
+        out,
+        inputs=InputSettings(images=str(folder / "images.parquet"), image_column="image", id_column="key"),
+    )
+    transcripts = pd.read_parquet(out).set_index("id").sort_index()
+    assert list(transcripts.index) == paths
+    for column in ("text", "error"):
+        assert transcripts[column].equals(truth.loc[paths, column])
+
+
 def test_the_models_process_killed_on_the_way_costs_no_row(folder, many, model, truth, monkeypatch):
     out, latch = folder / "actor", Latch(folder / "actor-latch")
 
@@ -222,7 +239,7 @@ def test_a_node_lost_on_the_way_costs_no_row(folder, many, model, truth, ray_clu
     raylet = second_node.all_processes["raylet"][0].process.pid
 
     def lose() -> None:
-        for latch in latches:  # both models' processes
+        for latch in latches:  # the processes of both models
             wait_for(latch.is_reached)
         assert number_of(out, "outputs") < number_of(out, "inputs")
         assert {latch.pid() for latch in latches} & set(named_below(raylet, "PartitionReader"))
@@ -246,8 +263,8 @@ def test_a_full_disk_is_one_sentence_and_with_more_room_the_same_command_goes_on
     with pytest.raises(SystemExit) as stop:
         run_job(TranscribeSettings, transcribe)
     assert stop.value.code == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("jobs/transcribe.py: ")]
-    assert len(said) == 1 and f"no space is left to write {out}/_work/" in said[0]
+    messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("jobs/transcribe.py: ")]
+    assert len(messages) == 1 and f"no space is left to write {out}/_work/" in messages[0]
     small_disk.mount("remount,size=20m")
     run_job(TranscribeSettings, transcribe)
     assert number_read(out) < len(truth)
@@ -267,7 +284,7 @@ def test_new_images_are_added_to_a_finished_run_and_nothing_else_changes(folder,
 
 
 def test_too_many_errors_stop_a_large_job_long_before_its_end(ray_cluster, folder, link, model, monkeypatch):
-    """The last of its files, which are read first, are empty."""
+    """The last files, which are read first, are empty."""
     images = link(folder / "failing", range(400), bad=False)
     monkeypatch.setattr("hwr_ray.transcription.transcribe.FEWEST_ROWS", 100)
     (images / "7").mkdir()
@@ -275,13 +292,13 @@ def test_too_many_errors_stop_a_large_job_long_before_its_end(ray_cluster, folde
         (images / f"7/{n}.png").touch()
     with pytest.raises(UserError, match=r"4 of \d+ images failed") as stop:
         read(images, model, folder / "early", max_error_rate=0.001)
-    found = int(re.search(r"of (\d+) images", str(stop.value))[1])
-    assert 100 <= found < 300
+    num_images = int(re.search(r"of (\d+) images", str(stop.value))[1])
+    assert 100 <= num_images < 300
 
 
 def test_too_many_errors_stop_the_job_and_a_higher_rate_goes_on(folder, few, model, truth):
     out = folder / "errors"
-    for _ in range(2):  # the second time all is read already
+    for _ in range(2):  # the second time all images are done already
         with pytest.raises(
             UserError, match=r"4 of 44 images failed \(undecodable_image 4\), more than --max-error-rate 0\.09"
         ):
@@ -304,6 +321,6 @@ def test_too_many_errors_stop_the_job_and_a_higher_rate_goes_on(folder, few, mod
 def test_a_folder_without_images_is_a_mistake_and_leaves_nothing_behind(ray_cluster, folder, model):
     (folder / "none").mkdir()
     for _ in range(2):
-        with pytest.raises(UserError, match="/none holds no image"):
+        with pytest.raises(UserError, match="/none contains no images"):
             read_here(folder / "none", model, folder / "of-none")
         assert [p for p in (folder / "of-none").rglob("*") if p.is_file()] == []
