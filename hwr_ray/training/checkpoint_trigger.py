@@ -12,15 +12,15 @@ import torch.distributed as dist
 from hwr_ray.training.dataloader import WorkerShard
 
 POLL_SECONDS = 2.0
-"""Time between two polls."""
+"""Seconds between two polls."""
 NOTICE_SECONDS = 15.0
-"""Time between two checkpoints while a node is about to be preempted."""
+"""Seconds between two checkpoints while a node is about to be preempted."""
 
 Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """Measures the seconds since the last lap, and how many of them were spent waiting."""
+    """Measures the seconds since the last lap and how many of them were spent waiting."""
 
     def __init__(self) -> None:
         self.start, self.waited = time.monotonic(), 0.0
@@ -40,7 +40,7 @@ class Stopwatch:
 
 
 class CheckpointTrigger:
-    """Polls after the same step on all workers, often enough to react to a preemption notice of some seconds."""
+    """Polls after the same step on all workers, often enough to react to a preemption notice of a few seconds."""
 
     def __init__(self, shard: WorkerShard, device: torch.device, channel: Any, *, minutes: float) -> None:
         self.shard, self.device, self.channel, self.seconds = shard, device, channel, 60 * minutes
@@ -48,11 +48,11 @@ class CheckpointTrigger:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Makes the next step poll, because an epoch may have few steps, and validation runs between epochs."""
+        """Makes the next step poll, because an epoch may have few steps and validation runs between epochs."""
         self.last_poll, self.interval, self.remaining = time.monotonic(), 1, 1
 
     def send(self, message: dict[str, Any]) -> bool:
-        """Sends a message to the driver, if it listens. Returns whether the driver asks the run to stop."""
+        """Sends a message to the driver if there is a channel. Returns whether the driver asks the run to stop."""
         return self.channel is not None and ray.get(self.channel.send.remote(message))
 
     def poll(self, lines: int) -> tuple[bool, bool]:

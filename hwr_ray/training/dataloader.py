@@ -1,4 +1,4 @@
-"""The training lines as one worker gets them: its share of each batch, in a random order."""
+"""Data loading in a training worker: its share of each training batch and of the validation lines."""
 
 import queue
 import threading
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hwr_ray.cluster.shared_file import SharedFile
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.folds import leave_out
 from hwr_ray.errors import UserError
@@ -22,12 +23,13 @@ from hwr_ray.images.arrow import images_of
 from hwr_ray.training.settings import KEPT_SHARE, TrainSettings
 
 READ_BATCH = 256
-"""Rows of a table of lines that is read."""
+"""Rows per table when reading lines."""
 SHUFFLE_WINDOW = 16_384
-"""Lines that a worker shuffles at a time where they are streamed, on top of the random order of the shards."""
+"""Streamed lines that a worker shuffles at a time, in addition to the random order of the shards."""
 MOST_KEPT_BYTES = 1 << 30
-"""Of validation lines that a worker keeps."""
+"""Maximum bytes of validation lines that a worker keeps in memory."""
 BATCHES_AHEAD = 4
+"""Streamed batches that a worker fetches ahead."""
 
 Item = TypeVar("Item")
 
@@ -46,6 +48,8 @@ class WorkerShard:
 
 @dataclass(frozen=True)
 class Batch:
+    """A worker's share of a batch of training lines."""
+
     images: Tensor
     """Line images (N, H, W) uint8, 255 paper, on the worker's device."""
     ids: list[str]
@@ -53,13 +57,13 @@ class Batch:
 
 
 class Lines(Protocol):
-    """Where a worker's share of the batches comes from."""
+    """Source of a worker's share of the batches."""
 
     steps: int
-    """Batches of an epoch, the same number for all workers."""
+    """Batches per epoch, the same number for all workers."""
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Those of an epoch from step `start` on."""
+        """Yields the batches of an epoch from step `start` on."""
 
 
 def training_lines(
@@ -72,37 +76,46 @@ def training_lines(
     runs_at_once: int,
     may_stream: bool,
 ) -> Lines:
-    """The lines kept on the device where they fit, else in the node's memory, else streamed by Ray Data where the run
-    may do so.
+    """Returns the training lines: on the device if they fit, else in the node's memory if they fit, else streamed by
+    Ray Data if `may_stream`.
 
-    All workers do the same. Called by all of them.
+    All workers must call it, and all keep the lines in the same place.
     """
-    rooms = [device] if device.type == "cpu" else [device, torch.device("cpu")]
-    for room in [] if settings.stream else rooms:
+    places = [device] if device.type == "cpu" else [device, torch.device("cpu")]
+    for place in [] if settings.stream else places:
         fits = torch.tensor(
-            int(prepared.num_bytes(num_lines) <= KEPT_SHARE * _memory(room, runs_at_once)), device=device
+            int(prepared.num_bytes(num_lines) <= KEPT_SHARE * _memory(place, runs_at_once)), device=device
         )
         if shard.world_size > 1:
             dist.all_reduce(fits, dist.ReduceOp.MIN)
         if fits:
-            return KeptLines(prepared, settings, shard, device, room=room, num_lines=num_lines)
-    if not may_stream:  # on a node with less memory that came later
-        return KeptLines(prepared, settings, shard, device, room=rooms[-1], num_lines=num_lines)
-    return StreamedLines(prepared, settings, shard, device, num_lines)
+            break
+    else:
+        if may_stream:
+            return StreamedLines(prepared, settings, shard, device, num_lines)
+        place = places[-1]  # a node with less memory joined after the decision
+    shared = SharedFile.of_node() if place.type == "cpu" and shard.world_size > 1 else None
+    return KeptLines(prepared, settings, shard, device, kept_on=place, num_lines=num_lines, shared=shared)
 
 
-def _memory(room: torch.device, runs_at_once: int) -> float:
-    """Bytes that are free on a GPU, or this worker's part of what Ray gives its node, which knows of a container's
-    limits; as many runs as this one share it."""
-    if room.type == "cuda":
-        return torch.cuda.mem_get_info(room)[0]
-    here = ray.get_runtime_context().get_node_id()
-    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
-    return node["Resources"].get("memory", 0) / ray.train.get_context().get_local_world_size() / runs_at_once
+def _memory(place: torch.device, runs_at_once: int) -> float:
+    """Returns the free bytes of a GPU, or the part of its node's memory that is this run's, of `runs_at_once`.
+
+    The memory of a node is the one that Ray reports, which respects the limit of a container. The workers of a run
+    share one copy of the lines.
+    """
+    if place.type == "cuda":
+        return torch.cuda.mem_get_info(place)[0]
+    node_id = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == node_id)
+    return node["Resources"].get("memory", 0) / runs_at_once
 
 
 class KeptLines:
-    """All lines in memory: a batch depends on the seed, the epoch and the step alone, not on the number of workers."""
+    """All lines in memory, on the device `kept_on`; on a CPU in `shared` memory if the run has several workers.
+
+    A batch depends only on the seed, the epoch and the step, not on the number of workers.
+    """
 
     def __init__(
         self,
@@ -111,35 +124,41 @@ class KeptLines:
         shard: WorkerShard,
         device: torch.device,
         *,
-        room: torch.device,
+        kept_on: torch.device,
         num_lines: int,
+        shared: SharedFile | None = None,
     ) -> None:
         self.seed, self.batch_size, self.shard, self.device = settings.seed, settings.batch_size, shard, device
-        canvas = prepared.canvas
-        self.images = torch.empty((num_lines, canvas.height, canvas.width), dtype=torch.uint8, device=room)
         self.ids, self.texts = list[str](), list[str]()
-        for table in read_train_tables(prepared, settings):
-            start, end = len(self.ids), len(self.ids) + len(table)
-            self.images[start:end] = torch.tensor(images_of(table, canvas))
+        for table in read_train_tables(prepared, settings, ["id", "text"]):
             self.ids += table["id"].to_pylist()
             self.texts += table["text"].to_pylist()
         if len(self.ids) != num_lines:
             raise RuntimeError(f"read {len(self.ids)} of {num_lines} training lines of {prepared.path}")
-        self.order = np.argsort(self.ids)  # that of the files depends on which was prepared first
+        canvas, tables = prepared.canvas, read_train_tables(prepared, settings, ["id", "image"])
+        parts, shape = (images_of(table, canvas) for table in tables), (num_lines, canvas.height, canvas.width)
+        if shared:
+            self.images = torch.from_numpy(shared.exchange(parts, shape))
+        else:
+            self.images, start = torch.empty(shape, dtype=torch.uint8, device=kept_on), 0
+            for part in parts:
+                self.images[start : start + len(part)] = torch.tensor(part)
+                start += len(part)
+        self.order = np.argsort(self.ids)  # the order in the files depends on which was written first
         self.steps = num_lines // settings.batch_size
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order[np.random.default_rng((self.seed, epoch)).permutation(len(self.order))]
-        mine = self.shard.of(self.batch_size)
+        own_share = self.shard.of(self.batch_size)
         for step in range(start, self.steps):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size][mine]
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size][own_share]
             images = self.images[torch.from_numpy(rows).to(self.images.device)]
             yield Batch(_to_device(images, self.device), [self.ids[i] for i in rows], [self.texts[i] for i in rows])
 
 
-def read_train_tables(prepared: Prepared, settings: TrainSettings) -> Iterator[pa.Table]:
-    """The training lines of the run, some at a time."""
-    for table in prepared.tables("train", ["id", "text", "image"], rows=READ_BATCH):
+def read_train_tables(prepared: Prepared, settings: TrainSettings, columns: list[str]) -> Iterator[pa.Table]:
+    """Yields columns (`id` among them) of the training lines of the run in tables of at most READ_BATCH rows."""
+    for table in prepared.tables("train", columns, rows=READ_BATCH):
         if settings.fold is not None:
             table = leave_out(table, fold=settings.fold, num_folds=settings.num_folds)
         yield table
@@ -152,41 +171,42 @@ def _to_device(images: Tensor, device: torch.device) -> Tensor:
 
 
 class StreamedLines:
-    """Lines that Ray Data deals out to the workers anew in each epoch: what is in a batch depends on their number.
+    """Lines that Ray Data distributes to the workers in every epoch; a batch depends on the number of workers.
 
-    An epoch that goes on in its middle takes as many lines as it still lacks from the beginning of a new order.
+    A resumed epoch draws its remaining lines from a fresh shuffle.
     """
 
     def __init__(
         self, prepared: Prepared, settings: TrainSettings, shard: WorkerShard, device: torch.device, num_lines: int
     ) -> None:
         self.canvas, self.seed, self.shard, self.device = prepared.canvas, settings.seed, shard, device
-        mine = shard.of(settings.batch_size)
-        self.size = mine.stop - mine.start
-        # What the worker with the largest share of a batch can take from its equal share of the lines.
+        own_share = shard.of(settings.batch_size)
+        self.size = own_share.stop - own_share.start
+        # All workers get equally many lines; the one with the largest share of a batch runs out first.
         self.steps = num_lines // shard.world_size // -(-settings.batch_size // shard.world_size)
         if not self.steps:
             raise UserError(
-                f"{num_lines} lines give {shard.world_size} workers no whole batch of {settings.batch_size}"
+                f"{num_lines} training lines are too few for {shard.world_size} workers: "
+                f"lower --batch-size {settings.batch_size}"
             )
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         tables = ray.train.get_dataset_shard("train").iter_batches(batch_size=READ_BATCH, batch_format="pyarrow")
         rng = np.random.default_rng((self.seed, epoch, start, self.shard.rank))
-        # Two threads: while one window is drawn from, the next is read.
+        # Two threads: one reads the next window while the other draws batches from the current one.
         shuffled = shuffled_batches(ahead(tables, SHUFFLE_WINDOW // READ_BATCH), self.size, rng)
-        found = ahead(shuffled, BATCHES_AHEAD)
+        batches = ahead(shuffled, BATCHES_AHEAD)
         for step in range(start, self.steps):
-            table = next(found, None)
+            table = next(batches, None)
             if table is None:
                 raise RuntimeError(f"the lines of epoch {epoch} ended at step {step} of {self.steps}")
             images = _to_device(torch.tensor(images_of(table, self.canvas)), self.device)
             yield Batch(images, table["id"].to_pylist(), table["text"].to_pylist())
-        found.close()
+        batches.close()
 
 
 class ValidationLines:
-    """A worker's share of the validation lines, kept in memory where that is small enough."""
+    """A worker's share of the validation lines, kept in memory if it is small enough."""
 
     def __init__(self, prepared: Prepared, shard: WorkerShard) -> None:
         self.prepared, self.shard = prepared, shard
@@ -202,7 +222,7 @@ class ValidationLines:
 
 
 def ahead(items: Iterable[Item], number: int) -> Generator[Item, None, None]:
-    """The items, up to `number` of them fetched ahead by a thread."""
+    """Yields the items; a thread fetches up to `number` of them ahead."""
     ready: queue.Queue[Item | BaseException | None] = queue.Queue(number)
     is_over = threading.Event()
 
@@ -221,7 +241,7 @@ def ahead(items: Iterable[Item], number: int) -> Generator[Item, None, None]:
                 if is_over.is_set():
                     return
             put(None)
-        except BaseException as error:  # raised where the items are used
+        except BaseException as error:  # raised again by the consumer
             put(error)
 
     thread = threading.Thread(target=fetch, daemon=True)
@@ -237,11 +257,11 @@ def ahead(items: Iterable[Item], number: int) -> Generator[Item, None, None]:
 
 
 def shuffled_batches(tables: Iterable[pa.Table], batch_size: int, rng: np.random.Generator) -> Iterator[pa.Table]:
-    """Batches of `batch_size` rows drawn without replacement from windows of rows; the last rows that fill no batch
-    stay out.
+    """Yields batches of `batch_size` rows, drawn without replacement from windows of rows. Drops the last rows if they
+    do not fill a batch.
 
-    Not Ray's local shuffle buffer: that one emits short batches in mid-stream, with other counts of batches on other
-    workers, and DDP then waits for ever (ray-project/ray#66085).
+    It replaces Ray's local shuffle buffer, which emits short batches in mid-stream. The number of batches then differs
+    between workers, and DDP waits forever (ray-project/ray#66085).
     """
     window: list[pa.Table] = []
     for table in tables:

@@ -1,4 +1,4 @@
-"""The last step of a training run: the language model, its weight and the calibration, fitted to the best weights."""
+"""The last step of a training run: fits the language model, its weight and the calibration to the best weights."""
 
 import heapq
 import json
@@ -21,12 +21,12 @@ from hwr_ray.recognition.runtime import Network
 from hwr_ray.text.metrics import count
 
 MOST_LINES = 5_000
-"""Validation lines that the decoder is fitted to."""
+"""Maximum number of validation lines to fit the decoder to."""
 
 
 def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, device: str) -> str:
-    """Writes the decoding that reads the validation lines best into a bundle; returns what came of it in a sentence."""
-    torch.set_num_threads(1)  # it may share its cores, and waiting threads cost more than they bring
+    """Fits a decoder to validation lines, writes it into the bundle and returns a one-sentence summary."""
+    torch.set_num_threads(1)  # its cores may be shared, and then waiting threads cost more than they gain
     bundle = load_bundle(bundle_path)
     ids = sample(prepared.table("validation", ["id"])["id"].to_pylist(), MOST_LINES)
     lines = prepared.table("validation", ["id", "text", "image"], ids=ids).sort_by("id")
@@ -43,22 +43,23 @@ def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, de
         "language_model_texts": sha256(json.dumps(sorted(texts.items())).encode()).hexdigest(),
         "greedy_cer": before.cer,
     }
-    readings, said = greedy, f"greedy CER {before.cer:.2%}"
+    readings, summary = greedy, f"greedy CER {before.cer:.2%}"
     if decoding.language_model:
         readings = replace(decoding, beam_calibration=None).search(frames, bundle.codec)
         figures["cer"] = count(truth, [reading.text for reading in readings]).cer
-        said += f", {figures['cer']:.2%} by beam search"
-        said += f" (language model {decoding.lm_weight}, bonus {decoding.length_bonus})"
+        summary += f", {figures['cer']:.2%} with beam search"
+        summary += f" (language model weight {decoding.lm_weight}, length bonus {decoding.length_bonus})"
     else:
-        said += ", and the language model reads no better: it is left out"
+        summary += ", language model omitted because it does not reduce the number of edits"
     confidences = np.array([reading.confidence for reading in readings])
-    is_right = np.array([reading.text == text for reading, text in zip(readings, truth, strict=True)])
-    figures["calibration_error"], figures["uncalibrated_error"] = errors_before_and_after(confidences, is_right)[::-1]
+    is_exact = np.array([reading.text == text for reading, text in zip(readings, truth, strict=True)])
+    figures["calibration_error"], figures["uncalibrated_error"] = errors_before_and_after(confidences, is_exact)[::-1]
     training = {**bundle.training, "decoder": figures}
     save_bundle(replace(bundle, decoding=decoding, training=training), bundle_path)
-    return said
+    return summary
 
 
 def sample(ids: list[str], most: int) -> list[str]:
-    """At most so many ids, by the hash of each: the same ones in any order, and from all sources that ids tell of."""
+    """Returns at most `most` ids, selected by their hashes: a sample that is independent of the order of `ids` and in
+    which each source has about its share."""
     return heapq.nsmallest(most, ids, key=lambda line: sha256(line.encode()).digest())

@@ -34,16 +34,17 @@ class DriverChannel:
 
 
 def new_channel() -> Any:
-    """A DriverChannel on this process's own node, which is not lost before this process is."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return DriverChannel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    """Returns a DriverChannel on this process's own node, so that the loss of another node does not end it."""
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return DriverChannel.options(scheduling_strategy=on_this_node).remote()  # type: ignore[attr-defined]
 
 
 def follow(channel: Any, fit: Callable[[], Any], *, total: int, done: int) -> Any:
-    """Calls `fit` in a thread and shows its workers' progress through `total` lines, of which `done` were done before.
+    """Calls `fit` in a thread, shows its workers' progress through `total` lines, starting at `done`, and returns its
+    result.
 
-    The first Ctrl-C or SIGTERM asks the workers to stop after a checkpoint; a second one ends this process. Raises what
-    `fit` raises, or SystemExit with the signal's status if the run was stopped.
+    The first Ctrl-C or SIGTERM asks the workers to stop after a checkpoint; a second one ends this process. Raises the
+    exception of `fit`, or SystemExit with the signal's status if the run was stopped.
     """
     outcome: dict[str, Any] = {}
     has_ended = threading.Event()  # an interrupted Thread.join reports the thread as ended
@@ -69,7 +70,7 @@ def follow(channel: Any, fit: Callable[[], Any], *, total: int, done: int) -> An
                 if status is not None:
                     raise
                 status = signal.code if isinstance(signal, SystemExit) else 130
-                progress.say("stopping after a checkpoint; once more, and it stops without one")
+                progress.say("stopping after a checkpoint; interrupt again to stop without one")
                 ray.get(channel.request_stop.remote())
     if "error" in outcome:
         raise outcome["error"]

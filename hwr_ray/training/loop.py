@@ -1,4 +1,4 @@
-"""What one training worker does: epochs of steps and a validation, from lines to the best bundle."""
+"""The training loop of one worker: epochs of optimizer steps, each followed by a validation and a checkpoint."""
 
 import copy
 import json
@@ -36,21 +36,21 @@ from hwr_ray.training.worker_state import WorkerState, begin
 from hwr_ray.versions import versions
 
 NUM_SAMPLES = 32
-"""Validation lines in wandb's table."""
+"""Validation lines in the table on Weights & Biases."""
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
-    """Trains until the last epoch, or until patience runs out, from the last whole checkpoint if there is one.
+    """Trains until the last epoch or until patience runs out, from the last intact checkpoint if there is one.
 
-    Every epoch ends with a validation on all workers, a checkpoint, a line on the console and one in metrics.jsonl.
-    The averaged weights of the best epoch so far are the bundle OUT/best. Returns how it ended, by `ended`: `finished`,
-    `stopped` (by its user), or, with a `reason` that another try would not mend, `diverged` or `refused`.
+    Every epoch ends with a validation on all workers, a checkpoint, a line on the console and a row in metrics.jsonl.
+    The bundle OUT/best has the averaged weights of the best epoch. Returns `ended`: `finished`, `stopped` (by the
+    user), or `diverged` or `refused`, with a `reason` that another attempt would not fix.
     """
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs a long line a report; the epochs' own tell more
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs a long line for each report; this loop logs its own
     settings: TrainSettings = config["settings"]
     try:
         worker = begin(config)
-    except TakenOverError as error:  # on all workers, so none waits for another
+    except TakenOverError as error:  # raised on all workers, so none waits for another
         return {"ended": "refused", "reason": str(error)}
     placement = ray.util.get_current_placement_group()
     tracker = Tracker(
@@ -61,7 +61,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
     )
     state, ended = worker.state, {"ended": "finished"}
     if worker.is_first and len(read_history(worker.out)) < len(state.history):
-        publish(worker)  # it was stopped between the checkpoint and its publication
+        publish(worker)  # the run was interrupted between the checkpoint and its publication
     while len(state.history) < settings.epochs and state.epochs_since_best() < settings.patience:
         epoch = len(state.history) + 1
         try:
@@ -85,7 +85,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
             show_epoch(worker.out, row)
             if is_best:
                 tracker.log_samples(samples, epoch=epoch)
-        # A sweep gives the placement group back.
+        # A sweep removes the placement group itself.
         ray.train.report({**row, "placement_group": placement.id.hex() if placement else None})
     worker.background.wait()
     tracker.finish()
@@ -93,8 +93,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
 
 
 def publish(worker: WorkerState) -> None:
-    """Writes, in the background, a checkpoint, the averaged weights as the bundle OUT/best if the last epoch is the
-    best, then metrics.jsonl."""
+    """Writes in the background: a checkpoint, then the averaged weights as the bundle OUT/best if the last epoch is
+    the best, then metrics.jsonl."""
     state, settings, prepared = worker.state, worker.settings, worker.prepared
     save = _saving(worker)
     rows = "".join(json.dumps(row) + "\n" for row in state.history).encode()
@@ -120,26 +120,26 @@ def publish(worker: WorkerState) -> None:
 
 
 def _saving(worker: WorkerState) -> Callable[[], None]:
-    """What writes a checkpoint of the state as it is now, and deletes older ones."""
-    data, step, best = worker.state.to_bytes(), worker.state.step, worker.state.best_epoch().get("step")
+    """Returns a function that writes a checkpoint of the current state and deletes older ones."""
+    data, step = worker.state.to_bytes(), worker.state.step
 
     def save() -> None:
         if worker.owner:
             worker.owner.check()
         worker.checkpoints.save(data, step=step)
-        worker.checkpoints.prune(worker.settings.keep, best=best)
+        worker.checkpoints.prune(worker.settings.keep)
 
     return save
 
 
 def train_epoch(worker: WorkerState, epoch: int) -> dict[str, Any] | None:
-    """The rest of a pass over the lines; returns its figures, or None where the run was asked to stop.
+    """Trains the remaining steps of an epoch; returns its metrics, or None if the run was asked to stop.
 
-    Raises FloatingPointError where the loss is not finite.
+    Raises FloatingPointError if the loss or the gradient is not finite.
     """
     state, settings = worker.state, worker.settings
-    # Of the losses and the gradients' norms since the last checkpoint. In float64: else an epoch's figures would
-    # depend, in their last digits, on where its checkpoints were.
+    # Sums of the losses and gradient norms since the last checkpoint, in float64: otherwise the last digits of an
+    # epoch's metrics would depend on where its checkpoints were.
     sums = torch.zeros(2, dtype=torch.float64, device=worker.device)
     if not state.sums:
         state.sums = dict.fromkeys(("loss", "gradient_norm", "seconds", "waiting_seconds"), 0.0)
@@ -153,7 +153,7 @@ def train_epoch(worker: WorkerState, epoch: int) -> dict[str, Any] | None:
         sums += torch.stack(step_on(worker, batch, epoch))
         state.epoch_step += 1
         save, stop = worker.trigger.poll(worker.lines_done)
-        if stop or (save and state.epoch_step < worker.lines.steps):  # the epoch's end is a checkpoint, too
+        if stop or (save and state.epoch_step < worker.lines.steps):  # the end of the epoch has its own
             add_up(worker, sums, watch, epoch)
             if worker.is_first:
                 worker.background.do(_saving(worker))
@@ -162,20 +162,20 @@ def train_epoch(worker: WorkerState, epoch: int) -> dict[str, Any] | None:
             return None
     add_up(worker, sums, watch, epoch)
     steps, state.epoch_step = state.epoch_step, 0
-    figures, state.sums = state.sums, {}
+    totals, state.sums = state.sums, {}
     return {
         "step": state.step,
-        "loss": figures["loss"] / steps,
-        "gradient_norm": figures["gradient_norm"] / steps,
+        "loss": totals["loss"] / steps,
+        "gradient_norm": totals["gradient_norm"] / steps,
         "learning_rate": state.optimizer.param_groups[0]["lr"],
-        "lines_per_second": steps * settings.batch_size / figures["seconds"],
-        "seconds": figures["seconds"],
-        "waiting_share": figures["waiting_seconds"] / figures["seconds"],
+        "lines_per_second": steps * settings.batch_size / totals["seconds"],
+        "seconds": totals["seconds"],
+        "waiting_share": totals["waiting_seconds"] / totals["seconds"],
     }
 
 
 def step_on(worker: WorkerState, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-    """One step of all workers on their shares of a batch; returns this worker's part of the loss, and the norm."""
+    """Takes one step on this worker's share of a batch; returns its part of the loss and the norm of the gradient."""
     state, settings = worker.state, worker.settings
     torch.manual_seed(dropout_seed(settings.seed, state.step, worker.shard.rank))
     factor = one_cycle(state.step, settings.epochs * worker.lines.steps)
@@ -198,15 +198,15 @@ def step_on(worker: WorkerState, batch: Batch, epoch: int) -> tuple[Tensor, Tens
 
 
 def add_up(worker: WorkerState, sums: Tensor, watch: Stopwatch, epoch: int) -> None:
-    """Adds the sums of all workers and the time to the state's figures of the epoch, and sets the sums to 0.
+    """Adds the sums of all workers and the elapsed time to the state's sums of the epoch, and resets `sums` to 0.
 
-    Raises FloatingPointError where one of them is not finite.
+    Raises FloatingPointError if the loss or the gradient is not finite.
     """
     if worker.shard.world_size > 1:
         dist.all_reduce(sums)
     loss, norm = (sums / worker.shard.world_size).tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise FloatingPointError(f"the loss of epoch {epoch} or its gradient is not finite")
+        raise FloatingPointError(f"the loss or the gradient of epoch {epoch} is not finite")
     seconds, waited = watch.lap()
     for name, value in zip(worker.state.sums, (loss, norm, seconds, waited), strict=True):
         worker.state.sums[name] += value
@@ -214,9 +214,9 @@ def add_up(worker: WorkerState, sums: Tensor, watch: Stopwatch, epoch: int) -> N
 
 
 def validate(worker: WorkerState) -> tuple[Counts, list[Sample]]:
-    """Counts over all validation lines, summed over all workers, and some of this worker's lines.
+    """Returns the counts over all validation lines, summed over all workers, and some of this worker's lines.
 
-    Raises RuntimeError where a line was lost on the way.
+    Raises RuntimeError if the counts do not cover every line.
     """
     counts, samples = Counts(), list[Sample]()
     for table in worker.validation_lines:
@@ -236,7 +236,7 @@ def validate(worker: WorkerState) -> tuple[Counts, list[Sample]]:
 
 
 def describe(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
-    """An epoch in one line for the console."""
+    """Returns an epoch's metrics as one line for the console."""
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}, CER {100 * row['cer']:.2f} %, "
         f"exact match {100 * row['exact_match']:.1f} % of {row['num_lines']} lines, "

@@ -1,4 +1,4 @@
-"""One optimizer step, and the state that it changes. Needs no Ray."""
+"""The training state and the optimizer step, without Ray."""
 
 import io
 import math
@@ -17,15 +17,17 @@ from hwr_ray.decoding.ctc import ctc_losses
 from hwr_ray.model.crnn import CRNN, has_bfloat16
 
 WARM_UP_STEPS, MOST_WARM_UP = 500, 0.15
-"""Steps in which the learning rate rises, at most this share of all steps."""
+"""Warm-up steps of the learning rate, and their maximum share of all steps."""
 CLIP_NORM = 5.0
-"""Largest norm of the gradient."""
+"""Norm to which larger gradients are clipped."""
 
 
 @dataclass
 class TrainState:
-    """All that a resumed run needs to go on, in the middle of an epoch, too: what is not here (order, augmentation,
-    dropout) is drawn anew from the seed, the epoch, the step and the rank."""
+    """The state from which a run resumes, even in the middle of an epoch.
+
+    The order of lines, augmentation and dropout are not part of it: they follow from the seed, epoch, step and rank.
+    """
 
     model: CRNN
     ema: AveragedModel
@@ -33,28 +35,28 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     epoch_step: int = 0
-    """Steps of the epoch that is going on."""
+    """Steps done in the current epoch."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of the figures of those steps."""
+    """Sums of the metrics over those steps."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Metrics of the epochs so far."""
+    """Metrics of each completed epoch."""
 
     @property
     def averaged_model(self) -> CRNN:
         return cast(CRNN, self.ema.module)
 
     def best_epoch(self) -> dict[str, Any]:
-        """The metrics of the epoch with the lowest CER, the first of several; empty before the first epoch."""
+        """Returns the metrics of the epoch with the lowest CER (the first if several tie); empty before epoch 1."""
         return min(self.history, key=lambda row: row["cer"], default={})
 
     def epochs_since_best(self) -> int:
         return len(self.history) - 1 - self.history.index(self.best_epoch()) if self.history else 0
 
     def to_bytes(self) -> bytes:
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer")}
-        figures = {name: getattr(self, name) for name in ("step", "epoch_step", "sums", "history")}
+        state_dicts = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer")}
+        progress = {name: getattr(self, name) for name in ("step", "epoch_step", "sums", "history")}
         buffer = io.BytesIO()
-        torch.save({**parts, **figures}, buffer)
+        torch.save({**state_dicts, **progress}, buffer)
         return buffer.getvalue()
 
     def load(self, data: bytes) -> None:
@@ -66,7 +68,7 @@ class TrainState:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of a worker's dropout in a step: the same wherever a run is resumed, another in each step."""
+    """Returns the seed of a worker's dropout in a step; it does not depend on where the run was resumed."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
@@ -80,11 +82,12 @@ def train_step(
     line_weight: float | None = None,
     gradient_accumulation_steps: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """One step on ink (N, 1, H, W), in `accumulation` parts; returns the loss and the gradient's norm before clipping.
+    """Takes one step on ink (N, 1, H, W); returns the loss and the norm of the gradient before clipping.
 
-    The loss is the sum over lines of the CTC loss a character, times `line_weight`: by default 1/N, the mean. Of
-    workers together it is their number over the lines of all, since DDP divides by their number. What is minimized is
-    the loss + shortcut_weight * that of the CTC head on the convolution features.
+    The loss is the sum over lines of the CTC loss per character, times `line_weight`, by default 1/N (the mean). With
+    several workers, `line_weight` is their number divided by the lines of all workers, because DDP divides by their
+    number. The step minimizes the loss + shortcut_weight * the loss of the CTC head on the convolution features. It
+    processes the batch in `gradient_accumulation_steps` micro-batches.
     """
     line_weight = 1 / len(labels) if line_weight is None else line_weight
     state.optimizer.zero_grad(set_to_none=True)
@@ -103,11 +106,11 @@ def train_step(
 
 
 def _loss(parallel: nn.Module, ink: Tensor, labels: list[list[int]], shortcut_weight: float) -> Tensor:
-    """CTC loss a character, summed over lines, and the shortcut's part of what is minimized: (2)."""
+    """Returns (2): the CTC loss per character summed over lines, and the same for the shortcut head, weighted."""
     with torch.autocast(ink.device.type, torch.bfloat16, enabled=has_bfloat16(ink.device)):
         logits, shortcut = parallel(ink.contiguous(memory_format=torch.channels_last))
     lengths = torch.tensor([max(1, len(line)) for line in labels], device=ink.device)
-    # CTC sums many small probabilities: float32 always.
+    # Always float32: CTC sums many small probabilities.
     loss, shortcut_loss = (
         (ctc_losses(out.float().log_softmax(-1), labels) / lengths).sum() for out in (logits, shortcut)
     )
@@ -115,7 +118,7 @@ def _loss(parallel: nn.Module, ink: Tensor, labels: list[list[int]], shortcut_we
 
 
 def one_cycle(step: int, total_steps: int) -> float:
-    """Factor of the learning rate at a step of 0 to total_steps: a linear rise, then half a cosine down to 0."""
+    """Returns the factor of the learning rate at a step, 0 to total_steps: a linear rise, then half a cosine to 0."""
     warm_up = min(WARM_UP_STEPS, MOST_WARM_UP * total_steps)
     if step < warm_up:
         return max(0.04, step / warm_up)
@@ -123,15 +126,15 @@ def one_cycle(step: int, total_steps: int) -> float:
 
 
 def new_ema(model: CRNN, decay: float) -> AveragedModel:
-    """Returns an average of a model's weights and batch statistics that `update_parameters(model)` moves along.
+    """Returns a moving average of a model's weights and batch statistics; `update_parameters(model)` updates it.
 
-    Update n keeps min(decay, (1 + n) / (10 + n)) of the average, so that the random first weights fade quickly.
+    Update n keeps min(decay, (1 + n) / (10 + n)) of the average, so that the random initial weights fade quickly.
     """
 
-    def update(average: Tensor, now: Tensor, num_updates: Tensor | int) -> Tensor:
-        if not now.is_floating_point():  # a count of batches
-            return now
+    def update(average: Tensor, current: Tensor, num_updates: Tensor | int) -> Tensor:
+        if not current.is_floating_point():  # the number of batches
+            return current
         n = int(num_updates) + 1
-        return average.lerp(now, 1 - min(decay, (1 + n) / (10 + n)))
+        return average.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
 
     return AveragedModel(model, avg_fn=update, use_buffers=True).eval().requires_grad_(False)

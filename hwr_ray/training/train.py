@@ -1,4 +1,4 @@
-"""A training run: Ray Train over a prepared data set, one folder that it can be resumed from."""
+"""The `train` job: runs Ray Train on a prepared data set, in a folder from which the run can be resumed."""
 
 import logging
 import os
@@ -32,13 +32,13 @@ from hwr_ray.training.settings import KEPT_SHARE, TrainSettings
 log = logging.getLogger(__name__)
 
 INGEST_CPUS = 1
-"""Logical CPUs that must be left for reading the prepared lines: Ray Data lists Parquet files with a whole one."""
+"""Logical CPUs reserved for reading the prepared lines: Ray Data needs a whole one to list Parquet files."""
 REPORT_SECONDS = "0.5"
-"""Between two looks of Ray Train at what its workers report, and whether they have ended; 2 by default."""
+"""Seconds between Ray Train's polls of its workers for reports and for their end; Ray's default is 2."""
 
 
 def train(settings: TrainSettings) -> str:
-    """Trains or resumes the run of the settings and returns the path of its best bundle."""
+    """Starts or resumes the run of the settings and returns the path of its best bundle."""
     prepared = Prepared(settings.data)
     num_lines = count_train_lines(prepared, settings)
     origin: dict[str, Any] = {}
@@ -65,8 +65,8 @@ def train(settings: TrainSettings) -> str:
     if not last_step(out):
         check_fresh(out)
     owner = OwnershipToken.take(out)
-    begun_from = [settings.init_from] if settings.init_from else []
-    check_shared(storage.join(out, "recipe.json"), prepared.path, *begun_from)
+    init_paths = [settings.init_from] if settings.init_from else []
+    check_shared(storage.join(out, "recipe.json"), prepared.path, *init_paths)
     channel = new_channel()
     lines_per_epoch = num_lines // settings.batch_size * settings.batch_size
     try:
@@ -79,10 +79,10 @@ def train(settings: TrainSettings) -> str:
             done=last_step(out) * settings.batch_size,
         )
     except FloatingPointError as error:
-        raise UserError(f"{error}: lower --learning-rate, and name another --out") from error
+        raise UserError(f"{error}: lower --learning-rate and choose another --out") from error
     except SystemExit:
         show_curves(out)
-        log.info("stopped after %d epochs; to go on: %s", len(read_history(out)), command())
+        log.info("stopped after %d epochs; to resume: %s", len(read_history(out)), command())
         raise
     show_curves(out)
     log.info(
@@ -97,19 +97,19 @@ def train(settings: TrainSettings) -> str:
 
 
 def last_step(out: str) -> int:
-    """Steps that the last checkpoint of a run comes after."""
+    """Returns the steps done at the newest checkpoint of a run."""
     return Checkpoints(storage.join(out, CHECKPOINTS)).last_step()
 
 
 def show_curves(out: str) -> None:
     if history := read_history(out):
-        from hwr_ray.reporting.curves import write_curves  # with matplotlib: not in the workers
+        from hwr_ray.reporting.curves import write_curves  # imports matplotlib, which workers do not need
 
         write_curves(out, history)
 
 
 def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], settings: TrainSettings) -> str:
-    """Fits the decoder of a bundle on a node with what a training worker has; returns what came of it."""
+    """Fits the decoder of a bundle on a node, with the resources of a training worker; returns a summary."""
     fit_remotely: Any = ray.remote(_fit_decoder)
     fit_remotely = fit_remotely.options(**settings.workers.options)
     return ray.get(fit_remotely.remote(best, prepared, texts, device=settings.workers.device))
@@ -117,14 +117,14 @@ def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], set
 
 def _fit_decoder(*args: Any, **settings: Any) -> str:
     from hwr_ray.training.decoder_fitting import (
-        fit_decoder,  # in the worker: the driver needs neither torch nor numba for it
+        fit_decoder,  # imported in the worker only, so that the driver loads neither torch nor numba
     )
 
     return fit_decoder(*args, **settings)
 
 
 def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:
-    """Training lines of the run: all, or those of the other folds. Raises UserError where the set has none."""
+    """Returns the number of training lines outside the run's fold. Raises UserError if the set has none."""
     lines = prepared.num_lines("train")
     if settings.fold is None:
         return lines
@@ -132,7 +132,7 @@ def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:
 
 
 def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) -> None:
-    """Raises UserError where training can't work: too few lines, or a label that needs more frames than there are."""
+    """Raises UserError if there are too few lines, or if a label needs more frames than the network has."""
     prepared.num_lines("validation")
     if num_lines < settings.batch_size:
         raise UserError(
@@ -142,34 +142,34 @@ def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) 
     needed = prepared.metadata["splits"]["train"]["most_frames_needed"]
     if needed > frames:
         raise UserError(
-            f"a training label needs {needed} frames and the canvas {prepared.canvas} gives {frames}: "
+            f"a training label needs {needed} frames, but the canvas {prepared.canvas} gives {frames}: "
             f"prepare the lines with a wider --canvas or a lower --max-length"
         )
 
 
 def open_run(out: str, recipe: dict[str, Any]) -> str:
-    """Writes the run's recipe with a new id, or finds them there; returns the id.
+    """Writes the run's recipe with a new id, or compares it with that of the existing run; returns the run's id.
 
-    Raises UserError that names the first field in which a run that is there differs.
+    Raises UserError that names the first field in which the existing run differs.
     """
     path = storage.join(out, "recipe.json")
     recover(storage.join(out, "best"), CONFIG)
     if not storage.is_file(path):
         if storage.list_files(out):
-            raise UserError(f"{out} holds something that is no run: name another --out")
+            raise UserError(f"{out} contains other files: choose another --out")
         run_id = uuid4().hex[:12]
         storage.write_json(path, {"run_id": run_id, **recipe})
         return run_id
-    found = storage.read_json(path)
-    run_id = found.pop("run_id")
-    if differs := difference(found, recipe):
-        name, there, here = differs
-        raise UserError(f"{out} is a run with {name} = {there}, not {here}: name another --out")
+    existing = storage.read_json(path)
+    run_id = existing.pop("run_id")
+    if differs := difference(existing, recipe):
+        name, old, new = differs
+        raise UserError(f"{out} is a run with {name} = {old}, not {new}: choose another --out")
     return run_id
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
-    """The same as `hwr_ray.training.loop`'s, which is imported in the worker: the driver needs nothing of it."""
+    """Calls `train_loop_per_worker` of `hwr_ray.training.loop`, which only the workers import."""
     from hwr_ray.training import loop as train_loop
 
     return train_loop.train_loop_per_worker(config)
@@ -190,29 +190,29 @@ def fit(
     visibility_marker: str = "recipe.json",
     has_cleaner: bool = False,
 ) -> dict[str, Any]:
-    """Runs or resumes Ray Train on `num_lines` training lines until the last epoch; returns the metrics of the best,
-    or nothing where the run was stopped before its first epoch's end.
+    """Runs or resumes Ray Train on `num_lines` training lines and returns the metrics of the best epoch, which are
+    empty if the run was stopped during the first one.
 
     `callbacks` are Ray Train's. `runs_at_once` is the number of runs that share the cluster. `channel` is a
-    DriverChannel. `origin` describes the weights that the run starts from. `owner` is the token of the run's folder,
-    and `visibility_marker` a file in it, by which a worker knows that it sees the folder. `has_cleaner` keeps Ray
-    Train's PlacementGroupCleaner. Raises ray.train.TrainingFailedError if workers fail again and again,
-    FloatingPointError if the loss is not finite, and UserError if another process took the folder over.
+    DriverChannel. `origin` describes the weights that the run starts from. `owner` is the token of the run's folder.
+    `visibility_marker` is a file in the folder by which a worker checks that it sees the folder. `has_cleaner` keeps
+    Ray Train's PlacementGroupCleaner. Raises ray.train.TrainingFailedError if workers fail repeatedly,
+    FloatingPointError if the loss is not finite, and UserError if another process took over the folder.
     """
-    # Imported here: not by a job that is refused before.
+    # Imported here, so that a job with invalid settings does not import it.
     import ray.train
 
     from hwr_ray.training.trainer import Trainer
 
     def train_lines() -> ray.data.Dataset:
-        """Built anew with each group of workers, in another order each time."""
+        """Returns the training lines for a new group of workers, in another order for each."""
         configure_data()
         lines = read_train_lines(prepared, settings, seed=settings.seed + last_step(out))
-        lines.context.enable_progress_bars = False  # the run tells its own
+        lines.context.enable_progress_bars = False  # the run shows its own
         return lines
 
     streaming = may_stream(prepared, settings, num_lines, runs_at_once)
-    if not has_cleaner:  # a sweep's trials share the driver's cores
+    if not has_cleaner:  # not in a sweep, whose trials share the driver's cores
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORT_SECONDS)
     trainer = Trainer(
         train_loop_per_worker,
@@ -237,23 +237,23 @@ def fit(
                 "CPU": settings.workers.cpus_per_worker,
                 **({"GPU": 1} if settings.workers.use_gpu else {}),
             },
-            # Ray restarts the workers to change their number: what they did since the last checkpoint is lost.
+            # Ray restarts the workers to change their number, which loses the work since the last checkpoint.
             elastic_resize_monitor_interval_s=max(60, 2 * 60 * settings.checkpoint_minutes),  # type: ignore[call-arg]
         ),
         run_config=ray.train.RunConfig(
             name="state",
             storage_path=out,
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            # Ray Train's own print shows every line twice.
+            # Ray Train's patched print shows every line twice.
             worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},  # type: ignore[call-arg]
-            # A worker group that can't start would otherwise be tried again for ever.
+            # Otherwise Ray Train would try forever to start a worker group that can't start.
             failure_config=ray.train.FailureConfig(
                 max_failures=settings.max_failures,
                 controller_failure_limit=3,  # type: ignore[call-arg]
             ),
             callbacks=list(callbacks),
         ),
-        datasets={"train": train_lines} if streaming else {},  # which take a process
+        datasets={"train": train_lines} if streaming else {},  # a streamed data set takes a process
     )
     ended = trainer.fit().return_value  # type: ignore[attr-defined]
     if ended["ended"] in ("diverged", "refused"):
@@ -262,14 +262,14 @@ def fit(
 
 
 def may_stream(prepared: Prepared, settings: TrainSettings, num_lines: int, runs_at_once: int) -> bool:
-    """Whether the training lines might not fit into the memory of some node with all workers on it."""
+    """Returns whether to prepare for streaming: if the settings request it, or if the lines of all runs might not fit
+    into the memory of a node."""
     memory = min(node["Resources"].get("memory", 0) for node in working_nodes())
-    copies = settings.worker_range[1] * runs_at_once
-    return settings.stream or copies * prepared.num_bytes(num_lines) > KEPT_SHARE * memory
+    return settings.stream or runs_at_once * prepared.num_bytes(num_lines) > KEPT_SHARE * memory
 
 
 def read_train_lines(prepared: Prepared, settings: TrainSettings, *, seed: int) -> ray.data.Dataset:
-    """The training lines of the run, in blocks of a shard or more, the shards in the seed's random order."""
+    """Returns the training lines of the run, in blocks of at least one shard, with the shards in random order."""
     lines = prepared.read("train", shuffle_seed=seed)
     if settings.fold is None:
         return lines

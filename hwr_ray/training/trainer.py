@@ -1,4 +1,4 @@
-"""Ray Train's trainer for torch, of which neither the driver nor the controller imports torch: only workers do."""
+"""Ray Train's trainer for PyTorch, with torch imported only by the workers, not by the driver or the controller."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +14,17 @@ from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 HANG_SECONDS = 600
-"""After which a worker that waits for another one gives up."""
+"""Timeout in seconds of a worker that waits for another one."""
 
 LEAVE_SECONDS = 30
-"""In which workers may leave their process group."""
+"""Seconds that workers have to leave their process group."""
 
 
 class Trainer(DataParallelTrainer):
-    """As ray.train.torch.TorchTrainer, whose modules and pickles bring torch into each process that they come to.
+    """Works as ray.train.torch.TorchTrainer, whose modules and pickles import torch in every process that loads them.
 
     `has_cleaner` keeps Ray Train's PlacementGroupCleaner, which needs the dashboard. It removes the workers' placement
-    group if the run dies and its job goes on, as in a sweep. Ray itself removes the group when the job ends.
+    group if the run dies while its job continues, as in a sweep. Ray itself removes the group when the job ends.
     """
 
     def __init__(self, *args: Any, has_cleaner: bool, **settings: Any) -> None:
@@ -32,15 +32,15 @@ class Trainer(DataParallelTrainer):
         super().__init__(*args, backend_config=TorchWorkers(), **settings)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        """Ray Train's, without those that start a process for nothing."""
-        useless: list[type] = [] if self.has_cleaner else [PlacementGroupCleanerCallback]
-        useless += [] if self.datasets else [DatasetsCallback]
-        return [callback for callback in super()._create_default_callbacks() if type(callback) not in useless]
+        """Returns Ray Train's default callbacks without those that would start an unneeded process."""
+        unneeded: list[type] = [] if self.has_cleaner else [PlacementGroupCleanerCallback]
+        unneeded += [] if self.datasets else [DatasetsCallback]
+        return [callback for callback in super()._create_default_callbacks() if type(callback) not in unneeded]
 
 
 @dataclass
 class TorchWorkers(BackendConfig):
-    """As ray.train.torch.TorchConfig."""
+    """Works as ray.train.torch.TorchConfig, without importing torch."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -52,7 +52,7 @@ class TorchWorkers(BackendConfig):
 
 
 class TorchBackend(Backend):
-    """Joins the workers in a process group: NCCL with GPUs, else Gloo."""
+    """Joins the workers in a process group: NCCL with GPUs, Gloo otherwise."""
 
     share_cuda_visible_devices = True
 
@@ -64,7 +64,7 @@ class TorchBackend(Backend):
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         leaving = worker_group.execute_async(_leave, len(worker_group) > 1)
-        ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)  # then they are ended
+        ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)  # Ray then ends the workers
 
 
 def _join(address: str, port: int, rank: int, size: int, backend: str) -> None:

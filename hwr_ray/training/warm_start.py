@@ -1,4 +1,4 @@
-"""Starting from a bundle's weights instead of from random ones."""
+"""Fine-tuning: initializes a model with a bundle's weights and freezes convolutions."""
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from hwr_ray.text.codec import BLANK, Codec
 
 @torch.no_grad()
 def start_from(model: CRNN, codec: Codec, bundle: Bundle) -> None:
-    """Gives a model the bundle's weights: all, but of the classes only those that its own codec knows.
+    """Copies the bundle's weights into a model, whose charset may differ.
 
-    Rows of characters that the bundle's charset lacks keep their fresh weights.
+    The class rows are matched by character. Rows of characters that are missing from the bundle's charset keep their
+    initial weights.
     """
     fresh, known = model.state_dict(), bundle.model.state_dict()
     pairs = [(BLANK, BLANK)]
@@ -28,7 +29,8 @@ def start_from(model: CRNN, codec: Codec, bundle: Bundle) -> None:
 
 
 def freeze_convolutions(model: CRNN) -> None:
-    """Keeps the convolution layers out of learning; `model.train()` would move their batch statistics again."""
+    """Excludes the convolution layers and their batch statistics from training. Call it after `model.train()`, which
+    would update the batch statistics again."""
     model.convolutions.requires_grad_(False)
     model.convolutions.eval()
 

@@ -1,4 +1,4 @@
-"""The state of one training worker, and how it is built: fresh or from a checkpoint."""
+"""The state of one training worker, built from scratch or from a checkpoint."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,20 +27,20 @@ from hwr_ray.training.warm_start import freeze_convolutions, parameters_to_learn
 
 @dataclass
 class WorkerState:
-    """A worker's part of a training worker."""
+    """Everything that the training loop of one worker uses."""
 
     settings: TrainSettings
     prepared: Prepared
     out: str
     origin: dict[str, Any]
-    """Digest of the bundle that the run started from; empty for random weights."""
+    """Digest of the bundle that the run started from; empty if it started from random weights."""
     owner: OwnershipToken | None
     codec: Codec
     shard: WorkerShard
     device: torch.device
     state: TrainState
     parallel: nn.Module
-    """The model, wrapped for the gradients of all workers."""
+    """The model, wrapped to average the gradients of all workers."""
     lines: Lines
     validation_lines: ValidationLines
     trigger: CheckpointTrigger
@@ -53,25 +53,25 @@ class WorkerState:
 
     @property
     def lines_done(self) -> int:
-        """Training lines, each as often as there were epochs."""
+        """Training lines processed so far; each counts once per epoch."""
         return self.state.step * self.settings.batch_size
 
 
 def begin(config: dict[str, Any]) -> WorkerState:
-    """Builds the model, gets the lines and loads the last whole checkpoint, if there is one, on all workers.
+    """Builds the model, loads the lines and restores the last intact checkpoint, if there is one. All workers call it.
 
-    Raises UserError where this node does not see the run's folder, or the checkpoints of epochs that were are gone,
-    and TakenOverError, on all workers, where another process writes it.
+    Raises UserError if this node does not see the run's folder, or if the run has epochs but no intact checkpoint.
+    Raises TakenOverError, on all workers, if another process writes the folder now.
     """
     settings: TrainSettings = config["settings"]
     prepared, out = Prepared(config["data"]), config["out"]
     if not storage.is_file(config["visibility_marker"]):
-        raise UserError(f"a node does not see {out}: name an --out on a storage that all nodes share")
+        raise UserError(f"a node does not see {out}: choose an --out on storage that all nodes share")
     if config["owner"]:
         config["owner"].check()
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     shard = WorkerShard(context.get_world_rank(), context.get_world_size())
-    # Ray Train fills one node after the other with the workers of a run; the runs of a sweep lie on all nodes.
+    # Ray Train fills one node after the other with the workers of a run. The runs of a sweep are spread over all nodes.
     torch.set_num_threads(threads_among(context.get_local_world_size() * per_node(config["runs_at_once"])))
     checkpoints = Checkpoints(storage.join(out, CHECKPOINTS))
     checkpoint = checkpoints.newest() if shard.rank == 0 else None
@@ -87,7 +87,7 @@ def begin(config: dict[str, Any]) -> WorkerState:
     if shard.rank == 0:
         checkpoints.drop_after(checkpoint)
     parallel = ray.train.torch.prepare_model(state.model)
-    if shard.world_size > 1:  # batch statistics are the same on all workers as they are
+    if shard.world_size > 1:  # synchronized batch statistics are already equal on all workers
         parallel.broadcast_buffers = False  # type: ignore[assignment]
     num_lines, at_once = config["num_train_lines"], config["runs_at_once"]
     worker = WorkerState(
@@ -116,16 +116,18 @@ def begin(config: dict[str, Any]) -> WorkerState:
         background=Background(),
     )
     if worker.is_first and checkpoint:
-        where = f"epoch {len(state.history) + 1}, after {state.epoch_step} of {worker.lines.steps} steps"
-        worker.trigger.send({"text": f"going on from checkpoint {checkpoint}: {where}"})
+        position = f"epoch {len(state.history) + 1}, after {state.epoch_step} of {worker.lines.steps} steps"
+        worker.trigger.send({"text": f"resuming from checkpoint {checkpoint}: {position}"})
     return worker
 
 
 def new_state(
     settings: TrainSettings, prepared: Prepared, codec: Codec, device: torch.device, *, is_fresh: bool
 ) -> TrainState:
-    """A model with the weights of the settings' seed or, if it is to learn from there, bundle, and what it takes to
-    teach it."""
+    """Returns a new model with its average and optimizer.
+
+    The weights come from the settings' seed or, if `is_fresh`, from the bundle `init_from` of the settings, if any.
+    """
     torch.manual_seed(settings.seed)
     model = new_model(settings.model, codec, prepared.canvas)
     if settings.init_from and is_fresh:

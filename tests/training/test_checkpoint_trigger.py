@@ -1,4 +1,4 @@
-"""When workers poll, save and stop, on a clock and a channel of the test's own."""
+"""Tests when workers poll, save and stop, with a fake clock and channel."""
 
 from types import SimpleNamespace
 
@@ -11,14 +11,14 @@ from hwr_ray.training.dataloader import WorkerShard
 
 
 class World:
-    """A clock, a notice of a node that will go, and a channel that may ask to stop."""
+    """A fake clock, a preemption notice, and a channel that may ask the run to stop."""
 
     def __init__(self, monkeypatch):
-        self.now, self.will_go, self.stop, self.sent = 100.0, False, False, []
+        self.now, self.is_preempted, self.stop, self.sent = 100.0, False, False, []
         self.send = SimpleNamespace(remote=self._send)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.ray, "get", lambda answer: answer)
-        monkeypatch.setattr(module.ray.train, "get_preemption_info", lambda: "soon" if self.will_go else None)
+        monkeypatch.setattr(module.ray.train, "get_preemption_info", lambda: "soon" if self.is_preempted else None)
 
     def _send(self, message):
         self.sent.append(message)
@@ -28,12 +28,12 @@ class World:
         return CheckpointTrigger(WorkerShard(0, 1), torch.device("cpu"), self if channel else None, minutes=minutes)
 
     def steps(self, trigger, number, *, seconds):
-        """What the polls after so many steps decide."""
-        found = []
+        """Returns the decisions of the polls after each of `number` steps."""
+        decisions = []
         for step in range(number):
             self.now += seconds
-            found.append(trigger.poll(step))
-        return found
+            decisions.append(trigger.poll(step))
+        return decisions
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_run_saves_when_its_minutes_are_over_and_not_again_at_once(world):
 
 
 def test_while_a_node_says_that_it_will_go_there_is_a_save_every_15_seconds(world):
-    world.will_go = True
+    world.is_preempted = True
     saves = [save for save, _ in world.steps(world.trigger(), 61, seconds=1)]
     assert sum(saves) in (3, 4)
 
@@ -88,9 +88,9 @@ def test_the_watch_tells_waiting_from_all_time(monkeypatch):
             now[0] += 3
             yield item
 
-    watch, found = Stopwatch(), items()
-    assert watch.waiting(found) == "a"
+    watch, iterator = Stopwatch(), items()
+    assert watch.waiting(iterator) == "a"
     now[0] += 5
     assert watch.lap() == (8, 3)
-    assert [watch.waiting(found), watch.waiting(found)] == ["b", None]
+    assert [watch.waiting(iterator), watch.waiting(iterator)] == ["b", None]
     assert watch.lap() == (3, 3)

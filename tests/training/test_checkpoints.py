@@ -1,4 +1,4 @@
-"""Checkpoints: whole or known not to be, few, written in order."""
+"""Tests that checkpoints are verified, pruned and written in order."""
 
 import os
 import threading
@@ -11,10 +11,10 @@ from hwr_ray.training.checkpoints import Background, Checkpoints
 
 @pytest.fixture(params=["folder", "memory"])
 def checkpoints(request, tmp_path):
-    where = (
+    location = (
         str(tmp_path / "checkpoints") if request.param == "folder" else f"memory://checkpoints-{os.urandom(4).hex()}"
     )
-    return Checkpoints(where)
+    return Checkpoints(location)
 
 
 def files(checkpoints):
@@ -48,19 +48,17 @@ def test_what_is_no_checkpoint_is_not_taken_for_one(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(b"state", step=1)
     (tmp_path / f"{files(checkpoints)[0]}.partial-01234567").write_bytes(b"half")
-    (tmp_path / "0000000002.pt").write_bytes(b"of somebody else")
+    (tmp_path / "0000000002.pt").write_bytes(b"another program's file")
     assert checkpoints.read(checkpoints.newest()) == b"state"
     checkpoints.prune(1)
     assert len(files(checkpoints)) == 3
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
+def test_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     for step in range(1, 7):
         checkpoints.save(b"state", step=step)
-    checkpoints.prune(2, best=3)
-    assert [int(name.split("-")[0]) for name in files(checkpoints)] == [3, 5, 6]
-    checkpoints.prune(2, best=6)
+    checkpoints.prune(2)
     assert [int(name.split("-")[0]) for name in files(checkpoints)] == [5, 6]
 
 

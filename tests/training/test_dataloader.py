@@ -1,8 +1,11 @@
-"""Training lines: each once an epoch, in batches that do not depend on how many workers share them."""
+"""Tests that each training line comes once per epoch, in batches that do not depend on the number of workers."""
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from hwr_ray.cluster.shared_file import SharedFile
 from hwr_ray.data.dataset import Prepared, schema
 from hwr_ray.data.folds import fold_of
+from hwr_ray.errors import UserError
 from hwr_ray.files.storage import write_json
 from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas
@@ -23,14 +28,14 @@ NUM_LINES = 53
 
 
 def write_lines(folder, *, files=3, backwards=False):
-    """A prepared data set whose line i has the id f"{i}.png", the text "A" * i and i as its grey value."""
+    """Writes a prepared data set whose line i has the id f"{i}.png", the text "A" * i and the gray value i."""
     numbers = list(range(NUM_LINES))[:: -1 if backwards else 1]
     (folder / "train").mkdir(parents=True)
     for part in range(files):
-        mine = numbers[part::files]
-        images = [np.full((CANVAS.height, CANVAS.width), i, np.uint8) for i in mine]
-        columns = {"id": [f"{i}.png" for i in mine], "path": ["p"] * len(mine), "text": ["A" * i for i in mine]}
-        columns |= {"height": [1] * len(mine), "width": [1] * len(mine), "image": column_of(images, CANVAS)}
+        rows = numbers[part::files]
+        images = [np.full((CANVAS.height, CANVAS.width), i, np.uint8) for i in rows]
+        columns = {"id": [f"{i}.png" for i in rows], "path": ["p"] * len(rows), "text": ["A" * i for i in rows]}
+        columns |= {"height": [1] * len(rows), "width": [1] * len(rows), "image": column_of(images, CANVAS)}
         pq.write_table(pa.table(columns, schema=schema(CANVAS)), folder / f"train/{part}.parquet")
     write_json(str(folder / "dataset.json"), {"canvas": [CANVAS.height, CANVAS.width], "charset": "A", "splits": {}})
     return Prepared(str(folder))
@@ -43,7 +48,7 @@ def prepared(tmp_path_factory):
 
 def lines_of(prepared, shard=ALONE, *, batch_size=8, num_lines=NUM_LINES, **settings):
     settings = TrainSettings(data="", out="", batch_size=batch_size, **settings)
-    return KeptLines(prepared, settings, shard, CPU, room=CPU, num_lines=num_lines)
+    return KeptLines(prepared, settings, shard, CPU, kept_on=CPU, num_lines=num_lines)
 
 
 def ids_of(lines, epoch, start=0):
@@ -99,6 +104,43 @@ def test_lines_that_are_missing_are_told(prepared):
         lines_of(prepared, num_lines=54)
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_folds": 3, "fold": 1}])
+def test_the_workers_of_a_node_share_one_copy_of_the_lines(prepared, tmp_path, monkeypatch, settings):
+    num_lines = NUM_LINES
+    if settings:
+        num_lines = sum(fold_of(f"{i}.png", 3) != 1 for i in range(NUM_LINES))
+    barrier, read, has_read_images = Barrier(3), Prepared.tables, []
+
+    def tables(self, split, columns, *, rows):
+        has_read_images.append("image" in columns)
+        return read(self, split, columns, rows=rows)
+
+    monkeypatch.setattr(Prepared, "tables", tables)
+
+    def keep(rank):
+        shared = SharedFile(tmp_path / "shared", rank == 0, barrier.wait)
+        run = TrainSettings(data="", out="", batch_size=8, **settings)
+        return KeptLines(prepared, run, WorkerShard(rank, 3), CPU, kept_on=CPU, num_lines=num_lines, shared=shared)
+
+    with ThreadPoolExecutor(3) as pool:
+        workers = list(pool.map(keep, range(3)))
+    assert sum(has_read_images) == 1
+    for rank, lines in enumerate(workers):
+        alone = lines_of(prepared, WorkerShard(rank, 3), num_lines=num_lines, **settings)
+        for found, expected in zip(lines.batches(2, 0), alone.batches(2, 0), strict=True):
+            assert found.ids == expected.ids and torch.equal(found.images, expected.images)
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count(f"{tmp_path}/shared (deleted)") == 3  # mapped, and gone from the folder
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_file(small_disk):
+    shared = SharedFile(small_disk.path / "shared", True, lambda: None)
+    with pytest.raises(UserError, match=r"no space is left for the training lines in .*: set TMPDIR, or --stream"):
+        shared.exchange([np.zeros(1 << 20, np.uint8)] * 100, (100, 1 << 20))
+    assert not [path for path in small_disk.path.rglob("*") if path.is_file()]
+
+
 def test_items_fetched_ahead_come_in_order_and_few_of_them_wait():
     fetched = []
 
@@ -107,13 +149,13 @@ def test_items_fetched_ahead_come_in_order_and_few_of_them_wait():
             fetched.append(i)
             yield i
 
-    found = ahead(items(), 3)
-    assert next(found) == 0
+    iterator = ahead(items(), 3)
+    assert next(iterator) == 0
     deadline = time.monotonic() + 5
     while len(fetched) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(fetched) == 5  # three wait, and one is in the thread's hand
-    assert list(found) == list(range(1, 20))
+    assert len(fetched) == 5  # one was consumed, three are queued, and the thread holds one
+    assert list(iterator) == list(range(1, 20))
 
 
 def test_an_error_ahead_is_raised_where_the_items_are_used_and_an_early_end_leaves_no_thread():
@@ -121,10 +163,10 @@ def test_an_error_ahead_is_raised_where_the_items_are_used_and_an_early_end_leav
         yield 1
         raise OSError("lost")
 
-    found = ahead(items(), 3)
-    assert next(found) == 1
+    iterator = ahead(items(), 3)
+    assert next(iterator) == 1
     with pytest.raises(OSError, match="lost"):
-        next(found)
+        next(iterator)
     before = threading.active_count()
     endless = ahead(iter(int, 1), 3)
     next(endless)

@@ -1,4 +1,4 @@
-"""The last step of a run: which texts teach the language model, and what is told of the fit."""
+"""Tests which texts train the language model and what the summary of the decoder fit reports."""
 
 import gzip
 import json
@@ -32,13 +32,13 @@ CANVAS = Canvas()
 
 
 def write_prepared(folder, lines: dict[str, list[str]], images: list[np.ndarray] | None = None) -> Prepared:
-    """A prepared data set of texts by split, with pictures or blank."""
+    """Writes a prepared data set of texts by split, with the given or blank images."""
     blank = np.full((CANVAS.height, CANVAS.width), 255, np.uint8)
     for split, texts in lines.items():
         names = [f"{split}-{n}.jpg" for n in range(len(texts))]
         sizes = pa.array([40] * len(texts), pa.int32())
-        pictures = column_of(images or [blank] * len(texts), CANVAS)
-        table = pa.table([names, names, texts, sizes, sizes, pictures], schema=prepared_module.schema(CANVAS))
+        column = column_of(images or [blank] * len(texts), CANVAS)
+        table = pa.table([names, names, texts, sizes, sizes, column], schema=prepared_module.schema(CANVAS))
         (folder / split).mkdir(parents=True)
         pq.write_table(table, folder / split / "0.parquet")
     metadata = {
@@ -79,13 +79,13 @@ def test_a_label_list_that_is_missing_or_holds_nothing_is_named(prepared, tmp_pa
     with pytest.raises(UserError, match=r"no file .*nothing\.csv"):
         language_model_texts(prepared, str(tmp_path / "nothing.csv"))
     (tmp_path / "list.csv").write_text("IDENTITY\nsmall\n")
-    with pytest.raises(UserError, match=r"list\.csv holds no text"):
+    with pytest.raises(UserError, match=r"list\.csv has no text"):
         language_model_texts(prepared, str(tmp_path / "list.csv"))
 
 
 @pytest.mark.slow
 def test_what_is_told_of_the_fit_is_what_the_fitted_bundle_reads(tmp_path):
-    """The shipped model, without its own decoder, on drawn lines."""
+    """Fits a decoder to drawn lines and the shipped model, whose own decoder is removed."""
     rng, names = np.random.default_rng(3), Names.draw(3)
     texts, known = ([without_accents(names.draw_one(rng)) for _ in range(n)] for n in (200, 5000))
     images = [fit(draw_line(text, rng), CANVAS) for text in texts]
@@ -93,7 +93,7 @@ def test_what_is_told_of_the_fit_is_what_the_fitted_bundle_reads(tmp_path):
     bundle = load_bundle(SHIPPED)
     path = str(tmp_path / "bundle")
     save_bundle(replace(bundle, decoding=type(bundle.decoding)()), path)
-    said = fit_decoder(path, prepared, Counter(known), device="cpu")
+    summary = fit_decoder(path, prepared, Counter(known), device="cpu")
     fitted = load_bundle(path)
     figures, recognizer = fitted.training["decoder"], Recognizer(path)
     log_probs = Network(bundle)(np.stack(images))
@@ -101,12 +101,13 @@ def test_what_is_told_of_the_fit_is_what_the_fitted_bundle_reads(tmp_path):
     assert figures["greedy_cer"] == pytest.approx(count(texts, [reading.text for reading in greedy]).cer)
     readings = recognizer.read_lines(np.stack(images))
     assert figures["cer"] == pytest.approx(count(texts, [reading.text for reading in readings]).cer)
-    assert figures["cer"] < figures["greedy_cer"] and f"{figures['cer']:.2%} by beam search" in said
+    assert figures["cer"] < figures["greedy_cer"] and f"{figures['cer']:.2%} with beam search" in summary
     assert (figures["num_lines"], figures["num_language_model_texts"]) == (200, 5000)
-    told = replace(fitted.decoding, beam_calibration=None).search(log_probs.cpu().numpy(), bundle.codec)
-    by_id = sorted(range(len(texts)), key=str)  # the halves that calibrate each other are every other line of these
-    confidences = np.array([told[n].confidence for n in by_id])
-    before, after = errors_before_and_after(confidences, np.array([told[n].text == texts[n] for n in by_id]))
+    uncalibrated = replace(fitted.decoding, beam_calibration=None).search(log_probs.cpu().numpy(), bundle.codec)
+    by_id = sorted(range(len(texts)), key=str)  # every other line belongs to the half that calibrates the other half
+    confidences = np.array([uncalibrated[n].confidence for n in by_id])
+    is_exact = np.array([uncalibrated[n].text == texts[n] for n in by_id])
+    before, after = errors_before_and_after(confidences, is_exact)
     assert (figures["uncalibrated_error"], figures["calibration_error"]) == pytest.approx((before, after), abs=1e-4)
     other = write_prepared(tmp_path / "other", {"validation": texts[:60]}, images[:60])
     fit_decoder(path, other, Counter(known[1:]), device="cpu")

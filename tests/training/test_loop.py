@@ -1,4 +1,4 @@
-"""The parts of a training worker that need no Ray: batches, learning rate, average, step, state."""
+"""Tests the parts of a training worker that need no Ray: batches, learning rate, average, step, state."""
 
 import copy
 import math
@@ -32,7 +32,7 @@ def state_of(bundle, *, learning_rate: float = 1e-2) -> TrainState:
 
 
 def take_step(state: TrainState, ink: torch.Tensor, *, seed: int) -> float:
-    torch.manual_seed(seed)  # dropout's
+    torch.manual_seed(seed)  # for dropout
     loss, _ = train_step(state, state.model, ink, LABELS, shortcut_weight=0.1)
     state.ema.update_parameters(state.model)
     return loss.item()
@@ -95,7 +95,7 @@ def test_the_average_keeps_little_of_the_first_weights_and_then_its_decay():
         weight.append(ema.module.weight.item())
         variance.append(ema.module.running_var.item())
     assert weight[0] == 10  # nothing is left of the initial 1
-    # 3 twelfths are kept of the first, 4 thirteenths of the next, and from the eighth on half
+    # The second update keeps 3/12 of the average, the third 4/13, and the eighth and later ones half.
     assert weight[1] == pytest.approx(10 * 3 / 12 + 20 * 9 / 12)
     assert weight[2] == pytest.approx(weight[1] * 4 / 13 + 30 * 9 / 13)
     assert weight[8] == pytest.approx((weight[7] + 90) / 2)
@@ -129,12 +129,13 @@ def test_the_shortcut_is_taught_by_its_weight_and_teaches_the_convolutions(tiny_
         torch.manual_seed(0)
         train_step(state, state.model, ink, LABELS, shortcut_weight=weight)
         gradients.append([state.model.shortcut.weight.grad, state.model.convolutions[0].weight.grad])
-    (none, base), (once, more), (twice, most) = gradients
-    assert not none.any() and once.abs().max() > 0
-    torch.testing.assert_close(twice, 2 * once)
-    taught = (more - base).abs().max().item()
-    assert taught > 1e-3
-    torch.testing.assert_close(most - base, 2 * (more - base), rtol=0, atol=0.02 * taught)
+    (head_0, convolution_0), (head_1, convolution_1), (head_2, convolution_2) = gradients
+    assert not head_0.any() and head_1.abs().max() > 0
+    torch.testing.assert_close(head_2, 2 * head_1)
+    effect = convolution_1 - convolution_0
+    largest = effect.abs().max().item()
+    assert largest > 1e-3
+    torch.testing.assert_close(convolution_2 - convolution_0, 2 * effect, rtol=0, atol=0.02 * largest)
 
 
 def test_steps_on_one_batch_learn_it(tiny_bundle, ink):
@@ -148,7 +149,7 @@ def test_a_batch_in_parts_is_learned_as_a_whole(tiny_bundle, ink, monkeypatch):
     gradients, losses = [], []
     for num_parts in (1, 2, 3):
         state = state_of(tiny_bundle)
-        for module in state.model.modules():  # what would see a part at a time, or draw
+        for module in state.model.modules():  # these depend on the micro-batch or draw random numbers
             if isinstance(module, torch.nn.BatchNorm2d | torch.nn.Dropout):
                 module.eval()
         state.model.gru.dropout = 0.0
@@ -165,7 +166,7 @@ def test_a_batch_in_parts_is_learned_as_a_whole(tiny_bundle, ink, monkeypatch):
 def test_a_line_that_needs_more_frames_than_there_are_shows_as_an_infinite_loss(tiny_bundle, ink):
     loss, _ = train_step(
         state := state_of(tiny_bundle), state.model, ink[:1], [[1] * 9], shortcut_weight=0.1
-    )  # 17 of 16 frames
+    )  # needs 17 frames, but there are 16
     assert loss.item() == math.inf
 
 
@@ -179,8 +180,8 @@ def test_a_saved_state_goes_on_bit_for_bit_as_if_it_had_not_stopped(tiny_bundle,
     assert (resumed.step, resumed.epoch_step, resumed.sums, resumed.history) == (3, 2, {"loss": 1.5}, state.history)
     assert take_step(state, ink, seed=9) == take_step(resumed, ink, seed=9)
     for name in ("model", "ema"):
-        went_on, came_back = getattr(state, name).state_dict(), getattr(resumed, name).state_dict()
-        assert all(torch.equal(went_on[key], came_back[key]) for key in went_on)
+        expected, actual = getattr(state, name).state_dict(), getattr(resumed, name).state_dict()
+        assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +212,8 @@ def test_patience_counts_from_the_first_best_epoch(tiny_bundle, cers, since):
         ({"num_folds": 0}, "--num-folds must be positive, not 0"),
         ({"fold": 0}, "--fold 0 needs --num-folds of 2 or more"),
         ({"num_folds": 3}, "--num-folds 3 has the folds 0 to 2: --fold is missing"),
-        ({"num_folds": 3, "fold": 3}, "--num-folds 3 has the folds 0 to 2: --fold 3 is none of them"),
-        ({"num_folds": 3, "fold": -1}, "--num-folds 3 has the folds 0 to 2: --fold -1 is none of them"),
+        ({"num_folds": 3, "fold": 3}, "--num-folds 3 has the folds 0 to 2: --fold 3 is not one of them"),
+        ({"num_folds": 3, "fold": -1}, "--num-folds 3 has the folds 0 to 2: --fold -1 is not one of them"),
     ],
 )
 def test_settings_that_cannot_train_are_refused_by_their_flag(wrong, flag):
@@ -221,11 +222,11 @@ def test_settings_that_cannot_train_are_refused_by_their_flag(wrong, flag):
 
 
 def test_where_a_run_trains_is_no_part_of_its_recipe():
-    here = TrainSettings(data="a", out="b", num_workers=1)
-    there = TrainSettings(
+    one = TrainSettings(data="a", out="b", num_workers=1)
+    other = TrainSettings(
         data="c", out="d", num_workers=(2, 8), workers=WorkerSettings(use_gpu=True), wandb_project="p"
     )
-    assert here.recipe() == there.recipe() != TrainSettings(data="a", out="b", seed=1).recipe()
+    assert one.recipe() == other.recipe() != TrainSettings(data="a", out="b", seed=1).recipe()
 
 
 def test_the_fold_is_part_of_the_recipe():
@@ -238,12 +239,12 @@ def test_the_fold_is_part_of_the_recipe():
     [
         ({}, 1, False),
         ({"stream": True}, 1, True),
-        ({"num_workers": (1, 2)}, 1, False),  # just half of the smallest node's memory
-        ({"num_workers": (1, 3)}, 1, True),
+        ({"num_workers": (1, 8)}, 1, False),  # all workers of a node share one copy
+        ({}, 2, False),  # exactly half of the smallest node's memory
         ({}, 3, True),
     ],
 )
-def test_lines_may_be_streamed_where_the_most_workers_might_not_hold_them_all(
+def test_lines_may_be_streamed_if_the_smallest_node_might_not_hold_those_of_all_runs(
     settings, runs_at_once, expected, monkeypatch
 ):
     nodes = [{"Resources": {"memory": memory}} for memory in (10**9, 4_000)]
@@ -257,4 +258,4 @@ def test_each_step_and_each_worker_draws_its_own_dropout_the_same_in_every_versi
     places = [(seed, step, rank) for seed in range(3) for step in range(20) for rank in range(4)]
     assert len({dropout_seed(*place) for place in places}) == len(places)
     assert dropout_seed(1, 2, 3) == 12997252459554536576
-    torch.manual_seed(dropout_seed(1, 2, 3))  # takes any of them
+    torch.manual_seed(dropout_seed(1, 2, 3))  # accepts any seed of this size

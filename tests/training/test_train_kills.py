@@ -1,6 +1,6 @@
-"""Training that loses workers, nodes, its driver or a checkpoint, and ends as if nothing had been.
+"""Tests that training reaches the same result after the loss of workers, nodes, its driver or a checkpoint.
 
-Nothing here waits for a lucky moment: see latches.py.
+The tests kill at exact steps instead of waiting for the right moment: see latches.py.
 """
 
 import json
@@ -35,7 +35,7 @@ STEPS = NUM_LINES // BATCH_SIZE
 MODEL = ["--batch-size", BATCH_SIZE, "--conv-widths", "8", "8", "16", "32", "--gru-size", "32"]
 MODEL += ["--learning-rate", "1e-2", "--ema-decay", "0.9"]
 RECIPE = [*MODEL, "--epochs", "3"]
-"""With dropout and augmentation."""
+"""Training flags of the runs with dropout and augmentation."""
 LEARNING = [*MODEL, "--epochs", "6", "--no-augmentation", "--dropout", "0"]
 HELD = "import hwr_ray.training.train, latches, pathlib\n"
 HELD += "hwr_ray.training.train.train_loop_per_worker = latches.training({stops})"
@@ -60,12 +60,12 @@ def in_float32(monkeypatch):
 
 
 def hold_at(monkeypatch, *stops) -> None:
-    """The jobs of this process hold their training at some steps."""
+    """Makes the jobs of this process hold their training at some steps."""
     monkeypatch.setattr("hwr_ray.training.train.train_loop_per_worker", training(*stops))
 
 
 def start_held(prepared, out, *stops):
-    """A training in a process of its own that is held at some steps."""
+    """Starts a training in its own process that is held at some steps."""
     stops = ", ".join(f"({step}, pathlib.Path({str(latch)!r}))" for step, latch in stops)
     return start("train", "--data", prepared, "--out", out, *RECIPE, prelude=HELD.format(stops=stops))
 
@@ -77,7 +77,7 @@ def history(out):
 
 @pytest.fixture(scope="module")
 def undisturbed(folder, prepared):
-    """A run that nothing happens to, with dropout and augmentation."""
+    """An uninterrupted run with dropout and augmentation."""
     with pytest.MonkeyPatch.context() as patch:
         hold_at(patch)
         run_here("train", "--data", prepared, "--out", folder / "undisturbed", *RECIPE)
@@ -86,7 +86,7 @@ def undisturbed(folder, prepared):
 
 @pytest.fixture(scope="module")
 def learned(folder, prepared):
-    """A run that nothing happens to and that learns."""
+    """An uninterrupted run that learns."""
     with pytest.MonkeyPatch.context() as patch:
         hold_at(patch)
         run_here("train", "--data", prepared, "--out", folder / "learned", *LEARNING)
@@ -94,7 +94,7 @@ def learned(folder, prepared):
 
 
 def last_state(out):
-    """Everything that a run can be resumed from, with its numbers in one row."""
+    """Returns the newest checkpoint's weights, average and optimizer state, each as one flat tensor."""
     state = torch.load(max((out / "checkpoints").glob("*.pt")), weights_only=True)
     tensors = {name: torch.cat([value.flatten().double() for value in state[name].values()]) for name in PARTS}
     moments = [value for parameter in state["optimizer"]["state"].values() for value in parameter.values()]
@@ -105,7 +105,7 @@ PARTS = ("model", "ema")
 
 
 def check_exact(out, undisturbed):
-    """Every epoch once and with the undisturbed run's figures, and in the end the same weights, average and moments."""
+    """Checks that each epoch was trained once with the undisturbed run's metrics, up to the same final state."""
     rows, expected = history(out), history(undisturbed)
     assert [row["epoch"] for row in rows] == [row["epoch"] for row in expected] == [1, 2, 3]
     for row, other in zip(rows, expected, strict=True):
@@ -113,17 +113,18 @@ def check_exact(out, undisturbed):
             assert row[name] == pytest.approx(other[name], rel=1e-6), (row["epoch"], name)
         for name in ("step", "num_lines", "num_characters", "num_edits", "learning_rate"):
             assert row[name] == other[name], (row["epoch"], name)
-    found, wanted = last_state(out), last_state(undisturbed)
+    state, wanted = last_state(out), last_state(undisturbed)
     for name, numbers in wanted.items():
-        torch.testing.assert_close(found[name], numbers, rtol=1e-6, atol=1e-9, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(state[name], numbers, rtol=1e-6, atol=1e-9, msg=lambda text, name=name: name + text)
 
 
 def check_same(rows, expected):
-    """Every epoch once, all lines counted, and the losses of one worker but for rounding, which steps add to."""
+    """Checks that each epoch was trained once on all lines, with the losses of one worker up to rounding errors, which
+    grow with the steps."""
     assert [row["epoch"] for row in rows] == [row["epoch"] for row in expected]
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     assert {row["num_lines"] for row in rows} == {NUM_VALIDATION}
-    # Seen: 6e-9, 3e-5, 1e-3; Adam makes a whole step of a gradient that is nothing but rounding.
+    # Observed: 6e-9, 3e-5, 1e-3. Adam takes a full step even for a gradient that is only rounding error.
     for row, other, rel in zip(rows, expected, (1e-4, 3e-3, 5e-2), strict=False):
         assert row["loss"] == pytest.approx(other["loss"], rel=rel)
         assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=10 * rel)
@@ -147,7 +148,7 @@ def test_a_worker_killed_within_an_epoch_costs_no_result(folder, prepared, undis
     hold_at(monkeypatch, (step, latch.folder))
     with meanwhile(kill):
         _, err = run("train", "--data", prepared, "--out", out, *RECIPE)
-    assert re.search(rf"going on from checkpoint {step:010}-\w+.pt: epoch 2, after 6 of {STEPS} steps", err)
+    assert re.search(rf"resuming from checkpoint {step:010}-\w+.pt: epoch 2, after 6 of {STEPS} steps", err)
     check_exact(out, undisturbed)
 
 
@@ -162,17 +163,17 @@ def test_the_same_command_goes_on_after_ctrl_c_within_an_epoch_a_damaged_checkpo
     first.release()
     err = end_of(process)
     assert process.returncode == 130, err
-    assert "to go on: python" in err.splitlines()[-1] and f"--out {out}" in err.splitlines()[-1]
+    assert "to resume: python" in err.splitlines()[-1] and f"--out {out}" in err.splitlines()[-1]
     assert "Traceback" not in err
     before = history(out)
-    assert len(before) == 1 and last_step(str(out)) == STEPS + 5  # with the step that it was in
+    assert len(before) == 1 and last_step(str(out)) == STEPS + 5  # including the step in progress
     assert (out / "curves.png").stat().st_size > 10_000
 
     newest = max((out / "checkpoints").glob("*.pt"))
     os.truncate(newest, newest.stat().st_size // 2)
     process = start_held(prepared, out, (2 * STEPS + 3, second.folder))
-    damaged = f"the checkpoint {newest} is damaged: going on from the one before"
-    read_until(process, damaged, f"going on from checkpoint {STEPS + 4:010}")
+    damaged = f"the checkpoint {newest} is damaged: trying the previous one"
+    read_until(process, damaged, f"resuming from checkpoint {STEPS + 4:010}")
     wait_for(second.is_reached, process)
     process.kill()
     process.communicate()
@@ -181,7 +182,7 @@ def test_the_same_command_goes_on_after_ctrl_c_within_an_epoch_a_damaged_checkpo
 
     command = ["train", "--data", prepared, "--out", out, *RECIPE]
     run_here(*command)
-    assert history(out)[:2] == killed  # a line is written after its checkpoint
+    assert history(out)[:2] == killed  # a row is written after its checkpoint
     check_exact(out, undisturbed)
     message = mistake(*command, "--learning-rate", "1e-3")
     assert "learning_rate = 0.01, not 0.001" in message
@@ -195,7 +196,7 @@ def test_of_two_that_train_the_same_run_the_later_one_ends_it_and_the_other_says
     latch.release()
     err = end_of(first)
     assert first.returncode == 2, err
-    assert f"another process began to write {out} and took over" in err
+    assert f"another process took over {out}" in err
     check_exact(out, undisturbed)
 
 
@@ -205,7 +206,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_over_its_best(fol
     shutil.rmtree(out / "checkpoints")
     before = (out / "best/model.safetensors").read_bytes()
     message = mistake("train", "--data", prepared, "--out", out, *RECIPE)
-    assert f"{out} has 3 epochs and no whole checkpoint" in message
+    assert f"{out} has 3 epochs but no intact checkpoint" in message
     assert (out / "best/model.safetensors").read_bytes() == before
 
 
@@ -215,7 +216,7 @@ def test_epochs_of_one_step_can_be_stopped_and_a_rate_that_diverges_is_told_in_a
 
     def interrupt() -> None:
         wait_for(lambda: len(history(out)) >= 3)
-        os.kill(os.getpid(), signal.SIGINT)  # this thread waits for the job, which has thousands of epochs to go
+        os.kill(os.getpid(), signal.SIGINT)  # the main thread waits for the job, which has thousands of epochs left
 
     with meanwhile(interrupt):
         _, err = run_here("train", *whole, "--out", out, "--epochs", "3000", "--patience", "3000", status=130)
@@ -223,14 +224,14 @@ def test_epochs_of_one_step_can_be_stopped_and_a_rate_that_diverges_is_told_in_a
     assert (out / "curves.png").exists()
     diverging = ["--out", folder / "diverged", "--learning-rate", "1e30", "--epochs", "30"]
     _, err = run_here("train", *whole, *diverging, status=2)
-    assert "is not finite: lower --learning-rate, and name another --out" in err and "Traceback" not in err
+    assert "is not finite: lower --learning-rate and choose another --out" in err and "Traceback" not in err
 
 
 def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(
     folder, prepared, learned, ray_cluster, second_node, monkeypatch
 ):
     out, latch = folder / "node", Latch(folder / "node-latch")
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # not a minute, for room on the lost node
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # instead of waiting a minute for the lost node
     raylet = second_node.all_processes["raylet"][0].process.pid
 
     def lose() -> None:
@@ -243,20 +244,20 @@ def test_a_node_lost_on_the_way_leaves_fewer_workers_and_the_same_result(
         workers = ["--num-workers", "1:2", "--cpus-per-worker", "1.5"]
         _, err = run("train", "--data", prepared, "--out", out, *LEARNING, *workers)
     assert "on Ray: 2 nodes" in err
-    assert re.findall(r"going on from checkpoint 0*(\d+)", err) == [str(STEPS + 4)]
+    assert re.findall(r"resuming from checkpoint 0*(\d+)", err) == [str(STEPS + 4)]
     check_same(history(out), history(learned))
 
 
 def test_lines_that_are_streamed_to_two_workers_teach_as_well_and_as_many_are_validated(folder, prepared, learned):
     command = documented("jobs/train.py --data prepared --out run --num-workers 2", run="streamed")
     command += [*LEARNING, "--epochs", 5, "--stream", "--wandb-project", "tests"]
-    said, _ = run_apart(*command, cwd=folder)
-    assert said == f"{folder / 'streamed/best'}\n"
+    stdout, _ = run_apart(*command, cwd=folder)
+    assert stdout == f"{folder / 'streamed/best'}\n"
     rows = history(folder / "streamed")
     assert [row["step"] for row in rows] == [STEPS * epoch for epoch in range(1, 6)]
     for name in ("num_lines", "num_characters"):
         assert {row[name] for row in rows} == {history(learned)[0][name]}
-    assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]  # 0.44 of it remain as long as no letter is told from another
+    assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]  # 0.44 of it remains until the model tells letters apart
     assert len(list((folder / "streamed/wandb").glob("offline-run-*"))) == 1  # rank 0's only
 
 
@@ -273,9 +274,9 @@ def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text
     config = json.loads((more / "run/best/config.json").read_text())
     assert config["charset"] == "ABEO"
     assert config["architecture"]["conv_widths"] == [8, 8, 16, 32]
-    # from random weights, 4 epochs of 8 steps read nothing
+    # 4 epochs of 8 steps from random weights recognize nothing
     assert min(row["cer"] for row in history(more / "run")) < 0.5
     message = mistake("train", "--data", more / "own", "--out", more / "run", *settings)
     assert "is a run with model.conv_widths" in message
     message = mistake("train", "--data", more / "own", "--out", more / "no", "--init-from", bundle, "--gru-size", "64")
-    assert "--gru-size 64 is not the architecture of --init-from, which has 32" in message
+    assert "--gru-size 64 does not match the bundle of --init-from, which has 32" in message

@@ -1,4 +1,4 @@
-"""Starting from a bundle: what it knows is kept, what is new starts anew."""
+"""Tests that a model started from a bundle keeps its known classes and initializes new ones."""
 
 import numpy as np
 import pytest
@@ -49,12 +49,12 @@ def test_each_character_keeps_its_logits_wherever_it_stands_in_the_new_charset(t
 
 
 def test_another_architecture_or_height_is_refused_by_its_flag(tiny_bundle):
-    with pytest.raises(UserError, match="--gru-size 16 is not the architecture of --init-from, which has 8"):
+    with pytest.raises(UserError, match="--gru-size 16 does not match the bundle of --init-from, which has 8"):
         architecture_from(tiny_bundle, ModelSettings(gru_size=16), TINY_CANVAS)
     with pytest.raises(UserError, match="prepare them with --canvas 16 256"):
         architecture_from(tiny_bundle, ModelSettings(), Canvas(32, 256))
-    found = architecture_from(tiny_bundle, ModelSettings(dropout=0.4), Canvas(16, 128))
-    assert (found.conv_widths, found.gru_size, found.dropout) == ((4, 4, 8, 8), 8, 0.4)
+    settings = architecture_from(tiny_bundle, ModelSettings(dropout=0.4), Canvas(16, 128))
+    assert (settings.conv_widths, settings.gru_size, settings.dropout) == ((4, 4, 8, 8), 8, 0.4)
 
 
 def test_frozen_convolutions_stay_as_they_are_with_their_statistics(tiny_bundle):
