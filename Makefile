@@ -1,12 +1,12 @@
-# Targets install what they need into .venv: the package, and for tests, docs and benchmarks the extra "dev".
-# PYTHON names another interpreter (3.10 to 3.13), PIP_ARGS further arguments of "pip install".
+# Targets install what they need into .venv: the package and, for tests, docs and benchmarks, the extra "dev".
+# PYTHON sets another interpreter (3.10 to 3.13); PIP_ARGS adds arguments to "pip install".
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 Q := quickstart
 PROCESSES ?= 2
-# Also where PYTHONDONTWRITEBYTECODE is set, as in many images: there each process of Ray's would compile the package.
+# Compile even if PYTHONDONTWRITEBYTECODE is set, as in many images: otherwise each Ray process compiles the package.
 COMPILE := $(BIN)/python -m compileall -q hwr_ray jobs
 
 .PHONY: install install-dev quickstart test test-fast check docs bench
@@ -25,19 +25,19 @@ install-dev: .venv/installed-dev
 	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
-# Draws names, reads them with the shipped model, teaches it their hand and reads them again.
+# Draws names, transcribes them with the shipped model, fine-tunes the model on them and transcribes them again.
 quickstart: install
 	rm -rf $(Q)
 	$(COMPILE)
 	$(BIN)/python examples/quickstart.py --out $(Q)
 
-# All tests, shared out to PROCESSES that each have a Ray cluster; 0 is this one. RECORD names a file for what they took.
+# All tests, on PROCESSES processes with a Ray cluster each (0: in this process). RECORD is a file for their durations.
 test: install-dev
 	$(BIN)/python tests/install_browser.py
 	$(COMPILE)
 	$(BIN)/python -m pytest -n $(PROCESSES) $(if $(RECORD),--record=$(RECORD))
 
-# For the edit loop: what needs neither Ray nor a browser and is no slow test.
+# For the edit loop: the tests that need neither Ray nor a browser and are not slow.
 test-fast: install-dev
 	$(BIN)/python -m pytest -q -n $(PROCESSES) -m 'not ray and not browser and not slow'
 
@@ -48,7 +48,7 @@ check: install-dev
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-# The documentation as a site in build/site; a warning is an error. (The variable silences Material's advertisement.)
+# Builds the documentation site in build/site; warnings are errors. (The variable silences Material's advertisement.)
 docs: install-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

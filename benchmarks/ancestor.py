@@ -1,6 +1,6 @@
-"""The network and recipe that this project grew from, trained and scored on the same lines, for comparison.
+"""Trains and scores the network and recipe that this project started from, on the same lines, for comparison.
 
-Run as `python -m benchmarks.ancestor --data FOLDER --out FILE`. Neither an image nor a label lands in the result.
+Run as `python -m benchmarks.ancestor --data FOLDER --out FILE`. The result contains no image and no label.
 """
 
 import copy
@@ -38,7 +38,7 @@ CONVOLUTIONS = ((32, (1, 2)), (64, (2, 2)), (128, (2, 2)), (256, (1, 2)))
 LEARNING_RATE = 1e-3
 BATCH = 64
 DECAY = 0.998
-"""Of the average of the weights, which the original recipe lacks."""
+"""Decay of the exponential moving average of the weights, which the original recipe does not use."""
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +48,13 @@ class AncestorSettings:
     data: str
     """Folder with the labelled lines, in the Kaggle layout."""
     out: str
-    """The result, a JSON file that is written anew after every epoch."""
+    """JSON file of the result, rewritten after each epoch."""
     epochs: int = 24
-    """Of training."""
+    """Number of training epochs."""
     seed: int = 0
-    """Of the weights, the order of the lines, the dropout and the bootstrap."""
+    """Seed of the weights, the order of the lines, the dropout and the bootstrap."""
     threads: int = 1
-    """Of torch and OpenCV."""
+    """Number of threads of torch and OpenCV."""
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("seed", 0), ("threads", 1)):
@@ -63,7 +63,7 @@ class AncestorSettings:
 
 
 class Ancestor(nn.Module):
-    """Four convolutions without padding, two linear layers, two BiGRU layers, CTC: 19 frames whatever the line."""
+    """Four convolutions without padding, two linear layers, two BiGRU layers, CTC: 19 frames for every line."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Ancestor(nn.Module):
         self.classifier = nn.Linear(2 * 128, num_classes)
 
     def forward(self, grey: Tensor) -> Tensor:
-        """Grey (N, 1, 36, 324), 0 black to 1 white, to logits (N, T, C)."""
+        """Returns the logits (N, T, C) of grey images (N, 1, 36, 324), 0 black to 1 white."""
         maps = self.convolutions(grey)  # (N, channels, 5, T)
         states, _ = self.gru(self.linears(maps.permute(0, 3, 1, 2).flatten(2)))
         return self.classifier(states)
@@ -93,11 +93,11 @@ class Lines:
     """(N, 36, 324) uint8, 255 white."""
     texts: list[str]
     figures: dict[str, Any]
-    """Rows of the CSV, those kept, those rejected by reason."""
+    """Number of rows in the CSV, of kept rows, and of rejected rows by reason."""
 
 
 def train(settings: AncestorSettings) -> None:
-    """Trains by the recipe and writes the result after every epoch."""
+    """Trains by the recipe and writes the result after each epoch."""
     start = time.monotonic()
     torch.set_num_threads(settings.threads)
     cv2.setNumThreads(settings.threads)
@@ -134,7 +134,7 @@ def train(settings: AncestorSettings) -> None:
         best = result["validation"].get("best_raw_epoch")
         if best is None or raw["cer"] < best["cer"]:
             best = {"epoch": epoch, **raw}
-        # The best epoch is chosen on the lines that it is scored on, which flatters it.
+        # The best epoch is chosen by its score on these very lines, which makes the score optimistic.
         result["validation"] = {"last_raw": raw, "best_raw_epoch": best, "last_average": averaged}
         result["seconds"] = round(time.monotonic() - start)
         write_json(settings.out, result)
@@ -147,10 +147,10 @@ def train(settings: AncestorSettings) -> None:
 
 
 def read_split(data: str, split: Split) -> Lines:
-    """Cleans the rows of a split as `prepare` does and squashes its images."""
+    """Cleans the rows of a split as `prepare` does and resizes its images without keeping their aspect."""
     file = next((file for file in find_label_files(data) if file.split == split), None)
     if file is None:
-        raise UserError(f"{data} holds no label CSV of the {split} split")
+        raise UserError(f"{data} has no label CSV of the {split} split: check --data")
     images, texts, reasons = [], [], Counter[str]()
     for row in (row for table in read_rows(file) for row in table.to_pylist()):
         text = normalize(row["text"])
@@ -164,13 +164,13 @@ def read_split(data: str, split: Split) -> Lines:
             images.append(image)
             texts.append(text)
     if not texts:
-        raise UserError(f"{file.csv} has no line that can be read")
+        raise UserError(f"{file.csv} has no readable line: check --data")
     figures = {"rows": len(texts) + reasons.total(), "kept": len(texts), "rejected": dict(sorted(reasons.items()))}
     return Lines(torch.from_numpy(np.stack(images)), texts, figures)
 
 
 def read_image(path: str) -> tuple[np.ndarray | None, str | None]:
-    """The image of a file, squashed to (36, 324) uint8, or the reason why there is none."""
+    """Returns the image of a file, resized to (36, 324) uint8, or the reason why there is none."""
     try:
         return cv2.resize(decode(read_bytes(path)), (WIDTH, HEIGHT)), None
     except FileNotFoundError:
@@ -180,7 +180,7 @@ def read_image(path: str) -> tuple[np.ndarray | None, str | None]:
 
 
 def trainable(lines: Lines, codec: Codec) -> tuple[Tensor, list[list[int]]]:
-    """Images and labels of the lines that 19 frames can carry; the loss of the others is infinite."""
+    """Returns images and labels of the lines that fit into 19 frames; the loss of the others is infinite."""
     kept = [i for i, text in enumerate(lines.texts) if frames_needed(text) <= FRAMES]
     return lines.images[kept], [codec.encode(lines.texts[i]) for i in kept]
 
@@ -188,13 +188,13 @@ def trainable(lines: Lines, codec: Codec) -> tuple[Tensor, list[list[int]]]:
 def train_epoch(
     model: Ancestor, average: AveragedModel, optimizer: torch.optim.Optimizer, images: Tensor, labels: list[list[int]]
 ) -> float:
-    """One pass over the lines in random order; returns the mean loss of a batch."""
+    """Trains on all lines once, in random order; returns the mean loss of the batches."""
     model.train()
     losses = []
-    for drawn in torch.randperm(len(labels)).split(BATCH):
-        batch = [labels[i] for i in drawn]
-        log_probs = model(to_grey(images[drawn])).log_softmax(-1)
-        # As torch's own mean: each line by its length, then over the batch.
+    for indices in torch.randperm(len(labels)).split(BATCH):
+        batch = [labels[i] for i in indices]
+        log_probs = model(to_grey(images[indices])).log_softmax(-1)
+        # As with reduction="mean" in torch: divide each loss by its target length, then average over the batch.
         loss = (ctc_losses(log_probs, batch) / torch.tensor([len(line) for line in batch])).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -206,25 +206,25 @@ def train_epoch(
 
 @torch.inference_mode()
 def read(model: Ancestor, codec: Codec, images: Tensor) -> list[str]:
-    """Greedy readings of line images (N, 36, 324) uint8."""
+    """Returns greedy predictions for line images (N, 36, 324) uint8."""
     model.eval()
     paths = [path for batch in images.split(BATCH) for path in model(to_grey(batch)).argmax(-1).tolist()]
     return [codec.decode(collapse(path)) for path in paths]
 
 
 def to_grey(images: Tensor) -> Tensor:
-    """Line images (N, H, W) uint8 to the network's input (N, 1, H, W), 0 black to 1 white."""
+    """Returns line images (N, H, W) uint8 as the network's input (N, 1, H, W), 0 black to 1 white."""
     return images.unsqueeze(1).float() / 255
 
 
 def score(model: Ancestor, codec: Codec, lines: Lines, seed: int) -> dict[str, Any]:
-    """CER and exact match over the lines, with their intervals and counts."""
+    """Returns CER and exact match over the lines, with their intervals and counts."""
     predictions = read(model, codec, lines.images)
     return figures(lines.texts, edit_distances(lines.texts, predictions), seed=seed)
 
 
 def short(row: dict[str, Any]) -> dict[str, float]:
-    """The two rates alone."""
+    """Returns only the two rates."""
     return {name: row[name] for name in ("cer", "exact_match")}
 
 

@@ -1,4 +1,4 @@
-"""What ray.data.checkpoint costs beside the books of a transcription: a job that does nothing but copy rows to Parquet.
+"""Cost of ray.data.checkpoint, for comparison with the commit log of a transcription, in a job that only copies rows.
 
 Run on an idle machine as `python -m benchmarks.checkpointing --work FOLDER`.
 """
@@ -30,14 +30,14 @@ class CheckpointingBenchmark:
     work: str
     """Folder for manifests, outputs and checkpoints."""
     rows: tuple[int, ...] = (2_000, 1_000_000)
-    """Rows of the jobs."""
+    """Number of rows of each job."""
     out: str = str(ROOT / "benchmarks/results/checkpointing.json")
-    """The result, a JSON file."""
+    """JSON file of the result."""
 
 
 def measure(settings: CheckpointingBenchmark) -> None:
-    """Runs each job without a checkpoint, with one, and again when all of its rows are done, and writes the result."""
-    work, found = Path(settings.work).resolve(), {}
+    """Runs each job without a checkpoint, with one, and again with all rows done; writes the result."""
+    work, seconds = Path(settings.work).resolve(), {}
     for number in settings.rows:
         manifest, out, done = work / f"{number}.parquet", str(work / "out"), str(work / "done")
         work.mkdir(parents=True, exist_ok=True)
@@ -48,21 +48,21 @@ def measure(settings: CheckpointingBenchmark) -> None:
             if name == "with":
                 shutil.rmtree(done, ignore_errors=True)
             row[name] = alone(copy_rows, str(manifest), out, checkpoint)
-        found[f"{number}"] = row
+        seconds[f"{number}"] = row
     about = {"commit": commit(), "hardware": hardware(), "versions": versions()}
     command = f"python -m benchmarks.checkpointing {' '.join(sys.argv[1:])}"
-    write(settings.out, {**about, "command": command, "seconds": found})
+    write(settings.out, {**about, "command": command, "seconds": seconds})
 
 
 def copy_rows(manifest: str, out: str, checkpoint: str | None) -> float:
-    """Seconds that a job on a running cluster takes to copy the rows of a manifest in parts of the usual size."""
+    """Returns the seconds that a job on a running cluster takes to copy a manifest in partitions of the usual size."""
     connect()
     context = ray.data.DataContext.get_current()
     if checkpoint:
         context.checkpoint_config = CheckpointConfig(
             id_column="path", checkpoint_path=checkpoint, delete_checkpoint_on_success=False
         )
-    ray.data.range(10).materialize()  # Ray Data's own processes are there
+    ray.data.range(10).materialize()  # starts Ray Data's own processes
     start = time.perf_counter()
     rows = ray.data.read_parquet(manifest).repartition(target_num_rows_per_block=MOST_ROWS)
     rows.map_batches(lambda table: table, batch_format="pyarrow", num_cpus=TASK_CPUS).write_parquet(

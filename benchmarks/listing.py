@@ -1,7 +1,7 @@
-"""How soon jobs/transcribe.py knows what to read, of a million paths: a folder, a glob, a CSV and a Parquet manifest;
-and how soon a run that goes on knows that all of them are dealt out.
+"""Time in which jobs/transcribe.py lists a million paths, and in which a resumed run lists them again.
 
-Run as `python -m benchmarks.listing --data FOLDER --work FOLDER`. No path lands in the result.
+Lists a folder, a glob, a CSV manifest and a Parquet manifest. Run as
+`python -m benchmarks.listing --data FOLDER --work FOLDER`. The result contains no path.
 """
 
 import csv
@@ -31,13 +31,13 @@ class ListingBenchmark:
     work: str
     """Folder for the hard links and manifests, on the file system of --data and outside the checkout."""
     paths: int = 1_000_000
-    """Hard links to list."""
+    """Number of hard links to list."""
     out: str = str(ROOT / "benchmarks/results/listing.json")
-    """The result, a JSON file."""
+    """JSON file of the result."""
 
 
 def measure(settings: ListingBenchmark) -> None:
-    """Lists the same paths in each way, each in a process of its own, and writes the result."""
+    """Lists the same paths in each way, each in its own process, and writes the result."""
     data, work = Path(settings.data).resolve(), Path(settings.work).resolve()
     folders = [data / "train_v2/train", data / "validation_v2/validation"]
     copies = -(-settings.paths // sum(1 for folder in folders for _ in folder.iterdir()))
@@ -46,16 +46,19 @@ def measure(settings: ListingBenchmark) -> None:
     with (work / "many.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["path"], *([name] for name in names)])
     pq.write_table(pa.table({"path": names}), work / "many.parquet")
-    given = {"folder": "many", "glob": "many/**/*.jpg", "csv": "many.csv", "parquet": "many.parquet"}
-    found = {name: alone(list_paths, str(work / path), str(work / "listed")) for name, path in given.items()}
+    ways = {"folder": "many", "glob": "many/**/*.jpg", "csv": "many.csv", "parquet": "many.parquet"}
+    figures = {name: alone(list_paths, str(work / path), str(work / "listed")) for name, path in ways.items()}
     about = {"commit": commit(), "hardware": hardware(), "versions": versions()}
     command = f"python -m benchmarks.listing {' '.join(sys.argv[1:])}"
-    write(settings.out, {**about, "command": command, "paths": len(images), "ways": found})
+    write(settings.out, {**about, "command": command, "paths": len(images), "ways": figures})
 
 
 def list_paths(images: str, out: str) -> dict[str, float]:
-    """Deals the images out to parts, as the job does: seconds to the first part and to the last, then those of another
-    run to take the parts over and to list again, and the peak memory of all."""
+    """Assigns the images to partitions, as the job does, then does so again in a second run.
+
+    Returns the seconds to the first and to the last partition, those of the second run to take the partitions over and
+    to list the images again, and the peak memory of both.
+    """
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
     settings = InputSettings(images=images)
@@ -63,7 +66,7 @@ def list_paths(images: str, out: str) -> dict[str, float]:
     repeated = repeated_key(inputs) if settings.has_keys else None
     assert repeated is None
     parts = Partitions(out, {})
-    deal = parts.deal(inputs.tables(), most=MOST_ROWS)
+    deal = parts.assign(inputs.tables(), most=MOST_ROWS)
     next(deal)
     first = time.perf_counter()
     num_parts = 1 + sum(1 for _ in deal)
@@ -71,10 +74,10 @@ def list_paths(images: str, out: str) -> dict[str, float]:
     start_again = time.perf_counter()
     again = Partitions(out, {})
     taken_over = time.perf_counter()
-    assert next(again.deal(inputs.tables(), most=MOST_ROWS), None) is None
+    assert next(again.assign(inputs.tables(), most=MOST_ROWS), None) is None
     end = time.perf_counter()
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert peak  # not getrusage: its peak is that of the process before, too
+    assert peak  # not getrusage, whose peak includes that of the parent process
     return {
         "first_part_seconds": round(first - start, 2),
         "seconds": round(seconds, 1),

@@ -1,4 +1,4 @@
-"""Which code and which machine a measurement was made with."""
+"""The commit and the hardware of a measurement."""
 
 import os
 import platform
@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def commit() -> str:
-    """Of the checkout, marked where files differ from it."""
+    """Returns the commit of the checkout, marked as dirty if files differ from it."""
     command = ("git", "-C", str(ROOT), "describe", "--always", "--dirty")
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores and GPUs."""
+    """Returns the processor, the number of cores and the GPUs."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]

@@ -1,4 +1,4 @@
-"""How jobs are measured: as processes of their own, with their memory, beside bare functions on every core at once."""
+"""Measures jobs in their own processes, with their peak memory, and functions on all cores at once."""
 
 import json
 import os
@@ -28,12 +28,12 @@ _barrier: Barrier | None = None
 
 
 def cores() -> list[int]:
-    """The processor's cores that this process may use."""
+    """Returns the processor cores that this process may use."""
     return sorted(os.sched_getaffinity(0))
 
 
 def link(files: Iterable[tuple[Path, Path]]) -> None:
-    """Hard-links each first file to the second path, unless it is there."""
+    """Creates a hard link to each first path at the second one, unless it exists."""
     for source, path in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -41,15 +41,19 @@ def link(files: Iterable[tuple[Path, Path]]) -> None:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"{path.parent} can't hold hard links to {source.parent}: {error}") from error
+            raise UserError(
+                f"files of {source.parent} can't be hard-linked into {path.parent}: {error}; choose another --work"
+            ) from error
 
 
 def copies_of(folders: Sequence[Path], work: Path, *, copies: int, limit: int | None = None) -> list[Path]:
-    """Hard-links the images of some folders so many times below `work`, sub-folders and names of its own for each copy,
-    up to a limit; returns the paths."""
+    """Creates `copies` hard links, at most `limit`, to each image of some folders below `work`; returns their paths.
+
+    Each copy has its own subfolders and file names. Raises UserError if there are no images or `work` contains others.
+    """
     images = [path for folder in folders for path in sorted(folder.iterdir())]
     if not images:
-        raise UserError(f"{', '.join(map(str, folders))} hold no image")
+        raise UserError(f"{', '.join(map(str, folders))} contain no images: check --data")
     pairs = (
         (path, work / f"{copy:03}" / path.parent.name / f"{copy:03}-{path.name}")
         for copy in range(copies)
@@ -57,16 +61,16 @@ def copies_of(folders: Sequence[Path], work: Path, *, copies: int, limit: int | 
     )
     chosen = list(islice(pairs, limit))
     link(chosen)
-    found = [path for _, path in chosen]
-    if (there := sum(1 for path in work.glob("*/*/*"))) != len(found):
-        raise UserError(f"{work} holds {there} images, not {len(found)}: name another --work")
-    return found
+    paths = [path for _, path in chosen]
+    if (num_images := sum(1 for path in work.glob("*/*/*"))) != len(paths):
+        raise UserError(f"{work} contains {num_images} images, not {len(paths)}: choose another --work")
+    return paths
 
 
 def run_job(*words: str, with_memory: bool = False) -> dict[str, Any]:
-    """Runs a job from the root: its command, the seconds from start to end, and where it is asked for its peak memory.
+    """Runs a job from the root; returns its command, its seconds from start to end and, if asked for, its peak memory.
 
-    Raises RuntimeError with the end of its output where it fails.
+    Raises RuntimeError with the end of its output if it fails.
     """
     start = time.monotonic()
     process = subprocess.Popen(
@@ -82,9 +86,9 @@ def run_job(*words: str, with_memory: bool = False) -> dict[str, Any]:
 
 
 class Memory:
-    """Samples the memory of a process and its descendants, which Ray's are, until it is stopped. Linux only.
+    """Samples the memory of a process and its descendants, such as Ray's processes, until it is stopped. Linux only.
 
-    A page that several processes share counts once; the object store counts what it has allocated.
+    A page that several processes share counts once. The object store counts with the memory that it has allocated.
     """
 
     def __init__(self, pid: int) -> None:
@@ -96,7 +100,7 @@ class Memory:
         self._thread.start()
 
     def stop(self) -> dict[str, Any]:
-        """Peaks in MiB, each of its own time, and the most processes."""
+        """Returns the peaks in MiB, each at its own time, and the maximum number of processes."""
         self._stopped.set()
         self._thread.join()
         return {f"{name}_mib": size >> 20 for name, size in self.peaks.items()} | {"processes": self.num_processes}
@@ -106,24 +110,24 @@ class Memory:
             pids = descendants(self.pid)
             sizes = [pages_of(pid) for pid in pids]
             processes, store = sum(own for own, _ in sizes), object_store(pids)
-            found = {"total": processes + store, "processes": processes, "object_store": store}
-            found["sum_of_rss"] = sum(rss for _, rss in sizes)
-            self.peaks = {name: max(most, found[name]) for name, most in self.peaks.items()}
+            sample = {"total": processes + store, "processes": processes, "object_store": store}
+            sample["sum_of_rss"] = sum(rss for _, rss in sizes)
+            self.peaks = {name: max(peak, sample[name]) for name, peak in self.peaks.items()}
             self.num_processes = max(self.num_processes, len(pids))
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for parent in found:  # grows while it is read
+    """Returns a process and all its descendants."""
+    pids = [pid]
+    for parent in pids:  # grows during the loop
         for file in Path(f"/proc/{parent}/task").glob("*/children"):
             with suppress(OSError):
-                found += map(int, file.read_text().split())
-    return found
+                pids += map(int, file.read_text().split())
+    return pids
 
 
 def pages_of(pid: int) -> tuple[int, int]:
-    """Bytes of a process: its own and its part of those that are shared, without shared memory; and its RSS."""
+    """Returns the bytes of a process, with its part of shared pages but without shared memory; and its RSS."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:  # it has ended
@@ -134,7 +138,7 @@ def pages_of(pid: int) -> tuple[int, int]:
 
 
 def object_store(pids: list[int]) -> int:
-    """Bytes that the files of shared memory of some processes hold."""
+    """Returns the bytes of Ray's object store: those of the shared memory files that some processes have open."""
     sizes = {}
     for pid in pids:
         for file in Path(f"/proc/{pid}/fd").glob("*"):
@@ -146,7 +150,7 @@ def object_store(pids: list[int]) -> int:
 
 
 def on_every_core(function: Callable[..., Any], *args: Any) -> list[Any]:
-    """What a function returns in new processes, one for each core, which `started` lets go on together."""
+    """Returns the results of a function in new processes, one per core; `started` makes them begin together."""
     number = len(cores())
     context = get_context("spawn")
     barrier = context.Barrier(number)
@@ -155,13 +159,13 @@ def on_every_core(function: Callable[..., Any], *args: Any) -> list[Any]:
 
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function returns in a new process."""
+    """Returns the result of a function in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def started() -> int:
-    """Waits until the processes of `on_every_core` are all here; returns a number of this one's own, from 0."""
+    """Waits until all processes of `on_every_core` have called this; returns the number of this process, from 0."""
     assert _barrier is not None
     return _barrier.wait(PATIENCE)
 
@@ -172,13 +176,13 @@ def _share(barrier: Barrier) -> None:
 
 
 def medians(rounds: list[dict[str, Any]]) -> dict[str, float]:
-    """The median of each number over the rounds."""
+    """Returns the median of each number over the rounds."""
     names = [name for name, value in rounds[0].items() if isinstance(value, int | float)]
     return {name: round(statistics.median(row[name] for row in rounds), 3) for name in names}
 
 
 def figures(rounds: list[dict[str, Any]], speed: str) -> dict[str, float | list[float]]:
-    """The medians, and of every round the speed and, where it is a mean, what was measured `before` and `after`."""
+    """Returns the medians and, for each round, the speed; if it is a mean, also the speeds `before` and `after`."""
     names = [name for name in (speed, "before", "after") if name in rounds[0]]
     return {**medians(rounds), **{f"{name}_of_rounds": [round(row[name], 1) for row in rounds] for name in names}}
 
@@ -186,10 +190,12 @@ def figures(rounds: list[dict[str, Any]], speed: str) -> dict[str, float | list[
 def ratios(
     jobs: list[dict[str, Any]], others: list[dict[str, Any]], speed: str, *, of_job: str | None = None
 ) -> dict[str, float | list[float]]:
-    """The job's speed, under a name of its own where one is given, over another's of the same round, each and their
-    median."""
-    found = [job[of_job or speed] / other[speed] for job, other in zip(jobs, others, strict=True)]
-    return {"median": round(statistics.median(found), 3), "of_rounds": [round(ratio, 3) for ratio in found]}
+    """Returns the ratios of the job's speed to another's in the same round, and their median.
+
+    `of_job` is the name of the job's speed, by default `speed`.
+    """
+    quotients = [job[of_job or speed] / other[speed] for job, other in zip(jobs, others, strict=True)]
+    return {"median": round(statistics.median(quotients), 3), "of_rounds": [round(ratio, 3) for ratio in quotients]}
 
 
 def write(path: str, result: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Speed of jobs/prepare.py against a bare pool of processes, and what each of its stages costs.
+"""Throughput of jobs/prepare.py, compared with a bare pool of processes, and the cost of each of its stages.
 
-Run on an idle machine as `python -m benchmarks.prepare --data FOLDER --work FOLDER`. Neither an image nor a label lands
-in the result.
+Run on an idle machine as `python -m benchmarks.prepare --data FOLDER --work FOLDER`. The result contains no image and
+no label.
 """
 
 import csv
@@ -37,13 +37,13 @@ from hwr_ray.versions import versions
 
 CSV, IMAGES = "written_name_train_v2.csv", "train_v2/train"
 ROWS_PER_SHARD = MOST_ROWS
-"""Of the pool, as of the job."""
+"""Rows per shard of the pool, as in the job."""
 WHAT = (
-    "a process a core: read, OpenCV's imdecode, resize, pad, write_table; "
-    "the mean of just before the job and just after it"
+    "one process per core: read, OpenCV's imdecode, resize, pad, write_table; "
+    "the mean of a run just before the job and one just after it"
 )
 PROFILED = 2048
-"""Rows that the stages are timed on."""
+"""Number of rows on which the stages are timed."""
 REPEATS = 5
 
 Row = tuple[str, str]
@@ -56,12 +56,12 @@ class PrepareBenchmark:
     work: str
     """Folder for the hard links, CSVs and shards, on the file system of --data and outside the checkout."""
     copies: int = 10
-    """Hard links of each training image, each with a row of its own."""
+    """Hard links of each training image, each with its own row."""
     rounds: int = 3
-    """In each of which the job is measured on few rows, then the pool, the job and the pool again on all; medians are
-    told."""
+    """Number of rounds. Each measures the job on few rows, then the pool, the job and the pool again on all rows. The
+    result contains medians."""
     out: str = str(ROOT / "benchmarks/results/prepare.json")
-    """The result, a JSON file."""
+    """JSON file of the result."""
 
     def __post_init__(self) -> None:
         for name, least in (("copies", 2), ("rounds", 1)):
@@ -72,7 +72,8 @@ class PrepareBenchmark:
 def measure(settings: PrepareBenchmark) -> None:
     """Measures the job and the pool in each round, then the stages, and writes the result.
 
-    The job's rate is that of the rows beyond the few of a second, small job: what takes its time once is left out.
+    The job's rate leaves out fixed costs: it divides the additional rows of the whole job over a small one by the
+    additional seconds.
     """
     data, work = Path(settings.data).resolve(), Path(settings.work).resolve()
     rows = lay_out(data, work / "all", copies=settings.copies)
@@ -116,7 +117,7 @@ def measure(settings: PrepareBenchmark) -> None:
 
 
 def lay_out(data: Path, folder: Path, *, copies: int) -> list[Row]:
-    """Hard-links the training images so many times below a folder, beside a CSV that repeats their rows."""
+    """Creates `copies` hard links to each training image in a folder, and a CSV with their rows; returns the rows."""
     with (data / CSV).open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     link(
@@ -132,23 +133,23 @@ def lay_out(data: Path, folder: Path, *, copies: int) -> list[Row]:
 
 
 def prepare(data: Path, out: Path) -> dict[str, Any]:
-    """The job."""
+    """Runs the job; returns its command and its seconds. Raises UserError if it prepares no row."""
     ran = run_job("jobs/prepare.py", "--data", str(data), "--out", str(out), "--overwrite")
     metadata = json.loads((out / "dataset.json").read_text())
     if not metadata["splits"]["train"]["prepared"]:
-        raise UserError(f"no row of {data} was prepared")
+        raise UserError(f"no row of {data} was prepared: check --data")
     return ran
 
 
 def run_pool(rows: list[Row], work: Path) -> float:
-    """The pool; returns its rows a second, from the first read to the last write."""
+    """Runs the pool; returns its rows per second, from the first read to the last write."""
     shutil.rmtree(work / "pool", ignore_errors=True)
     (work / "pool").mkdir()
     return len(rows) / max(on_every_core(prepare_share, rows, str(work / "all" / IMAGES), str(work / "pool")))
 
 
 def prepare_share(rows: list[Row], folder: str, out: str) -> float:
-    """Every so many-th shard of the rows, as a script with a pool would write it; returns the seconds it took."""
+    """Writes this process's share of the shards, as a script with a pool would; returns the seconds it took."""
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
     number, canvas = started(), Canvas()
@@ -161,7 +162,7 @@ def prepare_share(rows: list[Row], folder: str, out: str) -> float:
 
 
 def to_table(rows: list[Row], folder: str, canvas: Canvas) -> pa.Table:
-    """Rows with their pictures, those that OpenCV reads, of the schema of prepared lines."""
+    """Returns the rows whose images OpenCV can read, with the schema of prepared lines."""
     records = []
     for name, text in rows:
         path = f"{folder}/{name}"
@@ -180,7 +181,7 @@ def to_table(rows: list[Row], folder: str, canvas: Canvas) -> pa.Table:
 
 
 def on_canvas(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """A grey picture shrunk to fit, at the left, on white."""
+    """Returns a grey image, shrunk to fit, at the left of a white canvas."""
     scale = min(1.0, canvas.height / picture.shape[0], canvas.width / picture.shape[1])
     if scale < 1:
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -191,10 +192,11 @@ def on_canvas(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
 
 
 def profile(data: str) -> dict[str, float]:
-    """Microseconds a row of the job's functions, medians of five, in this process with one thread.
+    """Returns microseconds per row of the job's functions, medians of five, in this process with one thread.
 
-    `decode` holds `header`; `prepare_rows` is `read`, `decode`, `fit`, `hash` and `other`: rows to records, cleaning
-    labels. `shard` is `statistics` and `write`: building the columns, Parquet, the file.
+    `decode` includes `header`. `prepare_rows` consists of `read`, `decode`, `fit`, `hash` and `other`, which converts
+    rows to records and cleans labels. `shard` consists of `statistics` and `write`, which builds the columns and writes
+    the Parquet file.
     """
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
@@ -218,14 +220,14 @@ def profile(data: str) -> dict[str, float]:
             "statistics": lambda: [count_row(row, statistics) for row in records],
             "shard": lambda: writer.write(records, "0.parquet"),
         }
-        found = {name: median_seconds(step) / len(rows) * 1e6 for name, step in steps.items()}
-    found["other"] = found["prepare_rows"] - sum(found[name] for name in ("read", "decode", "fit", "hash"))
-    found["write"] = found["shard"] - found["statistics"]
-    return {name: round(microseconds, 1) for name, microseconds in found.items()}
+        times = {name: median_seconds(step) / len(rows) * 1e6 for name, step in steps.items()}
+    times["other"] = times["prepare_rows"] - sum(times[name] for name in ("read", "decode", "fit", "hash"))
+    times["write"] = times["shard"] - times["statistics"]
+    return {name: round(microseconds, 1) for name, microseconds in times.items()}
 
 
 def median_seconds(step: Callable[[], object]) -> float:
-    """Of the repeats after a first call."""
+    """Returns the median seconds of REPEATS calls after one warm-up."""
     seconds = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""The quality table: the ancestor, the default recipe, and each of its ingredients left out, on the same real lines.
+"""Quality table: the ancestor, the default recipe, and the recipe without each of its parts, on the same real lines.
 
-Run as `python -m benchmarks.quality --data FOLDER --work FOLDER`. What is in the work folder is not run again: beside
-it lie notes of the command, the commit and the machine that made it. Neither an image nor a label lands in the result.
+Run as `python -m benchmarks.quality --data FOLDER --work FOLDER`. Reuses what the work folder already contains; notes
+in it record the command, the commit and the machine of each step. The result contains no image and no label.
 """
 
 import json
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- quality:begin -->\n", "<!-- quality:end -->\n"
 CANVAS = "48x320"
 ANCESTOR = {"ancestor": "last_average", "ancestor, best epoch": "best_raw_epoch"}
-"""Names of its rows, and its result's names of their scores."""
+"""Names of the ancestor's rows, and the keys of their scores in its result."""
 FIGURES = ("cer", "cer_ci", "exact_match", "exact_match_ci", "calibration_error", "num_lines", "num_edits")
 
 
@@ -43,9 +43,9 @@ class Variant:
 
     name: str
     run: str
-    """The training run, shared by the variants that differ in reading alone."""
+    """Name of the training run, which variants share if they differ only in decoding."""
     short: bool = True
-    """Trained with --short-epochs, not with the default number."""
+    """Whether the run trains for --short-epochs rather than the default number of epochs."""
     canvas: str = CANVAS
     train: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ("--greedy",)
@@ -54,7 +54,7 @@ class Variant:
 SHIPPED_ROW, SHORT_ROW = "default recipe, seed 1: the model that is shipped", "short, greedy"
 SEED_1 = ("--seed", "1")
 PRECISIONS = (0.99, 0.95)
-"""Of --precision in jobs/transcribe.py, at which is counted what passes."""
+"""Values of --precision in jobs/transcribe.py at which to count the texts that need no review."""
 VARIANTS = (
     Variant(name="seed 0, patience 30", run="patience-30", short=False, train=("--patience", "30"), evaluate=()),
     Variant(name=SHIPPED_ROW, run="default-seed-1", short=False, train=SEED_1, evaluate=()),
@@ -82,27 +82,27 @@ class QualitySettings:
     data: str
     """Folder with the labelled lines, in the Kaggle layout, and all_train_labels.csv.gz."""
     work: str
-    """Folder for prepared lines, runs and evaluations, outside the checkout: WORK/runs/NAME is the run of a row."""
+    """Folder for prepared lines, runs and evaluations, outside the checkout. WORK/runs/NAME is the run NAME."""
     out: str = str(ROOT / "benchmarks/results/quality.json")
-    """The result, written after each row."""
+    """JSON file of the result, written after each row."""
     epochs: int | None = None
-    """Of the default recipe in full; by default that of jobs/train.py."""
+    """Epochs of the full recipe; by default those of jobs/train.py."""
     short_epochs: int = 6
-    """Of the runs that leave an ingredient out."""
+    """Epochs of the short runs, such as those that leave out a part of the recipe."""
     num_workers: int = 2
-    """Of training."""
+    """Number of training workers."""
     only: tuple[str, ...] = ()
-    """Runs to do now (`default`, `short`, `no-dropout`, ..., `ancestor`), by default all; the others' rows stay as they
-    are in the result."""
+    """Runs to do now (`default`, `short`, `no-dropout`, ..., `ancestor`), by default all. The rows of other runs in the
+    result stay unchanged."""
 
 
 def measure(settings: QualitySettings) -> None:
-    """Runs what is missing, writes the result and puts its table into the documentation."""
+    """Runs what is missing, writes the result and updates the table in the documentation."""
     work, data, out = Path(settings.work).resolve(), Path(settings.data).resolve(), Path(settings.out)
     page = ROOT / "docs/results.md"
-    with_table(page.read_text(), "")  # hours before the table is there
+    with_table(page.read_text(), "")  # fails now rather than after hours
     if work.is_relative_to(ROOT):
-        raise UserError(f"{work} is in the checkout: names and images must stay outside, name another --work")
+        raise UserError(f"{work} is inside the checkout, where no names and images may be: choose another --work")
     work.mkdir(parents=True, exist_ok=True)
     here = {"commit": commit(), "hardware": hardware(), "versions": versions()}
     if not settings.only or "ancestor" in settings.only:
@@ -115,47 +115,45 @@ def measure(settings: QualitySettings) -> None:
 
 
 def rows_of(out: Path) -> dict[str, Any]:
-    """The rows of a result, none before the first."""
+    """Returns the rows of a result; none if it does not exist yet."""
     return json.loads(out.read_text())["rows"] if out.is_file() else {}
 
 
 def write(out: Path, rows: dict[str, Any]) -> None:
-    """Adds rows to the result, as it is now: another process may add others."""
+    """Adds rows to the result after reading it again, since other processes may add rows, too."""
     out.write_text(json.dumps({"rows": {**rows_of(out), **rows}}, indent=1) + "\n")
 
 
 def ancestor_rows(work: Path, data: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The ancestor's network and recipe: its weights averaged at the end, and its best epoch on the lines it is
-    scored on, which flatters it."""
+    """Returns the ancestor's two rows: its averaged weights after the last epoch, and its best epoch, whose score is
+    optimistic because these very lines choose it."""
     file = work / "ancestor.json"
     command = ("-m", "benchmarks.ancestor", "--data", str(data), "--out", str(file))
     run(*command, note=work / "notes/ancestor.json", here=here, done=ancestor_is_whole(file))
-    found = json.loads(file.read_text())
+    result = json.loads(file.read_text())
     figures = {
-        "commands": [found["command"]],
-        "commit": found["commit"],
-        "hardware": found["hardware"],
-        "seed": found["settings"]["seed"],
-        "epochs": len(found["epochs"]),
-        "minutes": sum(row["seconds"] for row in found["epochs"]) / 60,
-        "parameters": found["params"],
-        "multiply_adds": found["multiply_adds_per_line"],
+        "commands": [result["command"]],
+        "commit": result["commit"],
+        "hardware": result["hardware"],
+        "seed": result["settings"]["seed"],
+        "epochs": len(result["epochs"]),
+        "minutes": sum(row["seconds"] for row in result["epochs"]) / 60,
+        "parameters": result["params"],
+        "multiply_adds": result["multiply_adds_per_line"],
     }
-    scores = {name: found["validation"][key] for name, key in ANCESTOR.items()}
+    scores = {name: result["validation"][key] for name, key in ANCESTOR.items()}
     return {name: {**figures, **score} for name, score in scores.items()}
 
 
 def ancestor_is_whole(file: Path) -> bool:
-    """Whether the ancestor's result, which is written after every epoch, holds the last one."""
-    found = json.loads(file.read_text()) if file.is_file() else {"settings": {"epochs": 1}, "epochs": []}
-    return len(found["epochs"]) == found["settings"]["epochs"]
+    """Returns whether the ancestor's result, which is written after each epoch, includes the last one."""
+    result = json.loads(file.read_text()) if file.is_file() else {"settings": {"epochs": 1}, "epochs": []}
+    return len(result["epochs"]) == result["settings"]["epochs"]
 
 
 def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path, here: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a variant: prepared, trained and evaluated as far as that is not done.
-
-    Raises UserError where its run is there with another number of epochs.
-    """
+    """Prepares, trains and evaluates a variant, unless that is done; returns its figures. Raises UserError if its run
+    exists with another number of epochs."""
     labels = data / "all_train_labels.csv.gz"
     prepared, trained = work / f"prepared-{variant.canvas}", work / "runs" / variant.run
     height, width = variant.canvas.split("x")
@@ -171,8 +169,9 @@ def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path, 
     train = ("--data", str(prepared), "--out", str(trained), *length, *variant.train, *workers)
     made["train"] = make(variant.run, "jobs/train.py", *train, done=is_finished(trained))
     bundle = load_bundle(str(trained / "best"))
-    if epochs not in (None, bundle.training["recipe"]["epochs"]):
-        raise UserError(f"{trained} is a run of {bundle.training['recipe']['epochs']} epochs, not {epochs}")
+    trained_epochs = bundle.training["recipe"]["epochs"]
+    if epochs not in (None, trained_epochs):
+        raise UserError(f"{trained} is a run of {trained_epochs} epochs, not {epochs}: choose another --work")
     evaluation = work / "evaluations" / folder_of(variant.name)
     reading = [w for word in variant.evaluate for w in known_names(word, work, prepared, labels)]
     paths = ("--data", str(prepared), "--model", str(trained / "best"), "--out", str(evaluation), "--overwrite")
@@ -198,18 +197,18 @@ def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path, 
 
 
 def folder_of(name: str) -> str:
-    """The name of a row as that of a folder."""
+    """Returns the folder name of a row."""
     return re.sub(r"\W+", "-", name)
 
 
 def predictions_of(evaluation: Path) -> pa.Table:
-    """The readings of an evaluation, in the order of their ids."""
+    """Returns the predictions of an evaluation, sorted by id."""
     return pq.read_table(evaluation / "predictions").sort_by("id")
 
 
 def reviewed(evaluation: Path, bundle: Bundle, *, greedy: bool) -> dict[str, dict[str, int]]:
-    """Of the texts that pass a review at some precisions, on the lines that the calibration was fitted to: how many
-    pass, and how many of them are right."""
+    """Returns how many texts need no review at each of PRECISIONS, and how many of these are correct, on the lines to
+    which the calibration was fitted."""
     calibration = bundle.decoding.greedy_calibration if greedy else bundle.decoding.beam_calibration
     table, counts = predictions_of(evaluation), {}
     for precision in PRECISIONS if calibration else ():
@@ -222,28 +221,28 @@ def reviewed(evaluation: Path, bundle: Bundle, *, greedy: bool) -> dict[str, dic
 
 
 def against(evaluation: Path, other: Path) -> dict[str, Any] | None:
-    """By how much the CER is above that of another evaluation of the same lines, with the 95 % interval of the paired
-    bootstrap; None without the other, or for itself."""
+    """Returns the CER minus that of another evaluation of the same lines, with its 95 % interval (paired bootstrap);
+    None if the other one does not exist or is the same."""
     if evaluation == other or not (other / "metrics.json").is_file():
         return None
-    found = compare(predictions_of(evaluation), predictions_of(other), seed=0)
-    return {name: found[name] for name in ("cer", "cer_ci")}
+    comparison = compare(predictions_of(evaluation), predictions_of(other), seed=0)
+    return {name: comparison[name] for name in ("cer", "cer_ci")}
 
 
 def is_finished(trained: Path) -> bool:
-    """Whether a run came to its end: `best` is there from the first epoch on, its decoder's figures from the last."""
+    """Returns whether a run is complete: `best` exists after the first epoch, its decoder's figures after the last."""
     config = trained / "best/config.json"
     return config.is_file() and "decoder" in json.loads(config.read_text())["training"]
 
 
 def read_by(evaluation: Path, model_id: str) -> bool:
-    """Whether an evaluation is there and of this very bundle."""
+    """Returns whether an evaluation exists and is of this very bundle."""
     file = evaluation / "metrics.json"
     return file.is_file() and json.loads(file.read_text())["model_id"] == model_id
 
 
 def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str]:
-    """An argument of evaluate; `names` stands for --lexicon with the cleaned label list, which never leaves `work`."""
+    """Returns arguments of evaluate. `names` means --lexicon with the cleaned label list, which stays in `work`."""
     if word != "names":
         return [word]
     file = work / "names.csv"
@@ -253,9 +252,9 @@ def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str
 
 
 def run(*command: str, note: Path, here: dict[str, Any], done: bool) -> dict[str, Any] | None:
-    """Runs a job or module from the root, unless done, and notes the command with `here`, where and by what it ran.
+    """Runs a job or module from the root, unless it is done, and notes its command with `here`, its environment.
 
-    Returns what was noted, None for what was made without a note.
+    Returns the note, None if there is none.
     """
     if not done:
         made = {"command": shlex.join(["python", *command]), **here}
@@ -267,10 +266,10 @@ def run(*command: str, note: Path, here: dict[str, Any], done: bool) -> dict[str
 
 
 def table(rows: dict[str, Any]) -> str:
-    """The rows in Markdown."""
+    """Returns the rows as a Markdown table."""
     lines = [
         "| what | epochs | minutes | parameters | multiply-adds a line | CER (95 %) | exact match (95 %) "
-        "| CER beside the short row (95 %) |",
+        "| CER minus the short row's (95 %) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in (*ANCESTOR, *(variant.name for variant in VARIANTS)):
@@ -281,23 +280,23 @@ def table(rows: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {row['epochs']} | {row['minutes']:.0f} | {row['parameters'] / 1e6:.2f} M "
             f"| {row['multiply_adds'] / 1e6:.0f} M | {100 * row['cer']:.2f} % ({100 * low:.2f} to {100 * high:.2f}) "
-            f"| {100 * row['exact_match']:.1f} % ({100 * least:.1f} to {100 * most:.1f}) | {told_beside(row)} |"
+            f"| {100 * row['exact_match']:.1f} % ({100 * least:.1f} to {100 * most:.1f}) | {against_short(row)} |"
         )
     return "".join(line + "\n" for line in lines)
 
 
-def told_beside(row: dict[str, Any]) -> str:
-    """A row's difference to the short one in points, where it has one."""
+def against_short(row: dict[str, Any]) -> str:
+    """Returns a row's CER minus that of the short row in percentage points, or an empty string."""
     if not (row.get("against_short") or {}).get("cer_ci"):
         return ""
-    more, (low, high) = row["against_short"]["cer"], row["against_short"]["cer_ci"]
-    return f"{100 * more:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+    difference, (low, high) = row["against_short"]["cer"], row["against_short"]["cer_ci"]
+    return f"{100 * difference:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
 def with_table(page: str, rows: str) -> str:
-    """The page with the rows between its marks. Raises UserError where a mark is missing."""
+    """Returns the page with the rows between its marks. Raises UserError if a mark is missing."""
     if END not in page.partition(BEGIN)[2]:
-        raise UserError(f"docs/results.md lacks {BEGIN.strip()}, or {END.strip()} after it")
+        raise UserError(f"docs/results.md lacks {BEGIN.strip()}, or {END.strip()} after it: restore both lines")
     before, rest = page.split(BEGIN, 1)
     return before + BEGIN + rows + END + rest.split(END, 1)[1]
 

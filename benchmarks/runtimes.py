@@ -1,7 +1,7 @@
-"""Ways to run the default network on one core with one thread: lines a second, and how far they are from float32.
+"""Throughput of the default network in several runtimes on one core and thread, and their deviation from float32.
 
 Run on an idle machine as `python -m benchmarks.runtimes [--prepared FOLDER]`, with the extra `export` for ONNX Runtime.
-Neither an image nor a text lands in the result.
+The result contains no image and no text.
 """
 
 import copy
@@ -40,26 +40,26 @@ from hwr_ray.versions import versions
 
 BATCHES = (1, 16, 64, 256)
 TIMED = 256
-"""Lines that are read for a time; in batches of 1 a quarter of them."""
+"""Number of lines to time; a quarter of them in batches of 1."""
 COMPARED_IN = 64
-"""Batch in which the readings are compared."""
+"""Batch size for comparing predictions."""
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-"""Environment in which torch's kernels and its oneDNN use no newer instructions."""
+"""Environment that limits torch's kernels and its oneDNN to AVX2."""
 
 Read = Callable[[np.ndarray], np.ndarray | Tensor]
-"""Line images (N, H, W) uint8 to log-probabilities (N, T, C)."""
+"""Maps line images (N, H, W) uint8 to log-probabilities (N, T, C)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimesBenchmark:
     prepared: str | None = None
-    """A prepared data set whose validation lines are read and scored; without one, drawn lines are read."""
+    """Prepared data set whose validation lines are recognized and scored; by default drawn lines, without scores."""
     only: tuple[str, ...] = ()
     """Names of the runtimes to measure; by default all."""
     repeats: int = 5
-    """Of which the median is told, after a first time."""
+    """Number of measurements to take the median of, after a warm-up."""
     out: str = str(ROOT / "benchmarks/results/runtimes.json")
-    """The result, a JSON file."""
+    """JSON file of the result."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.only) - set(RUNTIMES):
@@ -132,13 +132,13 @@ RUNTIMES: dict[str, Callable[[Bundle], Read]] = {
     "OpenVINO bfloat16": lambda bundle: openvino(bundle, "bf16"),
 }
 REFERENCE = "torch eager float32"
-UNLIMITED = {"ONNX Runtime float32": "no setting limits it: its kernels ask the processor"}
-"""Runtimes that can't be kept to AVX2 on a processor with AVX-512, and why. OpenVINO's oneDNN obeys the environment,
-its own choice of kernels may not."""
+UNLIMITED = {"ONNX Runtime float32": "no setting limits it: its kernels query the processor"}
+"""Runtimes that can't be limited to AVX2 on a processor with AVX-512, and why. OpenVINO's oneDNN obeys the
+environment; OpenVINO's own choice of kernels may not."""
 
 
 def measure(settings: RuntimesBenchmark) -> None:
-    """Measures each runtime in a process of its own, the reference first, and writes the result after each."""
+    """Measures each runtime in its own process, the reference first, and writes the result after each."""
     chosen = [name for name in RUNTIMES if name in (settings.only or RUNTIMES) or name == REFERENCE]
     result: dict[str, Any] = {
         "commit": commit(),
@@ -152,31 +152,31 @@ def measure(settings: RuntimesBenchmark) -> None:
     with tempfile.TemporaryDirectory() as folder:
         reference = f"{folder}/reference.npy"
         for instructions, environment in (("native", {}), ("avx2", AVX2)):
-            os.environ |= environment  # of the new processes
+            os.environ |= environment  # inherited by the new processes
             for name in chosen:
                 if instructions == "avx2" and name in UNLIMITED:
-                    found: dict[str, Any] = {"not_measured": UNLIMITED[name]}
+                    figures: dict[str, Any] = {"not_measured": UNLIMITED[name]}
                 else:
                     try:
-                        found = alone(measure_one, name, settings.prepared, reference, settings.repeats)
+                        figures = alone(measure_one, name, settings.prepared, reference, settings.repeats)
                     except BrokenExecutor:
-                        found = {"error": "the process crashed"}
-                result["runtimes"][name][instructions] = found
+                        figures = {"error": "the process crashed"}
+                result["runtimes"][name][instructions] = figures
                 write(settings.out, result)
 
 
 def versions_of(*packages: str) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for name in packages:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def measure_one(name: str, prepared: str | None, reference: str, repeats: int) -> dict[str, Any]:
-    """The figures of a runtime in this process, or why there are none."""
+    """Returns the figures of a runtime in this process, or its error."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     bundle = load_bundle(SHIPPED)
@@ -187,27 +187,27 @@ def measure_one(name: str, prepared: str | None, reference: str, repeats: int) -
             read = RUNTIMES[name](bundle)
             in_batches(read, images[:COMPARED_IN], COMPARED_IN)
             ready = time.perf_counter() - start
-            found = in_batches(read, images, COMPARED_IN)
+            actual = in_batches(read, images, COMPARED_IN)
             speeds = {str(size): lines_per_second(read, images, size, repeats) for size in BATCHES}
-    except Exception as error:  # of any library: the other runtimes are measured none the less
+    except Exception as error:  # of any library: the other runtimes are still measured
         return {"error": f"{type(error).__name__}: {error}".strip().splitlines()[-1][:300]}
     if name == REFERENCE and not Path(reference).is_file():
-        np.save(reference, found)
+        np.save(reference, actual)
     expected = np.load(reference)
-    predictions, sure = (greedy_texts(log_probs, bundle) for log_probs in (found, expected))
+    predictions, references = (greedy_texts(log_probs, bundle) for log_probs in (actual, expected))
     scores = count(texts, predictions) if prepared else None
     return {
         "lines_per_second": speeds,
         "seconds_to_first_reading": round(ready, 1),
         "num_lines": len(images),
-        "largest_difference_of_probabilities": float(np.abs(np.exp(found) - np.exp(expected)).max()),
-        "lines_that_read_differently": sum(a != b for a, b in zip(predictions, sure, strict=True)),
+        "largest_difference_of_probabilities": float(np.abs(np.exp(actual) - np.exp(expected)).max()),
+        "lines_that_read_differently": sum(a != b for a, b in zip(predictions, references, strict=True)),
         **({"cer": scores.cer, "exact_match": scores.exact_match} if scores else {}),
     }
 
 
 def lines_to_read(prepared: str | None, bundle: Bundle) -> tuple[np.ndarray, list[str]]:
-    """Line images (N, H, W) uint8 with their texts; drawn ones have none."""
+    """Returns line images (N, H, W) uint8 and their labels; no labels for drawn lines."""
     if prepared:
         table = Prepared(prepared).table("validation", ["image", "text"])
         return images_of(table, bundle.canvas), table["text"].to_pylist()
@@ -219,16 +219,16 @@ def lines_to_read(prepared: str | None, bundle: Bundle) -> tuple[np.ndarray, lis
 
 
 def in_batches(read: Read, images: np.ndarray, size: int) -> np.ndarray:
-    """Log-probabilities (N, T, C) of all images, the last batch filled up: compiled models know one size."""
-    filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, axis=0)])
-    found = [np.array(read(filled[i : i + size])) for i in range(0, len(filled), size)]
-    return np.concatenate(found)[: len(images)].astype(np.float32)
+    """Returns log-probabilities (N, T, C) of all images. Pads the last batch: compiled models accept one size only."""
+    padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, axis=0)])
+    batches = [np.array(read(padded[i : i + size])) for i in range(0, len(padded), size)]
+    return np.concatenate(batches)[: len(images)].astype(np.float32)
 
 
 def lines_per_second(read: Read, images: np.ndarray, size: int, repeats: int) -> int:
-    """The median over the repeats after a first time."""
+    """Returns the median throughput over the repeats, after a warm-up."""
     number = TIMED // 4 if size == 1 else TIMED
-    images = np.resize(images, (number, *images.shape[1:]))  # repeats them where they are too few
+    images = np.resize(images, (number, *images.shape[1:]))  # repeats the images if there are too few
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -239,7 +239,7 @@ def lines_per_second(read: Read, images: np.ndarray, size: int, repeats: int) ->
 
 
 def greedy_texts(log_probs: np.ndarray, bundle: Bundle) -> list[str]:
-    """The texts of the likeliest paths in lines (N, T, C)."""
+    """Returns the texts of the most probable paths of lines (N, T, C)."""
     return [bundle.codec.decode(collapse(path)) for path in log_probs.argmax(-1).tolist()]
 
 

@@ -1,4 +1,4 @@
-"""Speed of each step of the way on this machine, one thread, medians of five: lines a second as JSON."""
+"""Throughput of each processing step on this machine as JSON: lines per second with one thread, medians of five."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ BATCH = 64
 
 
 def lines_per_second(step: Callable[[], object], num_lines: int, repeats: int = 5) -> int:
-    """Median over `repeats` after one warm-up."""
+    """Returns the median over `repeats` after one warm-up."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -43,16 +43,18 @@ def lines_per_second(step: Callable[[], object], num_lines: int, repeats: int = 
 
 
 def drawn_frames(texts: list[str], codec: Codec, *, frames: int = 80) -> np.ndarray:
-    """Log-probabilities (N, T, C) float32 as a trained model gives them: the texts spelled by a frame a letter, most
-    frames sure of the blank, the letters less so."""
+    """Returns log-probabilities (N, T, C) float32 that resemble those of a trained model.
+
+    Each letter has one frame. Most frames are certain of the blank; the frames of letters are less certain.
+    """
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(len(texts), frames, codec.num_classes)).astype(np.float32)
     logits[:, :, BLANK] += 13
     for line, text in zip(logits, texts, strict=True):
-        for place, label in enumerate(codec.encode(text), start=1):
-            at = place * frames // (len(text) + 1)
-            line[at, BLANK] -= 9
-            line[at, label] += rng.uniform(4, 9)
+        for position, label in enumerate(codec.encode(text), start=1):
+            frame = position * frames // (len(text) + 1)
+            line[frame, BLANK] -= 9
+            line[frame, label] += rng.uniform(4, 9)
     return torch.from_numpy(logits).log_softmax(-1).numpy()
 
 

@@ -1,7 +1,7 @@
-"""How soon small jobs give their first row, and end, on a Ray of their own: the cost of starting.
+"""Start-up cost of small jobs on their own Ray: the seconds until the first row and until the end.
 
-Run on an idle machine as `python -m benchmarks.start --work FOLDER`; `--jobs FOLDER/jobs` measures another checkout's
-jobs, with that checkout's interpreter in `--python`. The lines are drawn.
+Run on an idle machine as `python -m benchmarks.start --work FOLDER`. `--jobs FOLDER/jobs` measures the jobs of another
+checkout, with that checkout's interpreter in `--python`. The lines are drawn.
 """
 
 import os
@@ -27,28 +27,28 @@ JOBS: dict[str, tuple[list[str], str]] = {
     "evaluate": (["--data", "prepared"], "OUT*/predictions/*.parquet"),
     "transcribe": (["--images", "drawn/test_v2"], "OUT/_work/outputs/*.parquet"),
 }
-"""Arguments, and where the first row, or the first epoch's, appears."""
+"""Arguments of each job, and the pattern of the file with its first row; for training, that of the first epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartBenchmark:
     work: str
-    """Folder for what is drawn and written, outside the checkout."""
+    """New folder for the drawn lines and the outputs, outside the checkout."""
     jobs: str = str(ROOT / "jobs")
     """Folder of the scripts to measure."""
     python: str = sys.executable
-    """Interpreter that runs them."""
+    """Interpreter that runs the scripts."""
     rounds: int = 3
-    """Times that each job runs."""
+    """Number of runs of each job."""
     out: str = str(ROOT / "benchmarks/results/start.json")
-    """The result, a JSON file."""
+    """JSON file of the result."""
 
 
 def measure(settings: StartBenchmark) -> None:
-    """Runs each job several times and writes medians of the seconds."""
+    """Runs each job several times and writes the median seconds."""
     work = Path(settings.work).absolute()
     if work.exists():
-        raise UserError(f"--work {work} is there already: name a new folder")
+        raise UserError(f"--work {work} already exists: choose a new folder")
     os.environ["RAY_ADDRESS"] = "local"
     run_job(f"{settings.jobs}/synthesize.py", "--out", str(work / "drawn"), "--lines", str(LINES))
     run_job(f"{settings.jobs}/prepare.py", "--data", str(work / "drawn"), "--out", str(work / "prepared"))
@@ -74,7 +74,7 @@ def measure(settings: StartBenchmark) -> None:
 
 
 def time_job(command: list[str], work: Path, first: str) -> dict[str, float]:
-    """Seconds until a file of such a pattern appears, and until the job ends. Raises RuntimeError where it fails."""
+    """Returns the seconds until a file matches `first`, and until the job ends. Raises RuntimeError if it fails."""
     start, first_row = time.monotonic(), None
     with (work / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=work, stdout=log, stderr=log)

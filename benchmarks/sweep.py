@@ -1,4 +1,4 @@
-"""What a finished sweep found, without images: `python -m benchmarks.sweep --sweep SWEEP --command … --lines …`."""
+"""Result of a finished sweep, without images: `python -m benchmarks.sweep --sweep SWEEP --command … --lines …`."""
 
 import re
 import statistics
@@ -17,22 +17,22 @@ from hwr_ray.versions import versions
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
     sweep: str
-    """What jobs/tune.py wrote, from the checkout that this is run in."""
+    """Folder that jobs/tune.py wrote, run from this checkout."""
     command: str
-    """That made it."""
+    """Command line of the sweep."""
     lines: str
-    """Which lines it was made with, in words."""
+    """Description of the lines that the sweep used."""
     out: str = str(ROOT / "benchmarks/results/sweep.json")
-    """The result, a JSON file."""
+    """JSON file of the result."""
 
 
-def tell(settings: SweepResult) -> None:
-    """Writes trials, repeats with other seeds and overhead of a sweep."""
+def summarize(settings: SweepResult) -> None:
+    """Writes the trials of a sweep, their repeats with other seeds, and the overhead."""
     ledger = Ledger(f"{settings.sweep}/trials")
     repeats = {}
     for folder in sorted(Path(settings.sweep).glob("repeats-*")):
-        others = Ledger(str(folder)).in_state("finished")
-        repeats[int(re.sub(r"\D", "", folder.name))] = [round(trial.best["cer"], 4) for trial in others]
+        finished = Ledger(str(folder)).in_state("finished")
+        repeats[int(re.sub(r"\D", "", folder.name))] = [round(trial.best["cer"], 4) for trial in finished]
     overheads = [trial.overhead for trial in ledger.trials.values() if trial.overhead is not None]
     epochs = [row["seconds"] + row["validation_seconds"] for trial in ledger.trials.values() for row in trial.epochs]
     result = {
@@ -69,4 +69,4 @@ def row_of(trial: Trial) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_job(SweepResult, tell)
+    run_job(SweepResult, summarize)

@@ -1,7 +1,7 @@
-"""Speed of jobs/train.py against the same steps on tensors in memory, and how it grows with workers.
+"""Throughput of jobs/train.py, compared with the same steps on tensors in memory, and its scaling with workers.
 
-Run on an idle machine as `python -m benchmarks.train --prepared FOLDER --work FOLDER`. Neither an image nor a text
-lands in the result.
+Run on an idle machine as `python -m benchmarks.train --prepared FOLDER --work FOLDER`. The result contains no image and
+no text.
 """
 
 import copy
@@ -39,36 +39,36 @@ from hwr_ray.tuning.cost import multiply_adds
 from hwr_ray.versions import versions
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}
-"""Rows and columns of the matrices whose product measures what a device can do at most."""
+"""Rows and columns of the matrices whose product measures the peak throughput of a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBenchmark:
     prepared: str
-    """A prepared data set; the first epoch of a run warms up, the second is told."""
+    """Prepared data set. The first epoch of a run is a warm-up, the second is measured."""
     work: str
     """Folder for the runs, outside the checkout."""
     rounds: int = 3
-    """In each of which everything is measured once, in turn; medians are told."""
+    """Number of rounds. Each measures everything once, in turn. The result contains medians."""
     seconds: float = 20
-    """For which the bare loop runs, at least."""
+    """Minimum seconds for which the bare loop runs."""
     batch_size: int = 64
-    """Lines a step, over all workers."""
+    """Lines per step, over all workers."""
     use_gpu: bool = False
-    """On a GPU; workers are then not multiplied."""
+    """Train on a GPU, with one worker only."""
     out: str = str(ROOT / "benchmarks/results/train.json")
-    """The result, a JSON file."""
+    """JSON file of the result."""
 
 
 WHAT = {
-    "bare": "the default model's steps with augmentation and average on tensors in memory, in one process that may use "
-    "all cores",
-    "bare_with_allocator": "the same with the workers' settings of the allocator",
+    "bare": "the default model's steps with augmentation and averaged weights on tensors in memory, in one process "
+    "that may use all cores",
+    "bare_with_allocator": "the same with the allocator settings of the workers",
     "bare_one_core": "the same on one core",
     "job": "jobs/train.py with one worker that may use all cores: its second epoch",
-    "one_worker": "the same with one worker on one core of a Ray cluster of two nodes, each with a core of its own",
-    "two_workers": "the same with a worker on each of the two nodes",
-    "two_workers_one_node": "jobs/train.py with two workers on one node, a core each",
+    "one_worker": "the same with one worker on one core of a Ray cluster of two nodes, each with its own core",
+    "two_workers": "the same with one worker on each of the two nodes",
+    "two_workers_one_node": "jobs/train.py with two workers on one node, one core each",
 }
 
 
@@ -76,7 +76,7 @@ def measure(settings: TrainBenchmark) -> None:
     """Measures all of WHAT in each round and writes the result."""
     num_lines = Prepared(settings.prepared).num_lines("train")
     if num_lines < settings.batch_size:
-        raise UserError(f"{settings.prepared} has {num_lines} training lines, less than a batch")
+        raise UserError(f"{settings.prepared} has {num_lines} training lines, fewer than --batch-size")
     rounds: list[dict[str, float]] = []
     profile: dict[str, Any] = {}
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -95,7 +95,7 @@ def measure(settings: TrainBenchmark) -> None:
         profile = bare
         rounds.append(row)
         print(f"round {number + 1}: {row}", flush=True)
-    found = medians(rounds)
+    figures = medians(rounds)
     result = {
         "commit": commit(),
         "command": " ".join(["python -m benchmarks.train", *sys.argv[1:]]),
@@ -104,22 +104,22 @@ def measure(settings: TrainBenchmark) -> None:
         "lines": num_lines,
         "batch_size": settings.batch_size,
         "rounds": settings.rounds,
-        "lines_per_second": {name: {"what": WHAT[name], "median": found[name]} for name in WHAT if name in found},
-        "waiting_share": found["waiting_share"],
-        "job_over_bare": round(found["job"] / found["bare"], 3),
-        "job_over_bare_with_allocator": round(found["job"] / found["bare_with_allocator"], 3),
-        "ceiling": ceiling(profile, found["job"]),
+        "lines_per_second": {name: {"what": WHAT[name], "median": figures[name]} for name in WHAT if name in figures},
+        "waiting_share": figures["waiting_share"],
+        "job_over_bare": round(figures["job"] / figures["bare"], 3),
+        "job_over_bare_with_allocator": round(figures["job"] / figures["bare_with_allocator"], 3),
+        "ceiling": ceiling(profile, figures["job"]),
         "profile_of_bare": profile["profile"],
     }
-    if "two_workers" in found:
-        result["two_workers_over_one"] = round(found["two_workers"] / found["one_worker"], 3)
-        result["two_workers_one_node_over_bare"] = round(found["two_workers_one_node"] / found["bare"], 3)
+    if "two_workers" in figures:
+        result["two_workers_over_one"] = round(figures["two_workers"] / figures["one_worker"], 3)
+        result["two_workers_one_node_over_bare"] = round(figures["two_workers_one_node"] / figures["bare"], 3)
     write(settings.out, result)
 
 
 def ceiling(bare: dict[str, Any], lines_per_second: float) -> dict[str, Any]:
-    """What the steps take of what the device multiplies and adds in a product of large matrices."""
-    used = 3 * bare["multiply_adds"] * lines_per_second / 1e9  # backward costs twice what forward does
+    """Returns the multiply-adds of the steps as a share of what the device reaches in a product of large matrices."""
+    used = 3 * bare["multiply_adds"] * lines_per_second / 1e9  # the backward pass costs twice the forward pass
     return {
         "giga_multiply_adds_per_second": round(used, 1),
         "of_a_matrix_product": round(bare["product"], 1),
@@ -128,39 +128,39 @@ def ceiling(bare: dict[str, Any], lines_per_second: float) -> dict[str, Any]:
 
 
 def job(settings: TrainBenchmark, name: str, *, num_workers: int, cpus: float = 0.5) -> dict[str, float]:
-    """Lines a second of the second epoch of a training run of two."""
+    """Returns the lines per second of the second epoch of a training run of two epochs."""
     out = Path(settings.work).resolve() / name
     shutil.rmtree(out, ignore_errors=True)
     words = ["--data", settings.prepared, "--out", str(out), "--epochs", "2", "--batch-size", str(settings.batch_size)]
     words += ["--num-workers", str(num_workers), "--cpus-per-worker", str(cpus)]
     run_job("jobs/train.py", *words, *(["--use-gpu"] if settings.use_gpu else []))
     row = json.loads((out / "metrics.jsonl").read_text().splitlines()[1])
-    found = {name: row["lines_per_second"]}
-    return {**found, "waiting_share": row["waiting_share"]} if name == "job" else found
+    figures = {name: row["lines_per_second"]}
+    return {**figures, "waiting_share": row["waiting_share"]} if name == "job" else figures
 
 
 @contextmanager
 def two_nodes() -> Iterator[None]:
-    """A Ray cluster of two nodes on this machine, whose processes have a core each, for the jobs meanwhile."""
-    size = {"num_cpus": 2, "object_store_memory": 200 << 20}  # a node holds one worker of 1.5 CPUs
-    mine = cores()
-    os.sched_setaffinity(0, mine[:1])
+    """Starts a Ray cluster of two nodes on this machine, each on its own core; jobs in the context join it."""
+    size = {"num_cpus": 2, "object_store_memory": 200 << 20}  # a node fits one worker of 1.5 CPUs
+    available = cores()
+    os.sched_setaffinity(0, available[:1])
     cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
     try:
-        os.sched_setaffinity(0, mine[1:2])
+        os.sched_setaffinity(0, available[1:2])
         cluster.add_node(**size)
-        os.sched_setaffinity(0, mine)
+        os.sched_setaffinity(0, available)
         with patch.dict(os.environ, RAY_ADDRESS=cluster.address):
             yield
     finally:
-        os.sched_setaffinity(0, mine)
+        os.sched_setaffinity(0, available)
         cluster.shutdown()
 
 
-def run_bare(settings: TrainBenchmark, on: list[int]) -> dict[str, Any]:
-    """The steps of a training run without Ray on some cores: their speed and profile, and what the device can do."""
-    os.sched_setaffinity(0, on)
-    torch.set_num_threads(len(on))
+def run_bare(settings: TrainBenchmark, on_cores: list[int]) -> dict[str, Any]:
+    """Runs the steps of a training run without Ray; returns their throughput and profile, and the device's peak."""
+    os.sched_setaffinity(0, on_cores)
+    torch.set_num_threads(len(on_cores))
     recipe, prepared = TrainSettings(data="", out="", batch_size=settings.batch_size), Prepared(settings.prepared)
     device = torch.device("cuda" if settings.use_gpu else "cpu")
     codec, canvas = Codec(prepared.charset), prepared.canvas
@@ -205,7 +205,7 @@ def run_bare(settings: TrainBenchmark, on: list[int]) -> dict[str, Any]:
 
 
 def product_speed(device: torch.device) -> float:
-    """Giga multiply-adds a second of a bfloat16 product of large matrices."""
+    """Returns the giga multiply-adds per second of a bfloat16 product of large matrices."""
     size, times = PRODUCT[device.type], 4
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = []
@@ -219,7 +219,7 @@ def product_speed(device: torch.device) -> float:
 
 
 def profile_of(step: Any, device: torch.device) -> dict[str, float]:
-    """Shares of the time of a step by operation, the ten largest."""
+    """Returns the ten operations that take the largest shares of a step's time, with these shares."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
     with torch.profiler.profile(activities=kinds) as profile:

@@ -1,7 +1,7 @@
-"""Speed and memory of jobs/transcribe.py, against bare reading, a plain script and reading one image at a time.
+"""Throughput and memory of jobs/transcribe.py, compared with bare processes, a plain script and one image at a time.
 
-Run on an idle machine as `python -m benchmarks.transcribe --data FOLDER --work FOLDER`. Neither an image nor a text
-lands in the result.
+Run on an idle machine as `python -m benchmarks.transcribe --data FOLDER --work FOLDER`. The result contains no image
+and no text.
 """
 
 import json
@@ -47,19 +47,19 @@ class TranscribeBenchmark:
     copies: int = 20
     """Hard links of each image."""
     rounds: int = 3
-    """In each of which everything is measured in turn; medians are told."""
+    """Number of rounds. Each measures everything once, in turn. The result contains medians."""
     seconds: float = 20
-    """For which the bare readers read, at least."""
+    """Minimum seconds for which the bare processes run."""
     few: int = 20_000
-    """Images of the smaller measurement of memory."""
+    """Number of images for the smaller measurement of memory."""
     bare: int = 2048
-    """Lines that the bare readers read again and again."""
+    """Number of lines that the bare processes recognize repeatedly."""
     plain: int = 10_000
-    """Images for the plain script."""
+    """Number of images for the plain script."""
     single: int = 2000
-    """Images read one at a time."""
+    """Number of images to recognize one at a time."""
     out: str = str(ROOT / "benchmarks/results/transcribe.json")
-    """The result, a JSON file."""
+    """JSON file of the result."""
 
     def __post_init__(self) -> None:
         for name in ("copies", "rounds", "few", "bare", "plain", "single"):
@@ -68,18 +68,18 @@ class TranscribeBenchmark:
 
 
 WHAT = {
-    "job": "jobs/transcribe.py from start to end, as a process of its own: beam search with the language model",
+    "job": "jobs/transcribe.py from start to end, in its own process: beam search with the language model",
     "job_greedy": "the same with --greedy",
-    "bare_read": "Recognizer.read, beams and all, on pixels in memory, one process with one thread a core: the mean of "
-    "just before `job` and just after it",
-    "bare_network": "hwr_ray.recognition.runtime alone, as bare_read, just before `job_greedy` and just after it",
-    "plain_script": "OpenCV and a DataLoader with a worker a core, eager float32 in batches of 64, greedy",
+    "bare_read": "Recognizer.read, including the beam search, on pixels in memory, one process with one thread per "
+    "core: the mean of a run just before `job` and one just after it",
+    "bare_network": "only hwr_ray.recognition.runtime, as bare_read, just before `job_greedy` and just after it",
+    "plain_script": "OpenCV and a DataLoader with one worker per core, eager float32 in batches of 64, greedy",
     "one_at_a_time": "OpenCV and eager float32, image by image in one process, greedy",
 }
 
 
 PAIRS = {"job": ("bare_read", []), "job_greedy": ("bare_network", ["--greedy"])}
-"""Each job with what is measured just before and just after it, and the flags of the job."""
+"""Each job, with the measurement to make just before and just after it, and the flags of the job."""
 
 
 def measure(settings: TranscribeBenchmark) -> None:
@@ -101,8 +101,8 @@ def measure(settings: TranscribeBenchmark) -> None:
             rounds[bare].append({"images_per_second": (before + after) / 2, "before": before, "after": after})
         rounds["plain_script"].append(alone(read_plainly, spread(images, settings.plain), len(cores())))
         rounds["one_at_a_time"].append(alone(read_singly, spread(images, settings.single), len(cores())))
-        found = ", ".join(f"{name} {rows[-1]['images_per_second']:.0f}" for name, rows in rounds.items())
-        log.info("round %d of %d, images a second: %s", number + 1, settings.rounds, found)
+        speeds = ", ".join(f"{name} {rows[-1]['images_per_second']:.0f}" for name, rows in rounds.items())
+        log.info("round %d of %d, images per second: %s", number + 1, settings.rounds, speeds)
     command = f"python -m benchmarks.transcribe {' '.join(sys.argv[1:])}"
     write(settings.out, result_of(rounds, memory, images, command))
 
@@ -110,7 +110,7 @@ def measure(settings: TranscribeBenchmark) -> None:
 def result_of(
     rounds: dict[str, list[dict[str, Any]]], memory: dict[int, dict[str, Any]], images: list[Path], command: str
 ) -> dict[str, Any]:
-    """The figures with what they are compared to."""
+    """Returns the figures and the ratios of the jobs to the other measurements."""
     others = {name: rows for name, rows in rounds.items() if name not in PAIRS}
     return {
         "commit": commit(),
@@ -144,14 +144,14 @@ def result_of(
 
 
 def transcribe(images: Path, work: Path, *flags: str, with_memory: bool = False) -> dict[str, Any]:
-    """The job with some flags on a folder of images, all of which it must read."""
+    """Runs the job on a folder of images; returns its figures. Raises UserError if it fails to read an image."""
     out = work / "transcripts"
     shutil.rmtree(out, ignore_errors=True)
     ran = run_job("jobs/transcribe.py", "--images", str(images), "--out", str(out), *flags, with_memory=with_memory)
     summary = json.loads((out / "_run.json").read_text())
     speed = summary["speed"]
     if summary["num_read"] != summary["num_images"]:
-        raise UserError(f"{summary['errors']} among the images of {images}")
+        raise UserError(f"some images of {images} can't be read: {summary['errors']}")
     return {
         **ran,
         "seconds_of_start_up": speed["start_up_seconds"],
@@ -164,13 +164,13 @@ def transcribe(images: Path, work: Path, *flags: str, with_memory: bool = False)
 
 
 def spread(images: Sequence[Path], number: int) -> list[str]:
-    """So many of the images, or all, evenly."""
-    places = np.linspace(0, len(images), min(number, len(images)), endpoint=False).astype(int)
-    return [str(images[place]) for place in places]
+    """Returns `number` of the images, or all, at even intervals."""
+    indices = np.linspace(0, len(images), min(number, len(images)), endpoint=False).astype(int)
+    return [str(images[index]) for index in indices]
 
 
 def read_bare(paths: list[str], seconds: float, is_network: bool = False) -> float:
-    """Lines a second of this process, which reads the same ones again and again."""
+    """Returns the lines per second of this process, which recognizes the same lines repeatedly."""
     torch.set_num_threads(1)
     recognizer = Recognizer(SHIPPED, batch_size=BATCH)
     lines = lines_of([Path(path).read_bytes() for path in paths], recognizer.canvas)
@@ -186,7 +186,7 @@ def read_bare(paths: list[str], seconds: float, is_network: bool = False) -> flo
 
 
 class Pictures(Dataset):
-    """Image files squashed to a canvas, as a script would read them."""
+    """Image files, resized to a canvas without keeping their aspect, as a script would read them."""
 
     def __init__(self, paths: list[str], canvas: Canvas) -> None:
         self.paths, self.canvas = paths, canvas
@@ -194,13 +194,13 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> np.ndarray:
-        grey = cv2.imread(self.paths[place], cv2.IMREAD_GRAYSCALE)
+    def __getitem__(self, index: int) -> np.ndarray:
+        grey = cv2.imread(self.paths[index], cv2.IMREAD_GRAYSCALE)
         return cv2.resize(grey, (self.canvas.width, self.canvas.height))
 
 
 def read_plainly(paths: list[str], threads: int) -> dict[str, float]:
-    """The plain script: its time starts with the workers of the DataLoader."""
+    """Runs the plain script; returns its images per second, including the start of the DataLoader's workers."""
     torch.set_num_threads(threads)
     bundle = load_bundle(SHIPPED)
     start = time.perf_counter()
@@ -211,19 +211,19 @@ def read_plainly(paths: list[str], threads: int) -> dict[str, float]:
 
 
 def read_singly(paths: list[str], threads: int) -> dict[str, float]:
-    """As the ancestor reads: an image, then the next."""
+    """Recognizes one image at a time, as the ancestor does; returns the images per second."""
     torch.set_num_threads(threads)
     bundle = load_bundle(SHIPPED)
     pictures = Pictures(paths, bundle.canvas)
     start = time.perf_counter()
-    for place in range(len(pictures)):
-        read_greedily(bundle, torch.from_numpy(pictures[place])[None])
+    for index in range(len(pictures)):
+        read_greedily(bundle, torch.from_numpy(pictures[index])[None])
     return {"images_per_second": len(paths) / (time.perf_counter() - start)}
 
 
 @torch.inference_mode()
 def read_greedily(bundle: Bundle, images: torch.Tensor) -> list[str]:
-    """Texts of line images (N, H, W) uint8."""
+    """Returns the texts of line images (N, H, W) uint8."""
     logits, _ = bundle.model(to_ink(images))
     return [bundle.codec.decode(collapse(path)) for path in logits.argmax(-1).tolist()]
 

@@ -1,4 +1,4 @@
-"""Reads an image with ONNX Runtime, OpenCV and numpy: python examples/read_onnx.py EXPORT IMAGE."""
+"""Recognizes a line image with ONNX Runtime, OpenCV and numpy: python examples/read_onnx.py EXPORT IMAGE."""
 
 import itertools
 import json
@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 
 folder, path = sys.argv[1:]
-told = json.load(open(f"{folder}/reading.json"))
-height, width = told["canvas"]
+config = json.load(open(f"{folder}/reading.json"))
+height, width = config["canvas"]
 picture = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
 scale = min(1, height / picture.shape[0], width / picture.shape[1])
 if scale < 1:
@@ -20,4 +20,4 @@ top = (height - len(picture)) // 2
 canvas[top : top + len(picture), : picture.shape[1]] = picture
 (log_probs,) = onnxruntime.InferenceSession(f"{folder}/model.onnx").run(None, {"images": canvas[None]})
 path_of_classes = [label for label, _ in itertools.groupby(log_probs[0].argmax(-1))]
-print("".join(told["charset"][label - 1] for label in path_of_classes if label != told["blank"]))
+print("".join(config["charset"][label - 1] for label in path_of_classes if label != config["blank"]))

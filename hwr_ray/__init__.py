@@ -1,4 +1,4 @@
-"""Handwriting recognition that trains and transcribes on Ray."""
+"""Handwriting recognition on Ray: training and batch transcription."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -20,7 +20,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what a user's program names, and no more: torch takes seconds."""
+    """Imports a public name when it is used, because importing torch takes seconds."""
     if name == "__version__":
         return version("hwr_ray")
     if name not in _MODULES:

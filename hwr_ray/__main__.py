@@ -1,4 +1,4 @@
-"""`python -m hwr_ray JOB`, as `hwr-ray JOB`."""
+"""Entry point of `python -m hwr_ray JOB`, which does the same as `hwr-ray JOB`."""
 
 from hwr_ray.cli import main
 

@@ -1,4 +1,4 @@
-"""How every job runs: settings from the command line, the user's mistakes in one sentence, an exit status to trust."""
+"""Runs a job from the command line: parses its settings, reports user errors and sets the exit status."""
 
 import io
 import logging
@@ -23,72 +23,72 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True)
 class Job:
-    """A job by the module of its function, which is imported when it is run, and the names of both."""
+    """A job. Its function and its settings are given as `MODULE:NAME` and imported when the job runs."""
 
     function: str
     settings: str
     description: str
     resumes: bool = False
-    """Whether the same command resumes an interrupted one."""
+    """Whether the same command resumes an interrupted run."""
 
 
 JOBS = {
     "synthesize": Job(
         "synthetic.synthesize:synthesize",
         "synthetic.synthesize:SynthesisSettings",
-        "Draws a labelled data set of names on school forms; nothing is downloaded.",
+        "Draws a labelled data set of names on school forms, without any download.",
     ),
     "fetch_kaggle": Job(
         "data.kaggle:fetch",
         "data.kaggle:FetchSettings",
-        "Fetches the labelled names of Kaggle's landlord/handwriting-recognition.",
+        "Downloads Kaggle's data set landlord/handwriting-recognition.",
     ),
     "prepare": Job(
         "data.prepare:prepare",
         "data.prepare:PrepareSettings",
-        "Cleans label CSVs, decodes and fits their images, and writes Parquet.",
+        "Cleans label CSVs, fits their images to the canvas and writes Parquet.",
     ),
     "train": Job(
         "training.train:train",
         "training.settings:TrainSettings",
-        "Trains a recognizer on prepared lines; the same command again resumes the run.",
+        "Trains a recognizer on prepared lines; the same command resumes an interrupted run.",
         resumes=True,
     ),
     "tune": Job(
         "tuning.tune:tune",
         "tuning.tune:TuneSettings",
-        "Sweeps over training settings on prepared lines; the same command again resumes the sweep.",
+        "Runs a hyperparameter sweep on prepared lines; the same command resumes an interrupted sweep.",
         resumes=True,
     ),
     "evaluate": Job(
         "evaluation.evaluate:evaluate",
         "evaluation.evaluate:EvaluateSettings",
-        "Reads a prepared split with a bundle and measures how well.",
+        "Evaluates a bundle on a prepared split.",
     ),
     "transcribe": Job(
         "transcription.transcribe:transcribe",
         "transcription.transcribe:TranscribeSettings",
-        "Transcribes every image of a folder to Parquet; the same command again resumes.",
+        "Transcribes images to Parquet; the same command resumes an interrupted run.",
         resumes=True,
     ),
     "demo": Job(
         "recognition.demo:demo",
         "recognition.demo:DemoSettings",
-        "Serves a web page that reads line images, on this machine's loopback.",
+        "Serves a web page that transcribes line images, on this machine's loopback interface.",
     ),
     "export": Job(
         "recognition.export:export",
         "recognition.export:ExportSettings",
-        "Writes a bundle's network as ONNX or TorchScript, checked against the original on drawn lines.",
+        "Exports a bundle's network as ONNX or TorchScript, checked against the original on drawn lines.",
     ),
 }
-"""In the order in which data flows."""
+"""All jobs by name, in the order of the data flow."""
 
 NOISE = (
     "has constructor arguments in the object store and max_restarts > 0",  # at each start of Ray Data (ray#53727)
-    "PYTHON worker processes have been started on node",  # as a sweep does on two CPUs
+    "PYTHON worker processes have been started on node",  # in a sweep on two CPUs
 )
-"""Partitions of lines that Ray prints and that mean nothing to a user."""
+"""Substrings of lines that Ray prints and that mean nothing to a user."""
 FILTER = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -99,13 +99,13 @@ for line in sys.stdin.buffer:
 
 
 class Console(io.TextIOWrapper):
-    """Python's stderr, without NOISE, which Ray passes on from its workers, too."""
+    """Python's stderr without lines that contain NOISE, including those that Ray forwards from its workers."""
 
     is_after_noise = False
 
     def write(self, text: str) -> int:
         is_noise = any(part in text for part in NOISE)
-        if is_noise or (self.is_after_noise and text == "\n"):  # print writes the end of a line apart
+        if is_noise or (self.is_after_noise and text == "\n"):  # print writes the newline separately
             self.is_after_noise = is_noise and not text.endswith("\n")
             return len(text)
         self.is_after_noise = False
@@ -113,29 +113,29 @@ class Console(io.TextIOWrapper):
 
 
 def main() -> None:
-    """Runs the job that the first argument names: the command `hwr-ray`."""
+    """Runs the job named by the first argument. Entry point of the command `hwr-ray`."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print("usage: hwr-ray JOB [--help] ...\n")
-        for job, told in JOBS.items():
-            print(f"  {job:14}{told.description}")
+        for job_name, job in JOBS.items():
+            print(f"  {job_name:14}{job.description}")
     elif name == "--version":
         print(version("hwr_ray"))
     elif name not in JOBS:
-        print(f"{program()[-1]}: there is no job {name}: name one of {', '.join(JOBS)}", file=sys.stderr)
+        print(f"{program()[-1]}: there is no job {name}: choose one of {', '.join(JOBS)}", file=sys.stderr)
         raise SystemExit(2)
     else:
         run_named(name, arguments)
 
 
 def run_named(name: str, arguments: Sequence[str] | None = None) -> None:
-    """Runs a job of JOBS with arguments, by default those of the command line. Ends as `run_job` does."""
+    """Runs a job of JOBS with the arguments, by default those of the command line. Exits like `run_job`."""
     job = JOBS[name]
-    settings, function = (_imported(path) for path in (job.settings, job.function))
+    settings, function = (_import(path) for path in (job.settings, job.function))
     run_job(settings, function, arguments, description=job.description, resumes=job.resumes)
 
 
-def _imported(path: str) -> Any:
+def _import(path: str) -> Any:
     module, name = path.split(":")
     return getattr(import_module(f"hwr_ray.{module}"), name)
 
@@ -148,12 +148,12 @@ def run_job(
     description: str | None = None,
     resumes: bool = False,
 ) -> None:
-    """Parses `settings_type` from the arguments, calls `run` with it and prints the path that it returns.
+    """Parses `settings_type` from the arguments, calls `run` with the settings and prints the path that it returns.
 
-    From then on anything else that is printed goes to stderr, also after the job: Ray prints while the process ends.
+    Everything else that is printed goes to stderr, even after the job, because Ray prints while the process exits.
 
-    Exits with status 2 after one sentence on stderr where the user can mend what is wrong (`UserError`), with 130 at
-    Ctrl-C and 143 at SIGTERM; any other exception passes through with its traceback, and Python exits with status 1.
+    Exits with status 2 after one sentence on stderr for an error that the user can fix (`UserError`), with 130 on
+    Ctrl-C and with 143 on SIGTERM. Any other exception propagates with its traceback, and Python exits with status 1.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     set_up_console()
@@ -166,22 +166,22 @@ def run_job(
         if (result := run(settings)) is not None:
             print(result, file=stdout, flush=True)
     except KeyboardInterrupt:
-        what = "goes on with what is there" if resumes else "starts over"
-        print(f"{name}: interrupted; the same command {what}", file=sys.stderr)
+        effect = "resumes the job" if resumes else "starts over"
+        print(f"{name}: interrupted; the same command {effect}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        # No right to a file is nearly always the user's to mend, and its text names the file.
-        mistakes = [e for e in _causes(error) if isinstance(e, UserError | PermissionError)]
-        if not mistakes:
+        # The user can nearly always fix a PermissionError, and its message names the file.
+        user_errors = [e for e in _causes(error) if isinstance(e, UserError | PermissionError)]
+        if not user_errors:
             raise
-        # The innermost, since Ray's wrapping of a UserError is one too, and its first line, since Ray adds advice.
-        print(f"{name}: {str(mistakes[-1]).splitlines()[0]}", file=sys.stderr)
+        # The innermost one, because Ray wraps a UserError in another. Only its first line, because Ray adds advice.
+        print(f"{name}: {str(user_errors[-1]).splitlines()[0]}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def set_up_console() -> None:
-    """Any path can be printed, whatever the console's encoding; the log goes to stderr; Ray's noise does not."""
-    if sys.stderr and sys.stderr is sys.__stderr__:  # else a program that runs this job, such as a test, has its own
+    """Escapes characters that the console can't encode, sends the log to stderr and drops Ray's noise."""
+    if sys.stderr and sys.stderr is sys.__stderr__:  # otherwise the caller, such as a test, has replaced it
         _filter_stderr()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -190,9 +190,9 @@ def set_up_console() -> None:
 
 
 def _filter_stderr() -> None:
-    """Lets what is not written by Python, such as by Ray's C++ code, pass through a process that leaves out NOISE.
+    """Filters NOISE from output that bypasses Python, such as that of Ray's C++ code, in a separate process.
 
-    A process, since it still passes on the last words of this one when it is aborted.
+    A separate process still forwards the last output of this one if it is aborted.
     """
     console = os.dup(2)
     command = [sys.executable, "-I", "-S", "-c", FILTER]
@@ -205,7 +205,7 @@ def _filter_stderr() -> None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it: Ray wraps what workers raised, in `cause`, `__cause__` or `worker_failures`."""
+    """Yields the error and its causes. Ray keeps what workers raised in `cause`, `__cause__` or `worker_failures`."""
     yield error
     failures = list(getattr(error, "worker_failures", {}).values())
     for inner in [getattr(error, "cause", None) or error.__cause__, *failures]:

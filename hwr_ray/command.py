@@ -1,4 +1,4 @@
-"""The command that started this process, as its user would type it."""
+"""The command that started this process, as the user would type it."""
 
 import shlex
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def program() -> list[str]:
-    """The words before a job's own arguments."""
+    """Returns the words of the command before the job's own arguments."""
     script = Path(sys.argv[0])
     if script.name == "__main__.py":  # python -m hwr_ray
         return ["python", "-m", script.parent.name]
@@ -14,5 +14,5 @@ def program() -> list[str]:
 
 
 def command() -> str:
-    """The whole command line."""
+    """Returns the whole command line."""
     return shlex.join([*program(), *sys.argv[1:]])

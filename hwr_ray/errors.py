@@ -1,5 +1,5 @@
-"""The one exception that stands for a mistake its user can mend."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """Bad input or settings. Its text is one sentence that names the culprit; jobs print it and exit with status 2."""
+    """Invalid input or settings. Jobs print the message, a sentence that names the culprit, and exit with status 2."""

@@ -1,10 +1,10 @@
-"""Which versions made a result."""
+"""The versions of software that produced a result."""
 
 import platform
 from importlib.metadata import version
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the libraries that decide its results."""
+    """Returns the versions of Python, this package and the libraries that determine its results."""
     names = ("hwr_ray", "ray", "torch", "pyarrow", "opencv-python-headless", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,4 +1,4 @@
-"""Serves a web page that reads line images, on this machine's loopback."""
+"""Serves a web page that transcribes line images, on this machine's loopback interface."""
 
 from hwr_ray.cli import run_named
 

@@ -1,4 +1,4 @@
-"""Reads a prepared split with a bundle and measures how well."""
+"""Evaluates a bundle on a prepared split."""
 
 from hwr_ray.cli import run_named
 

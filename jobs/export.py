@@ -1,4 +1,4 @@
-"""Writes a bundle's network as ONNX or TorchScript, checked against the original on drawn lines."""
+"""Exports a bundle's network as ONNX or TorchScript, checked against the original on drawn lines."""
 
 from hwr_ray.cli import run_named
 

@@ -1,4 +1,4 @@
-"""Fetches the labelled names of Kaggle's landlord/handwriting-recognition to where jobs/prepare.py reads them."""
+"""Downloads Kaggle's data set landlord/handwriting-recognition in the layout that jobs/prepare.py reads."""
 
 from hwr_ray.cli import run_named
 

@@ -1,4 +1,4 @@
-"""Cleans label CSVs, decodes and fits their images, writes Parquet."""
+"""Cleans label CSVs, fits their images to the canvas and writes Parquet."""
 
 from hwr_ray.cli import run_named
 

@@ -1,4 +1,4 @@
-"""Draws a labelled data set of names on school forms, with nothing downloaded."""
+"""Draws a labelled data set of names on school forms, without any download."""
 
 from hwr_ray.cli import run_named
 

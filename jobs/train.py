@@ -1,4 +1,4 @@
-"""Trains a recognizer on prepared lines; the same command again resumes the run."""
+"""Trains a recognizer on prepared lines; the same command resumes an interrupted run."""
 
 from hwr_ray.cli import run_named
 

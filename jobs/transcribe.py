@@ -1,4 +1,4 @@
-"""Transcribes every image of a folder to Parquet."""
+"""Transcribes images to Parquet; the same command resumes an interrupted run."""
 
 from hwr_ray.cli import run_named
 

@@ -1,4 +1,4 @@
-"""Sweeps over training settings on prepared lines; the same command again goes on."""
+"""Runs a hyperparameter sweep on prepared lines; the same command resumes an interrupted sweep."""
 
 from hwr_ray.cli import run_named
 

@@ -1,4 +1,4 @@
-"""What the tests share: small pictures, a small model, a small disk, a Ray cluster and jobs on it."""
+"""Fixtures and helpers of the tests: small images, a small model, a small disk, a browser and a Ray cluster."""
 
 import os
 import random
@@ -42,48 +42,48 @@ PAGES = {
 }
 """The README and the documentation."""
 WIDTHS = {"desk": (1280, 1000), "phone": (390, 844)}
-"""(width, height) in pixels of the browsers that pages must suit."""
+"""(width, height) in pixels of the viewports that pages must fit."""
 SCREENSHOTS = ROOT / "build/screenshots"
-"""What the tests' browsers saw: to be looked at."""
+"""Folder for screenshots of the browser tests, for inspection."""
 
 
 def blocks(text: str, language: str) -> list[tuple[str | None, str]]:
-    """The fenced blocks of a page, each with the reason why no test runs it, or None."""
-    found = re.findall(rf"(?:^<!-- not run: ([^\n]*) -->\n)?^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [(reason or None, block) for reason, block in found]
+    """Returns the fenced blocks of a page, each with the reason why no test runs it, or None."""
+    pairs = re.findall(rf"(?:^<!-- not run: ([^\n]*) -->\n)?^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(reason or None, block) for reason, block in pairs]
 
 
 def commands(block: str) -> list[str]:
-    """The commands of a shell block, without comments and the words of a loop around them."""
+    """Returns the commands of a shell block, without comments and without the loop around them."""
     lines = (line.partition("  #")[0].strip() for line in block.replace("\\\n", " ").splitlines())
     return [" ".join(line.split()) for line in lines if line and not re.match(r"(for .* do|done)$", line)]
 
 
 def documented(command: str, **replaced: object) -> list[str]:
-    """The job and the arguments of a command of the documentation, which is to be given as it stands there.
+    """Returns the job and the arguments of a command, which must appear literally in the documentation.
 
-    Tests put other places into it, and numbers behind it with which it ends soon.
+    `replaced` maps arguments to others, such as temporary paths. Tests append arguments that shorten the run.
     """
-    there = {line for text in PAGES.values() for _, block in blocks(text, "sh") for line in commands(block)}
-    assert f"python {command}" in there, f"no page has: python {command}"
+    known = {line for text in PAGES.values() for _, block in blocks(text, "sh") for line in commands(block)}
+    assert f"python {command}" in known, f"no page has: python {command}"
     script, *arguments = command.split()
     return [Path(script).stem, *(str(replaced.get(argument, argument)) for argument in arguments)]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Torch's threads wait for one another where cores are busy, and tiny models gain nothing from them."""
+    """Limits torch to one thread: threads wait for each other on busy cores, and tiny models gain nothing from them."""
     torch.set_num_threads(1)
 
 
 REPORT_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-"""The environment variable with the seconds after which Ray Train fetches what workers report, 2 by default. It holds
-one report of each: the next one waits."""
+"""Environment variable: the seconds after which Ray Train fetches the workers' reports, 2 by default. A worker has
+one pending report, and the next one waits for it."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_reports() -> Iterator[None]:
-    """An epoch of the tests takes half a second, and would wait for up to two."""
+    """Shortens the report interval: an epoch of the tests takes half a second and would wait for up to two."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(REPORT_INTERVAL, "0.1")
         yield
@@ -91,34 +91,34 @@ def quick_reports() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Ctrl-C reaches the jobs that tests start, also where a shell runs the tests in its background and ignores it."""
+    """Lets Ctrl-C reach the jobs that tests start, even if a shell runs the tests in the background and ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def draw_text() -> Callable[..., np.ndarray]:
-    """A function that draws a text as a grey picture (height, width) uint8, dark on 230."""
+    """A function that draws a text as a grey image (height, width) uint8, dark on 230."""
 
     def draw(text: str, *, height: int = 16, width: int = 64) -> np.ndarray:
-        picture = np.full((height, width), 230, np.uint8)
-        return cv2.putText(picture, text, (2, height - 4), cv2.FONT_HERSHEY_SIMPLEX, height / 40, 20, 1)
+        image = np.full((height, width), 230, np.uint8)
+        return cv2.putText(image, text, (2, height - 4), cv2.FONT_HERSHEY_SIMPLEX, height / 40, 20, 1)
 
     return draw
 
 
 @pytest.fixture(scope="module")
 def ray_folder() -> Iterator[Path]:
-    """For the files of a Ray that `ray start` starts. Its path is short: that of a socket has 107 bytes at most."""
+    """A folder with a short path for a Ray from `ray start`: the path of a socket has at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="hwr-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 EASY_TEXTS = ["".join(letters) for letters in product("ABE", repeat=3)]
-"""Texts that a tiny model learns to read within a minute, in pictures of 16x64 pixels."""
+"""Texts that a tiny model learns to recognize within a minute, in images of 16x64 pixels."""
 
 
 def draw_lines(folder: Path, draw_text: Callable[..., np.ndarray], texts: list[str]) -> tuple[Path, Path]:
-    """A CSV and a folder of pictures of the texts."""
+    """Writes images of the texts and their labels. Returns the CSV and the image folder."""
     images, csv = folder / "images", folder / "labels.csv"
     images.mkdir(parents=True)
     for number, text in enumerate(texts):
@@ -129,7 +129,7 @@ def draw_lines(folder: Path, draw_text: Callable[..., np.ndarray], texts: list[s
 
 
 def draw_easy_lines(folder: Path, draw_text: Callable[..., np.ndarray], **numbers: int) -> Path:
-    """So many easy lines for each split, in Kaggle's layout."""
+    """Writes the given number of easy lines for each split, in Kaggle's layout."""
     for split, number in numbers.items():
         texts = [EASY_TEXTS[i * 7 % len(EASY_TEXTS)] for i in range(number)]
         csv, images = draw_lines(folder / "drawing", draw_text, texts)
@@ -140,17 +140,17 @@ def draw_easy_lines(folder: Path, draw_text: Callable[..., np.ndarray], **number
 
 
 def new_tiny_bundle() -> Bundle:
-    """A bundle of random weights, in evaluation mode, that reads different nonsense in different pictures."""
+    """Returns a bundle with random weights, in evaluation mode, whose nonsense differs between images."""
     torch.manual_seed(5)
     codec = Codec("ABC")
     model = new_model(TINY_MODEL, codec, TINY_CANVAS)
     noise = (torch.rand(8, 1, TINY_CANVAS.height, TINY_CANVAS.width) > 0.8).float()
     with torch.no_grad():
-        for _ in range(20):  # gives the batch statistics their size
+        for _ in range(20):  # initializes the batch statistics
             model(noise)
         for weight in (*model.gru.parameters(), model.classifier.weight, model.classifier.weight):
             weight.mul_(3)
-        model.classifier.bias.sub_(model.eval()(noise)[0].mean((0, 1)))  # else one class wins everywhere
+        model.classifier.bias.sub_(model.eval()(noise)[0].mean((0, 1)))  # otherwise one class wins everywhere
     return Bundle(
         model=model.eval(), settings=TINY_MODEL, codec=codec, canvas=TINY_CANVAS, training={"figures": [1, 2.5]}
     )
@@ -170,7 +170,7 @@ def bundle_path(tiny_bundle: Bundle, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def bucket():
-    """An S3 server with one bucket, which the environment names."""
+    """A client of an S3 server with one bucket. The environment refers to the server."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     with pytest.MonkeyPatch.context() as patch:
@@ -186,13 +186,13 @@ def bucket():
 
 
 def keys(client, prefix: str) -> list[str]:
-    """Keys below a prefix, as another program would list them, without the empty objects that stand for folders."""
+    """Returns the keys below a prefix from an independent client, without the empty objects that represent folders."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
     return sorted(o["Key"] for page in pages for o in page.get("Contents", []) if not o["Key"].endswith("/"))
 
 
 class SmallDisk:
-    """A disk of some kilobytes that can be given more by `mount("remount,size=...k")`."""
+    """A disk of a few kilobytes, which `mount("remount,size=...k")` enlarges."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -204,38 +204,40 @@ class SmallDisk:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """A disk of 64 kB. Skips where this process may not mount one."""
+    """A disk of 64 kB. Skips the test if this process may not mount one."""
     disk = SmallDisk(tmp_path / "disk")
     disk.path.mkdir()
     try:
         disk.mount("size=64k")
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no right to mount a small disk: {error}")
+        pytest.skip(f"no permission to mount a small disk: {error}")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk.path)], check=True)
 
 
 def free_port() -> int:
-    """A free port that is neither among those of Ray's workers, nor of those that Linux gives to connections: Ray opens
-    many between the choice of a port and its use."""
+    """Returns a free port outside the ranges of Ray's workers and of Linux's ephemeral ports.
+
+    Ray opens many of those between the choice of a port and its use.
+    """
     for port in random.sample(range(20_000, 32_768), 100):
-        with socket.socket() as opened, suppress(OSError):
-            opened.bind(("127.0.0.1", port))
+        with socket.socket() as bound, suppress(OSError):
+            bound.bind(("127.0.0.1", port))
             return port
-    raise RuntimeError("all ports are taken")
+    raise RuntimeError("no free port")
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, timeout: float = 300) -> None:
-    """Waits until a condition holds, as long as a process lives."""
+    """Waits until a condition holds. Fails if the process ends first or the time is over."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "waited too long"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
 
 
 def without_browser(error: Error) -> NoReturn:
-    """Skips the tests of pages, on a machine that need not have a browser."""
+    """Skips the tests of pages, or fails them in CI."""
     reason = f"no Chromium starts, and make test could not install one: {error.message.splitlines()[0]}"
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
 
@@ -253,19 +255,18 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, url: str, size: tuple[int, int], *, is_dark: bool = False) -> Iterator[Page]:
-    """A page, which must report no error, ask for nothing outside of itself and, at its end, need no scrolling
-    sideways."""
+    """Opens a page. It must report no error, request nothing from elsewhere and, in the end, not scroll sideways."""
     width, height = size
-    scheme, wrong = "dark" if is_dark else "light", []
+    scheme, problems = "dark" if is_dark else "light", []
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda asked: asked.url.startswith((url, "data:", "blob:")) or wrong.append(asked.url))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: request.url.startswith((url, "data:", "blob:")) or problems.append(request.url))
     try:
         page.goto(url)
         yield page
         check_width(page)
-        assert not wrong
+        assert not problems
     finally:
         page.close()
 
@@ -280,14 +281,14 @@ def screenshot(page: Page, name: str, *, whole: bool = False) -> None:
 
 
 def check_report(browser: Browser, path: Path, name: str) -> None:
-    """A report must suit a desk and a phone, light and dark, show all its pictures and fit into a mail."""
+    """Checks that a report suits a desktop and a phone, light and dark, shows all its images and fits into a mail."""
     assert path.stat().st_size < 5_000_000
     for width, size in WIDTHS.items():
         for is_dark in (False, True):
             with opened(browser, path.as_uri(), size, is_dark=is_dark) as page:
                 pictures = page.locator("img")
                 pictures.evaluate_all("all => all.forEach(image => image.loading = 'eager')")
-                pictures.evaluate_all("all => Promise.all(all.map(image => image.decode()))")  # fails for a broken one
+                pictures.evaluate_all("all => Promise.all(all.map(image => image.decode()))")  # fails for a damaged one
                 assert pictures.count()
                 screenshot(page, f"report-{name}-{width}{'-dark' * is_dark}", whole=True)
 
@@ -298,21 +299,20 @@ NODE = {
     "setup_worker_path": str(ROOT / "tests/setup_worker.py"),
     "no_monitor": True,
 }
-"""A node of the session's cluster. Two CPUs are the fewest that a sweep must do with. No autoscaler looks after it."""
+"""Settings of a node of the session's cluster, without an autoscaler. A sweep needs at least two CPUs."""
 STARTS = 5
-"""Attempts to start a node: Ray gives up where a node's agents need more than 15 seconds, as on a busy machine."""
+"""Attempts to start a node: Ray gives up if its agents need more than 15 seconds, as on a busy machine."""
 QUICK = {
     "enable_worker_prestart": False,
     "worker_niceness": 0,
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
 }
-"""Settings of Ray: no processes that no job asks for, and a node that is lost is known to be lost after some seconds
-and not after twenty."""
+"""Settings of Ray: no prestarted workers, and the loss of a node is detected within a few seconds instead of twenty."""
 
 
 def started(start: Callable[..., Node], **settings: Any) -> Node:
-    """A node that is up. Its agent's port is a free one: Ray tries for seconds to get the usual one."""
+    """Starts a node and returns it. Its agent gets a free port, because Ray retries the default port for seconds."""
     for attempt in range(STARTS):
         try:
             return start(dashboard_agent_listen_port=free_port(), **settings)
@@ -324,7 +324,7 @@ def started(start: Callable[..., Node], **settings: Any) -> Node:
 
 @pytest.fixture(params=["local", "file://", "memory://"])
 def storage_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder of this machine, as a path and as a URI, and one in fsspec's memory."""
+    """A local folder, as a path and as a URI, and a folder in fsspec's memory."""
     if request.param == "memory://":
         return f"memory://{tmp_path}"
     return str(tmp_path) if request.param == "local" else f"file://{tmp_path}"
@@ -332,7 +332,7 @@ def storage_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
-    """A cluster of one node that all jobs of the session join. This process has joined it as a job does."""
+    """A cluster of one node that all jobs of the session join. This process has joined it like a job."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("WANDB_MODE", "offline")
@@ -345,8 +345,7 @@ def ray_cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def new_cluster(*, num_cpus: int) -> Iterator[Cluster]:
-    """A cluster of one node that the jobs of this process join, this process first. Without a dashboard, which no job
-    may need."""
+    """Starts a cluster of one node that this process and its jobs join. It has no dashboard, as no job may need one."""
     cluster = Cluster()
     with pytest.MonkeyPatch.context() as patch:
         try:
@@ -361,18 +360,20 @@ def new_cluster(*, num_cpus: int) -> Iterator[Cluster]:
 
 @pytest.fixture
 def second_node(ray_cluster: Cluster) -> Iterator[Node]:
-    """One more node in the session's cluster, which a test may lose. An elastic job uses it from its start."""
+    """A second node in the session's cluster, which a test may kill. An elastic job uses it from its start."""
     node = started(ray_cluster.add_node, **NODE)
     forget_requests()
     yield node
     if node in ray_cluster.list_all_nodes():
         ray_cluster.remove_node(node)
-    wait_for(lambda: sum(found["Alive"] for found in ray.nodes()) == len(ray_cluster.list_all_nodes()))
+    wait_for(lambda: sum(info["Alive"] for info in ray.nodes()) == len(ray_cluster.list_all_nodes()))
 
 
 def forget_requests() -> None:
-    """End the actor that shares out a cluster's CPUs; the next job starts another. It looks for new nodes only every 20
-    seconds, and keeps what a killed driver asked for during 3 minutes."""
+    """Kills the actor that distributes a cluster's CPUs; the next job starts another.
+
+    The actor looks for new nodes only every 20 seconds and keeps the requests of a killed driver for 3 minutes.
+    """
 
     def coordinator() -> Any:
         try:
@@ -387,7 +388,7 @@ def forget_requests() -> None:
 
 @pytest.fixture(scope="module")
 def ray_with_bucket(ray_cluster: Cluster, bucket: Any) -> Iterator[Any]:
-    """The bucket, whose keys the jobs of this process pass on to their workers."""
+    """The bucket. The jobs of this process forward its keys to their workers."""
     ray.shutdown()
     connect()
     yield bucket

@@ -1,7 +1,7 @@
-"""Finds a Chromium for the tests of pages, and installs one where that needs no question.
+"""Finds a Chromium for the browser tests, or installs one if that needs no interaction.
 
-Run as a program it says in a sentence what it did. A machine that can't have a browser is no failure: the tests of
-pages are skipped there, and fail in CI.
+As a program, prints a sentence on what it did. A machine without a browser is no error: the browser tests are skipped
+there, but fail in CI.
 """
 
 import os
@@ -15,14 +15,14 @@ from contextlib import suppress
 from playwright.sync_api import Browser, Error, Playwright, sync_playwright
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-"""Commands of Chromium, as distributions name it; the first, which has no window, is quicker."""
+"""Commands of Chromium in the distributions; the first one is headless and faster."""
 PACKAGES = NAMES[:2]
 DOWNLOAD_SECONDS = 180
 PACKAGE_SECONDS = 600
-"""Time limits. A package manager that is stopped leaves half a package, so it is given long."""
+"""Time limits. That of the package manager is long, because an interrupted one leaves half a package."""
 
 Run = Callable[[Sequence[str], float], bool]
-"""Whether a command succeeded within so many seconds."""
+"""Runs a command with a time limit in seconds; returns whether it succeeded."""
 
 
 def on_path() -> str | None:
@@ -30,7 +30,7 @@ def on_path() -> str | None:
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Starts the system's browser, else, or where that is broken, the one that Playwright downloaded."""
+    """Starts the system's browser or, if there is none or it fails, the one that Playwright downloaded."""
     with suppress(Error):
         if installed := on_path():
             return playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
@@ -38,7 +38,7 @@ def launch(playwright: Playwright) -> Browser:
 
 
 def starts() -> bool:
-    """Whether there is a browser that runs: a download may lack the system's libraries."""
+    """Returns whether a browser starts. A downloaded one may need system libraries that are missing."""
     with suppress(Error), sync_playwright() as playwright:
         launch(playwright).close()
         return True
@@ -54,38 +54,38 @@ def succeeds(command: Sequence[str], seconds: float) -> bool:
     try:
         return process.wait(seconds) == 0
     except subprocess.TimeoutExpired:
-        with suppress(PermissionError):  # of sudo
+        with suppress(PermissionError):  # a sudo process belongs to root
             os.killpg(process.pid, signal.SIGTERM)
         return False
 
 
 def privileges(run: Run) -> list[str] | None:
-    """The words before a command that needs root's rights, or None without them."""
+    """Returns the command prefix for root privileges, or None if they are not available."""
     if os.geteuid() == 0:
         return []
     return ["sudo", "-n"] if run(["sudo", "-n", "true"], 10) else None
 
 
 def install(run: Run = succeeds, works: Callable[[], bool] = starts) -> tuple[bool, str]:
-    """Whether there is a browser in the end, and a sentence about it."""
+    """Installs a browser if there is none; returns whether one works, and a sentence about it."""
     if works():
-        return True, f"The tests of pages use {on_path() or 'the Chromium of Playwright'}."
+        return True, f"The browser tests use {on_path() or 'the Chromium of Playwright'}."
     if run([sys.executable, "-m", "playwright", "install", "chromium"], DOWNLOAD_SECONDS) and works():
-        return True, "Playwright downloaded a Chromium for the tests of pages."
-    why = "Playwright's own can't be downloaded"
+        return True, "Playwright downloaded a Chromium for the browser tests."
+    why = "Playwright can't download a working Chromium"
     if shutil.which("apt-get") is None:
-        return False, f"There is no browser for the tests of pages: {why}, and there is no apt-get."
-    if (before := privileges(run)) is None:
+        return False, f"There is no browser for the browser tests: {why}, and there is no apt-get."
+    if (prefix := privileges(run)) is None:
         return (
             False,
-            f"There is no browser for the tests of pages: {why}, and installing a package needs root's rights.",
+            f"There is no browser for the browser tests: {why}, and installing a package needs root privileges.",
         )
-    apt = [*before, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]
-    run([*apt, "update"], PACKAGE_SECONDS)  # where it fails, the lists at hand may do
+    apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]
+    run([*apt, "update"], PACKAGE_SECONDS)  # if it fails, the existing package lists may do
     for package in PACKAGES:
         if run([*apt, "install", "-y", "--no-install-recommends", package], PACKAGE_SECONDS) and works():
-            return True, f"The package {package} was installed for the tests of pages."
-    return False, f"There is no browser for the tests of pages: {why}, and no package of it can be installed."
+            return True, f"The package {package} was installed for the browser tests."
+    return False, f"There is no browser for the browser tests: {why}, and no Chromium package can be installed."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Jobs as a command line runs them: in this process, or each in a process of its own."""
+"""Helpers that run jobs like a command line does, in this process or in a separate one."""
 
 import io
 import logging
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(job, *arguments, cwd=ROOT, prelude="", env=None):
-    """A job in a process of its own. `prelude` is Python that runs there first and sees the modules of tests/."""
+    """Starts a job in a separate process. `prelude` is Python code that runs there first and can import from tests/."""
     command = [sys.executable, ROOT / "jobs" / f"{job}.py", *map(str, arguments)]
     if prelude:
         path = str(command[1])
@@ -37,7 +37,7 @@ def start(job, *arguments, cwd=ROOT, prelude="", env=None):
 
 
 def run_apart(job, *arguments, status=0, cwd=ROOT):
-    """The stdout and stderr of a job in a process of its own."""
+    """Returns the stdout and stderr of a job that runs in a separate process."""
     process = start(job, *arguments, cwd=cwd)
     try:
         out, err = process.communicate(timeout=900)
@@ -48,25 +48,25 @@ def run_apart(job, *arguments, status=0, cwd=ROOT):
 
 
 def run(job, *arguments, status=0, cwd=ROOT, folder="jobs"):
-    """The stdout and stderr of a job, or of another program, in this process, on the cluster that it has joined."""
+    """Returns the stdout and stderr of a job or program that runs in this process, on this process's cluster."""
     out, err = io.StringIO(), io.StringIO()
     script = str(ROOT / folder / f"{job}.py")
     with _as_a_process(script, arguments, cwd), redirect_stdout(out), redirect_stderr(err):
         try:
             runpy.run_path(script, run_name="__main__")
-            ended = 0
+            code = 0
         except SystemExit as stop:
-            ended = stop.code
-        except Exception:  # as Python ends
+            code = stop.code
+        except Exception:  # like Python at the top level
             traceback.print_exc()
-            ended = 1
-    assert ended == status, f"{job} {arguments} ended with {ended}\n{out.getvalue()}\n{err.getvalue()}"
+            code = 1
+    assert code == status, f"{job} {arguments} ended with {code}\n{out.getvalue()}\n{err.getvalue()}"
     return out.getvalue(), err.getvalue()
 
 
 @contextmanager
 def _as_a_process(script, arguments, cwd) -> Iterator[None]:
-    """A fresh process's command line, folder and logging; what the job changes of this process is undone."""
+    """Sets the command line, folder and logging of a fresh process, and restores this process's state afterwards."""
     root, before, threads = logging.getLogger(), os.getcwd(), torch.get_num_threads()  # noqa: PTH109
     handlers, level, terminate = root.handlers[:], root.level, signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
@@ -91,15 +91,15 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 
 class _Tables:
-    """What a preparation asks of a data set: each of its stages is called here on one table after the other."""
+    """A stand-in for a Ray data set in a preparation. It calls each stage on one table after the other."""
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         self.tables, self.context = tables, SimpleNamespace()
 
     def map_batches(self, stage: Any, *, fn_kwargs: Any = None, fn_constructor_kwargs: Any = None, **_: Any) -> Any:
         call = stage(**fn_constructor_kwargs) if isinstance(stage, type) else partial(stage, **fn_kwargs or {})
-        found = map(call, self.tables)
-        return _Tables(t for tables in found for t in ([tables] if isinstance(tables, pa.Table) else tables))
+        outputs = map(call, self.tables)
+        return _Tables(t for tables in outputs for t in ([tables] if isinstance(tables, pa.Table) else tables))
 
     def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
         return iter(self.tables)
@@ -107,9 +107,11 @@ class _Tables:
 
 @contextmanager
 def in_this_process() -> Iterator[None]:
-    """What preparation, training and reading start workers for is done here, where torch is loaded: for tests that ask
-    nothing of these workers. Ray Train has a local mode; the stages of preparation and the actors of `batch_reading`
-    are called on one table after the other."""
+    """Does the work of preparation, training and transcription in this process, where torch is loaded, without workers.
+
+    It suits tests that do not concern the workers. Ray Train has a local mode; the stages of preparation and the actors
+    of `transcription.actors` are called on one table after the other.
+    """
     import ray.data
     import ray.train
 
@@ -122,9 +124,9 @@ def in_this_process() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.train, "ScalingConfig", lambda **_: real(num_workers=0))
-        # Tiny networks gain nothing from two threads.
+        # Tiny networks do not gain from two threads.
         patch.setattr("hwr_ray.training.worker_state.threads_among", lambda num_processes: 1)
-        # The loop quiets its own process, which here is the driver.
+        # The loop silences the logging of its own process, which here is the driver.
         quiet = SimpleNamespace(getLogger=lambda: logging.getLogger("a worker's"), WARNING=logging.WARNING)
         patch.setattr("hwr_ray.training.loop.logging", quiet)
         fit_decoders_here(patch)
@@ -136,7 +138,7 @@ def in_this_process() -> Iterator[None]:
 
 
 def fit_decoders_here(patch: pytest.MonkeyPatch) -> None:
-    """Decoders are fitted in this process: for tests of what comes before, each time without another process."""
+    """Fits decoders in this process, for tests of earlier steps, to save one process per fit."""
     from hwr_ray.training.decoder_fitting import fit_decoder
 
     for module in ("training.train", "tuning.tune"):
@@ -144,14 +146,14 @@ def fit_decoders_here(patch: pytest.MonkeyPatch) -> None:
 
 
 def run_here(job, *arguments, **settings):
-    """As `run`, with `in_this_process`."""
+    """Like `run`, with `in_this_process`."""
     with in_this_process():
         return run(job, *arguments, **settings)
 
 
 @contextmanager
 def meanwhile(act: Callable[[], object]) -> Iterator[None]:
-    """Does something in another thread, and raises at the end what went wrong there."""
+    """Calls `act` in another thread, and raises its exception at the end of the block."""
     outcome: list[BaseException | None] = []
 
     def call() -> None:
@@ -166,41 +168,41 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
     thread.start()
     yield
     thread.join(timeout=10)
-    assert outcome, "what was to be done meanwhile still waits"
+    assert outcome, "the other thread has not finished"
     if outcome[0]:
         raise outcome[0]
 
 
 def read_until(process: subprocess.Popen, *words: str) -> str:
-    """What a job says on stderr, up to the line with which all the words have been said."""
-    said, awaited = "", set(words)
+    """Returns the stderr of a job up to the line by which all `words` have appeared."""
+    text, missing = "", set(words)
     for line in process.stderr:
-        said += line
-        awaited -= {word for word in awaited if word in line}
-        if not awaited:
-            return said
-    raise AssertionError(f"{awaited} was not said:\n{said}")
+        text += line
+        missing -= {word for word in missing if word in line}
+        if not missing:
+            return text
+    raise AssertionError(f"stderr lacks {missing}:\n{text}")
 
 
 def end_of(process: subprocess.Popen) -> str:
-    """The rest of what a job says on stderr, once it has ended."""
-    said = process.stderr.read()
+    """Waits for the end of a job and returns the rest of its stderr."""
+    text = process.stderr.read()
     process.wait(timeout=100)
-    return said
+    return text
 
 
 def mistake(job, *arguments, cwd=ROOT, run: Callable = run):
-    """What a job says on stderr of its user's mistake, without the log lines before it."""
+    """Returns the message of a job's user error on stderr, without the log lines before it."""
     _, err = run(job, *arguments, status=2, cwd=cwd)
     assert "Traceback" not in err
     return err.splitlines()[-1]
 
 
 def named_below(pid, name):
-    """The processes below another one that have such a name."""
-    found = []
+    """Returns the ids of the descendants of a process with `name` in their command line."""
+    pids = []
     for child in descendants(pid):
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended
             if name in Path(f"/proc/{child}/cmdline").read_text():
-                found.append(child)
-    return found
+                pids.append(child)
+    return pids

@@ -1,4 +1,4 @@
-"""Latches: a worker stops at a chosen point of its work, and waits until a test has killed it or lets it go on."""
+"""Latches, which hold a worker at a chosen point of its work until a test kills or releases it."""
 
 import os
 import time
@@ -9,12 +9,12 @@ from typing import Any
 from unittest.mock import patch
 
 SECONDS = 300
-"""After which a worker goes on by itself: its test has failed."""
+"""Seconds after which a held worker continues by itself, because its test has failed."""
 
 
 @dataclass(frozen=True)
 class Latch:
-    """Holds the first process that comes to it."""
+    """Holds the first process that reaches it."""
 
     folder: Path
 
@@ -27,7 +27,7 @@ class Latch:
         return self.folder / "released"
 
     def hold(self) -> None:
-        """Waits at the latch, unless another process came to it before."""
+        """Waits at the latch, unless another process reached it first."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with (self.folder / "taken").open("x"):
@@ -44,7 +44,7 @@ class Latch:
         return self.reached.exists()
 
     def pid(self) -> int:
-        """The process that waits."""
+        """Returns the id of the waiting process."""
         return int(self.reached.read_text())
 
     def release(self) -> None:
@@ -53,8 +53,11 @@ class Latch:
 
 
 def training(*stops: tuple[int, Path]) -> Any:
-    """What a driver is to run on its training workers: the loop in float32, one thread each. After so many steps there
-    is a checkpoint, and before the next one the first worker waits at a latch."""
+    """Returns the training loop with latches, for a driver to run on its workers in float32 with one thread each.
+
+    `stops` are (step, latch folder). A checkpoint follows each of these steps, and the first worker to begin the next
+    step waits at the latch.
+    """
     return partial(_train, stops=stops)
 
 
@@ -63,17 +66,17 @@ def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> di
     from hwr_ray.training.checkpoint_trigger import CheckpointTrigger
 
     def poll(self: Any, lines_done: int) -> tuple[bool, bool]:
-        _, stop = poll_as_it_is(self, lines_done)
+        _, stop = original_poll(self, lines_done)
         return lines_done in {step * config["settings"].batch_size for step, _ in stops}, stop
 
     def step_on(worker: Any, *args: Any) -> Any:
         for step, folder in stops:
             if worker.state.step == step:
-                worker.background.wait()  # the checkpoint of the step before is written
+                worker.background.wait()  # until the previous step's checkpoint is written
                 Latch(folder).hold()
-        return step_as_it_is(worker, *args)
+        return original_step_on(worker, *args)
 
-    poll_as_it_is, step_as_it_is = CheckpointTrigger.poll, train_loop.step_on
+    original_poll, original_step_on = CheckpointTrigger.poll, train_loop.step_on
     with (
         patch("hwr_ray.training.checkpoint_trigger.CheckpointTrigger.poll", poll),
         patch("hwr_ray.training.loop.step_on", step_on),
@@ -85,8 +88,10 @@ def _train(config: dict[str, Any], *, stops: tuple[tuple[int, Path], ...]) -> di
 
 
 def loading(*stops: tuple[int, Path]) -> Any:
-    """What a driver is to have its workers load the partitions of a transcription with: once so many partitions are
-    stored, the first worker waits at a latch."""
+    """Returns `load_partition` with latches, for the workers of a transcription.
+
+    `stops` are (number, latch folder). Once `number` partitions are stored, the first worker waits at the latch.
+    """
     return partial(_load, stops=stops)
 
 

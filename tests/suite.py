@@ -1,4 +1,4 @@
-"""A pytest plugin: marks tests by what they need, keeps together what shares a fixture, tells the slowest."""
+"""A pytest plugin that marks tests by what they need, groups them by module and reports the slowest."""
 
 import json
 import time
@@ -10,9 +10,9 @@ import pytest
 
 RAY_MODULES = ("test_submit", "test_train_kills", "test_nodes", "test_jobs", "test_transcribe_kills", "test_tune_job")
 RAY_MODULES += ("test_start", "test_s3")
-"""Modules of which each test starts jobs or clusters, the longest first."""
+"""Modules in which every test starts jobs or clusters, the longest first."""
 PARTLY_RAY = ("test_deploy", "test_notebook", "test_demo", "test_connection")
-"""Modules of which some tests do."""
+"""Modules in which some tests do."""
 NUM_SLOWEST = 10
 
 
@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # one of xdist's workers reports to the process that started it
+    if not hasattr(config, "workerinput"):  # not a worker of xdist, which reports to the main process
         config.pluginmanager.register(Times(config), "suite-times")
 
 
@@ -36,16 +36,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("browser")
         if is_marked(item, "ray") and module not in RAY_MODULES + PARTLY_RAY:
             raise pytest.UsageError(f"{module} has tests with Ray: list it in {Path(__file__).name}")
-    if hasattr(config, "workerinput"):  # several processes share the modules: the short ones fill the gaps
+    if hasattr(config, "workerinput"):  # several processes share the modules: long ones first, short ones fill the gaps
         order = {name: place for place, name in enumerate(RAY_MODULES + PARTLY_RAY)}
         items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keeps the tests of a module, which share its fixtures, in one process, and the modules in their order. Each
-    process has a cluster of its own. (xdist's `loadgroup` does nothing with pytest 9.2, whose node ids it can't
-    change, and its `loadscope` begins with the modules that have most tests.)"""
+    """Keeps the tests of a module, which share its fixtures, in one process, and the modules in their order.
+
+    Each process has its own cluster. xdist's `loadgroup` has no effect with pytest 9.2, whose node ids it can't change,
+    and its `loadscope` begins with the modules that have the most tests.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModule(LoadScopeScheduling):
@@ -61,13 +63,13 @@ def is_marked(item: pytest.Item, name: str) -> bool:
 
 
 class Times:
-    """Collects what each test took, in whichever process it ran."""
+    """Collects the duration of each test, in whichever process it ran."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.started = time.monotonic()
         self.seconds: Counter[str] = Counter()
-        """Set-up, call and tear-down of each test together, by its id."""
+        """Total seconds of setup, call and teardown of each test, by its id."""
         self.kinds: dict[str, str] = {}
         self.outcomes: Counter[str] = Counter()
 
@@ -79,7 +81,7 @@ class Times:
             self.outcomes[report.outcome] += 1
 
     def summary(self) -> dict[str, Any]:
-        """Seconds of the whole run, of each kind of test and of the slowest tests."""
+        """Returns the seconds of the whole run, of each kind of test and of the slowest tests."""
         by_kind: Counter[str] = Counter()
         for test, seconds in self.seconds.items():
             by_kind[self.kinds[test]] += seconds
@@ -92,29 +94,30 @@ class Times:
         }
 
     def why_not_recorded(self, exitstatus: int) -> str | None:
+        """Returns why this run must not be recorded, or None if it may be."""
         options = self.config.option
-        chosen = any((options.markexpr, options.keyword, options.deselect, options.ignore, options.ignore_glob))
-        chosen |= bool(getattr(options, "lf", False) or getattr(options, "collectonly", False))
-        if chosen or self.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        is_partial = any((options.markexpr, options.keyword, options.deselect, options.ignore, options.ignore_glob))
+        is_partial |= bool(getattr(options, "lf", False) or getattr(options, "collectonly", False))
+        if is_partial or self.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
             return "only some of the tests were chosen"
         return "not every test passed" if exitstatus else None
 
     def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
         if not self.seconds:
             return
-        found = self.summary()
-        terminalreporter.section(f"slowest {len(found['slowest'])} tests")
-        for test, seconds in found["slowest"].items():
+        summary = self.summary()
+        terminalreporter.section(f"slowest {len(summary['slowest'])} tests")
+        for test, seconds in summary["slowest"].items():
             terminalreporter.write_line(f"{seconds:7.1f} s  {test}")
-        kinds = ", ".join(f"{kind} {seconds:.0f} s" for kind, seconds in found["test_seconds"].items())
-        terminalreporter.write_line(f"{found['wall_seconds']:.0f} s in all; of tests: {kinds}")
+        kinds = ", ".join(f"{kind} {seconds:.0f} s" for kind, seconds in summary["test_seconds"].items())
+        terminalreporter.write_line(f"{summary['wall_seconds']:.0f} s in total; by kind of test: {kinds}")
         if (file := self.config.option.record) is None:
             return
-        if why := self.why_not_recorded(exitstatus):
-            terminalreporter.write_line(f"{file} was not written: {why}")
+        if reason := self.why_not_recorded(exitstatus):
+            terminalreporter.write_line(f"{file} was not written: {reason}")
         else:
-            from benchmarks.machine import commit, hardware  # with torch
+            from benchmarks.machine import commit, hardware  # imports torch
 
-            record = {"commit": commit(), "hardware": hardware(), **found}
+            record = {"commit": commit(), "hardware": hardware(), **summary}
             file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             terminalreporter.write_line(f"wrote {file}")

@@ -1,4 +1,4 @@
-"""How a job ends: the user's mistakes in one sentence, everything else as it was raised."""
+"""Tests of how a job ends: user errors become one sentence, all other exceptions propagate."""
 
 import io
 import json
@@ -32,7 +32,7 @@ class Settings:
 
 
 class WrappedByRay(Exception):
-    """Carries what a worker raised as Ray's errors do."""
+    """Carries the exception of a worker, like Ray's errors."""
 
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
@@ -62,10 +62,10 @@ def raise_as_ray() -> None:
 
 @pytest.fixture
 def command_line(monkeypatch):
-    def give(*arguments: str) -> None:
+    def set_arguments(*arguments: str) -> None:
         monkeypatch.setattr("sys.argv", ["jobs/a.py", *arguments])
 
-    return give
+    return set_arguments
 
 
 @pytest.mark.parametrize("fail", [raise_plain, raise_from, raise_twice_from, raise_as_ray])
@@ -124,12 +124,12 @@ def test_help_comes_to_stdout(command_line, capsys):
     with pytest.raises(SystemExit) as stop:
         run_job(Settings, lambda _: pytest.fail("ran"), description="Does nothing.")
     assert stop.value.code == 0
-    said = capsys.readouterr()
-    assert "Does nothing." in said.out and "--lines" in said.out and not said.err
+    written = capsys.readouterr()
+    assert "Does nothing." in written.out and "--lines" in written.out and not written.err
 
 
-@pytest.mark.parametrize(("resumes", "told"), [(True, "goes on with what is there"), (False, "starts over")])
-def test_an_interrupt_is_one_sentence_and_status_130(command_line, capsys, resumes, told):
+@pytest.mark.parametrize(("resumes", "effect"), [(True, "resumes the job"), (False, "starts over")])
+def test_an_interrupt_is_one_sentence_and_status_130(command_line, capsys, resumes, effect):
     def run(_: Settings) -> None:
         raise KeyboardInterrupt
 
@@ -137,7 +137,7 @@ def test_an_interrupt_is_one_sentence_and_status_130(command_line, capsys, resum
     with pytest.raises(SystemExit) as stop:
         run_job(Settings, run, resumes=resumes)
     assert stop.value.code == 130
-    assert capsys.readouterr().err.startswith(f"jobs/a.py: interrupted; the same command {told}")
+    assert capsys.readouterr().err.startswith(f"jobs/a.py: interrupted; the same command {effect}")
 
 
 def test_a_submitted_job_may_not_write_to_the_folder_that_ray_deletes(command_line, capsys, monkeypatch):
@@ -176,8 +176,8 @@ def test_the_command_lists_its_jobs_which_are_the_scripts(monkeypatch, capsys):
     for arguments in ([], ["--help"]):
         monkeypatch.setattr("sys.argv", ["hwr-ray", *arguments])
         main()
-        told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
-        assert told == {name: job.description for name, job in JOBS.items()}
+        listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
+        assert listed == {name: job.description for name, job in JOBS.items()}
     assert JOBS.keys() == {path.stem for path in (ROOT / "jobs").glob("*.py")}
 
 
@@ -189,20 +189,20 @@ def test_the_command_knows_its_version_and_no_other_job(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    assert "there is no job trian: name one of synthesize, " in capsys.readouterr().err
+    assert "there is no job trian: choose one of synthesize, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         (["jobs/train.py", "--out", "a b"], "python jobs/train.py --out 'a b'"),
         (["/bin/hwr-ray", "train", "--out", "a"], "hwr-ray train --out a"),
         (["/x/hwr_ray/__main__.py", "train"], "python -m hwr_ray train"),
     ],
 )
-def test_a_command_is_told_as_it_was_typed(monkeypatch, argv, told):
+def test_a_command_is_told_as_it_was_typed(monkeypatch, argv, expected):
     monkeypatch.setattr("sys.argv", argv)
-    assert command() == told
+    assert command() == expected
 
 
 def test_the_console_leaves_out_some_lines_of_rays_whoever_writes_them():
@@ -213,7 +213,7 @@ def test_the_console_leaves_out_some_lines_of_rays_whoever_writes_them():
 
 
 def test_the_last_words_of_a_process_that_is_aborted_reach_the_console():
-    """What C++ writes goes to file descriptor 2, and the process may end on the spot."""
+    """C++ code writes to file descriptor 2, and the process may end immediately."""
     program = f"""
 import os
 from hwr_ray.cli import set_up_console

@@ -1,4 +1,4 @@
-"""What the project is deployed with: clusters, Kubernetes, the image; what it costs."""
+"""Tests the deployment files: cluster configurations, Kubernetes manifests, the image, and the documented costs."""
 
 import json
 import re
@@ -22,7 +22,7 @@ MANIFESTS = {job: ROOT / f"deploy/kuberay/{job}.yaml" for job in SETTINGS}
 
 
 def pinned() -> str:
-    """The minor version of Ray in the one place where versions are set."""
+    """Returns the minor version of Ray that pyproject.toml pins."""
     return re.search(r"ray\[.*\]==(\d+\.\d+)\.\*", (ROOT / "pyproject.toml").read_text())[1]
 
 
@@ -51,12 +51,12 @@ def test_workers_come_with_a_job_and_leave_with_it_the_gpus_on_spot_machines():
 
 
 def test_the_image_and_an_upload_leave_out_what_git_leaves_out():
-    """The README's own commands leave handwriting in folders here."""
+    """The commands in the README write handwriting to folders of the checkout."""
     lines = {name: (ROOT / name).read_text().split() for name in (".gitignore", ".dockerignore")}
-    ignored = {line.strip("/") for line in lines[".gitignore"]}  # Ray reads it for an upload
+    ignored = {line.strip("/") for line in lines[".gitignore"]}  # Ray applies .gitignore to uploads
     assert {"run", "new_lines", "lines", "scans"} <= ignored
-    found = [line for text in PAGES.values() for _, block in blocks(text, "sh") for line in commands(block)]
-    outs = {out.replace("$fold", "0") for line in found for out in re.findall(r"--out ([^/ ]+)(?= |$)", line)}
+    lines_run = [line for text in PAGES.values() for _, block in blocks(text, "sh") for line in commands(block)]
+    outs = {out.replace("$fold", "0") for line in lines_run for out in re.findall(r"--out ([^/ ]+)(?= |$)", line)}
     assert len(outs) > 10 and not [out for out in outs if not any(fnmatch(out, pattern) for pattern in ignored)]
     assert ignored <= {line.strip("/").removeprefix("**/") for line in lines[".dockerignore"]}
 
@@ -99,9 +99,9 @@ def test_a_manifest_runs_its_job_with_flags_that_the_job_has_on_workers_that_hol
 
 def test_the_manifests_differ_in_nothing_but_their_job():
     def rest(job):
-        found = manifest(job)
-        del found["spec"]["entrypoint"], found["metadata"]["name"]
-        return found
+        content = manifest(job)
+        del content["spec"]["entrypoint"], content["metadata"]["name"]
+        return content
 
     assert rest("train") == rest("tune") == rest("transcribe")
 
@@ -116,9 +116,9 @@ def test_the_costs_of_transcribing_follow_from_what_was_measured():
         [cell.strip(" $").replace(",", "") for cell in line.split("|")[1:-1]] for line in table.splitlines()[3:] if line
     ]
     assert [int(row[0]) for row in rows] == [10**6, 10**7, 10**8]
-    for images, *told in rows:
+    for images, *documented in rows:
         hours = int(images) / per_core / 3600
         expected = [hours, hours / (4 * 16), 0.05 * hours, 0.0004 * int(images) / 1000]
-        for value, truth in zip(told, expected, strict=True):
+        for value, target in zip(documented, expected, strict=True):
             digits = len(value.partition(".")[2])
-            assert float(value) == pytest.approx(truth, abs=0.51 * 10**-digits)
+            assert float(value) == pytest.approx(target, abs=0.51 * 10**-digits)

@@ -128,7 +128,12 @@ def test_the_packages_have_the_order_of_their_contract_and_their_own_sentences_o
     assert re.findall(r"^\| `(\w+)` \| (.+) \|$", table, flags=re.MULTILINE) == told
 
 
-def test_the_reasons_the_slices_and_the_columns_of_transcripts_and_suspects_are_all_told():
+def test_the_picture_of_the_packages_shows_their_imports():
+    drawing = runpy.run_path(str(ROOT / "docs/draw_packages.py"))
+    assert drawing["PICTURE"].read_text() == drawing["draw"](drawing["imports"]())
+
+
+def test_the_reasons_the_subgroups_and_the_columns_of_transcripts_and_label_errors_are_all_told():
     pages = "\n".join(PAGES[f"docs/{name}.md"] for name in ("data", "files", "labels"))
     for name in [*REASONS, *SUBGROUPS, *SEPARATORS, *TRANSCRIPTS.names, *LABEL_ERRORS.names]:
         assert f"`{name}`" in pages

@@ -1,4 +1,4 @@
-"""What importing loads, and that it does nothing. The order of the packages is a contract in pyproject.toml."""
+"""Tests that imports load little and have no side effects. pyproject.toml has the contract of the packages' order."""
 
 import ast
 import subprocess
@@ -17,7 +17,7 @@ MODULES = sorted(
     if path.stem != "__init__"
 )
 MOST_MODULES, MOST_LINES = 12, 300
-"""Of a package, and of a module."""
+"""Maximum number of modules of a package, and of lines of a module."""
 
 
 def test_no_module_is_named_for_having_no_home():
@@ -35,8 +35,8 @@ def test_packages_and_modules_are_small():
 
 @pytest.mark.slow
 def test_what_importing_loads_and_that_it_does_nothing(tmp_path):
-    """What starts jobs, and reads and writes rows, needs no torch: of training also what comes to Ray Train's
-    controller and to a sweep's trials. Nothing but reading loads OpenVINO, and a run that nobody follows no wandb."""
+    """Modules that start jobs, or read and write rows, load no torch, including those that Ray Train's controller and
+    the trials of a sweep import. Only inference loads OpenVINO, and only a tracked run loads wandb."""
     modules = ["transcription.transcripts", "data.prepare", "transcription.transcribe", "evaluation.evaluate"]
     modules += ["training.train", "training.trainer", "tuning.sweep"]
     code = f"""

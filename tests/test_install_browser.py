@@ -1,4 +1,4 @@
-"""How the tests of pages come by a browser: the system's, Playwright's, the distribution's, or none."""
+"""Where the browser tests get a browser: from the system, Playwright, the distribution, or not at all."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from playwright.sync_api import Error
 
 
 class Machine:
-    """Commands that succeed on it, what was run, and whether a browser starts after one of them."""
+    """A simulated machine: the commands that succeed, the one that brings a browser, and those that were run."""
 
     def __init__(self, monkeypatch, *, succeed, brings="", commands=("apt-get",), is_root=False):
         self.succeed, self.brings, self.ran = succeed, brings, []
@@ -23,9 +23,9 @@ class Machine:
         assert seconds <= 600
         self.ran.append(" ".join(command[:4] if command[0] == sys.executable else command))
         words = f"{self.ran[-1]} "
-        said = any(word in words for word in self.succeed)
-        self.has_browser |= said and bool(self.brings) and self.brings in words
-        return said
+        success = any(word in words for word in self.succeed)
+        self.has_browser |= success and bool(self.brings) and self.brings in words
+        return success
 
     def install(self):
         return install(self.run, lambda: self.has_browser)
@@ -33,7 +33,7 @@ class Machine:
 
 def test_a_browser_that_is_there_is_taken_and_nothing_is_run(monkeypatch):
     machine = Machine(monkeypatch, succeed=[], brings=None, commands=["google-chrome"])
-    assert machine.install() == (True, "The tests of pages use /bin/google-chrome.")
+    assert machine.install() == (True, "The browser tests use /bin/google-chrome.")
     assert not machine.ran
 
 
@@ -44,7 +44,7 @@ def test_the_systems_chromium_comes_before_another(monkeypatch):
 
 def test_playwrights_own_is_downloaded_first(monkeypatch):
     machine = Machine(monkeypatch, succeed=["playwright"], brings="playwright", is_root=True)
-    assert machine.install() == (True, "Playwright downloaded a Chromium for the tests of pages.")
+    assert machine.install() == (True, "Playwright downloaded a Chromium for the browser tests.")
     assert len(machine.ran) == 1
 
 
@@ -54,7 +54,7 @@ def test_playwrights_own_is_downloaded_first(monkeypatch):
 def test_then_a_package_is_installed_with_the_rights_at_hand(monkeypatch, is_root, first, downloads, package):
     succeed = ["sudo -n true", "apt-get -q update", f"recommends {package} ", *["playwright"] * downloads]
     machine = Machine(monkeypatch, succeed=succeed, brings=f"recommends {package} ", is_root=is_root)
-    assert machine.install() == (True, f"The package {package} was installed for the tests of pages.")
+    assert machine.install() == (True, f"The package {package} was installed for the browser tests.")
     apt = f"{first} DEBIAN_FRONTEND=noninteractive apt-get -q"
     tried = PACKAGES[: PACKAGES.index(package) + 1]
     assert machine.ran[-len(tried) - 1 :] == [
@@ -67,15 +67,15 @@ def test_then_a_package_is_installed_with_the_rights_at_hand(monkeypatch, is_roo
     ("settings", "why"),
     [
         ({"succeed": ["sudo"], "commands": []}, "there is no apt-get"),
-        ({"succeed": []}, "needs root's rights"),
-        ({"succeed": ["sudo -n true"]}, "no package of it can be installed"),
-        ({"succeed": ["apt-get"], "is_root": True}, "no package of it can be installed"),
+        ({"succeed": []}, "needs root privileges"),
+        ({"succeed": ["sudo -n true"]}, "no Chromium package can be installed"),
+        ({"succeed": ["apt-get"], "is_root": True}, "no Chromium package can be installed"),
     ],
     ids=["no apt-get", "no rights", "no network", "a package that does not start"],
 )
 def test_without_any_of_these_the_reason_is_told(monkeypatch, settings, why):
-    has_browser, said = Machine(monkeypatch, **settings).install()
-    assert not has_browser and said.startswith("There is no browser") and why in said
+    has_browser, message = Machine(monkeypatch, **settings).install()
+    assert not has_browser and message.startswith("There is no browser") and why in message
 
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path):
@@ -84,7 +84,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path):
     script = f"exec 3> {tmp_path}/pipe; (sleep 10; echo alive >&3) & wait"
     assert not succeeds(["sh", "-c", script], 1)
     os.set_blocking(pipe, True)
-    assert os.read(pipe, 9) == b""  # once no process holds its other end
+    assert os.read(pipe, 9) == b""  # returns when no process holds the other end
     os.close(pipe)
 
 

@@ -1,7 +1,7 @@
-"""The documentation's commands on a real Ray, from drawn lines to transcripts.
+"""End-to-end tests of the documented commands on a real Ray cluster, from drawn lines to transcripts.
 
-Each job once in a process of its own, for its exit status, its stdout and its stderr (training in test_train_kills.py);
-else in this one.
+Each job runs once in its own process, to check exit status, stdout and stderr (training in test_train_kills.py), and
+otherwise in this process.
 """
 
 import json
@@ -41,8 +41,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(folder):
-    said, _ = run_apart("synthesize", "--out", folder / "drawn", "--lines", "600", "--seed", "3")
-    assert said == f"{folder / 'drawn'}\n"
+    stdout, _ = run_apart("synthesize", "--out", folder / "drawn", "--lines", "600", "--seed", "3")
+    assert stdout == f"{folder / 'drawn'}\n"
     return folder / "drawn"
 
 
@@ -50,8 +50,8 @@ def drawn(folder):
 def prepared_names(folder, drawn, ray_cluster):
     replaced = {"KAGGLE_FOLDER": drawn, "prepared": "prepared-names"}
     command = documented("jobs/prepare.py --data KAGGLE_FOLDER --out prepared", **replaced)
-    said, _ = run_apart(*command, "--canvas", "32", "128", cwd=folder)
-    assert said == f"{folder / 'prepared-names'}\n"
+    stdout, _ = run_apart(*command, "--canvas", "32", "128", cwd=folder)
+    assert stdout == f"{folder / 'prepared-names'}\n"
     return folder / "prepared-names"
 
 
@@ -102,24 +102,23 @@ def test_training_lowers_the_error_and_counts_every_validation_line(prepared, tr
     assert decoder["num_lines"] == lines
     assert all(0 <= decoder[name] <= 1 for name in ("calibration_error", "uncalibrated_error"))
     assert decoder["greedy_cer"] == pytest.approx(min(row["cer"] for row in epochs), abs=0.03)
-    if config["decoding"]["name"] == "beam":  # it is there only where it reads better
+    if config["decoding"]["name"] == "beam":  # kept only if it lowers the CER
         assert decoder["cer"] < decoder["greedy_cer"]
 
 
 @pytest.fixture(scope="module")
 def evaluated(folder, trained):
-    said, _ = run_apart(*documented(EVALUATE), cwd=folder)
-    assert said == f"{folder / 'evaluation'}\n"
+    stdout, _ = run_apart(*documented(EVALUATE), cwd=folder)
+    assert stdout == f"{folder / 'evaluation'}\n"
     return folder / "evaluation"
 
 
 def test_evaluate_confirms_the_error_that_the_end_of_training_reported(evaluated, trained, browser):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     decoder = json.loads((trained / "best/config.json").read_text())["training"]["decoder"]
-    told = decoder.get("cer", decoder["greedy_cer"])
-    assert metrics["num_edits"] == pytest.approx(
-        told * metrics["num_characters"], abs=2
-    )  # a logit's last bit may differ
+    cer = decoder.get("cer", decoder["greedy_cer"])
+    # The last bit of a logit may differ.
+    assert metrics["num_edits"] == pytest.approx(cer * metrics["num_characters"], abs=2)
     assert metrics["num_lines"] == decoder["num_lines"]
     assert metrics["cer_ci"][0] < metrics["cer"] < metrics["cer_ci"][1]
     check_report(browser, evaluated / "report.html", "evaluate")
@@ -146,14 +145,14 @@ def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, ea
     counts = json.loads((folder / "transcripts/_run.json").read_text())
     assert counts["num_images"] == len(files)
     assert counts["num_read"] == transcripts.error.isna().sum()
-    start_up, reading = (counts["speed"][f"{name}_seconds"] for name in ("start_up", "wall"))
-    assert start_up > 0.3  # torch's import and OpenVINO's compilation alone take longer
-    assert 0 <= reading <= counts["seconds"] - start_up + 0.2  # all are rounded
+    start_up, wall = (counts["speed"][f"{name}_seconds"] for name in ("start_up", "wall"))
+    assert start_up > 0.3  # importing torch and compiling with OpenVINO alone take longer
+    assert 0 <= wall <= counts["seconds"] - start_up + 0.2  # all are rounded
 
 
 @pytest.fixture(scope="module")
 def scans(folder, drawn):
-    """Sixty drawn names, a manifest of them, and a file with their names."""
+    """Writes 60 images of drawn names, a manifest and a lexicon of the names; returns the names by file."""
     labels = pd.read_csv(drawn / "written_name_validation_v2.csv", keep_default_na=False)
     shutil.copytree(drawn / "validation_v2/validation", folder / "scans")
     labels.assign(file=labels.FILENAME, key=labels.index + 1000).to_csv(folder / "manifest.csv", index=False)
@@ -163,19 +162,19 @@ def scans(folder, drawn):
 
 def test_a_fresh_installation_reads_drawn_names_without_training(folder, scans):
     command = documented("jobs/transcribe.py --images new_lines/ --out transcripts", **{"new_lines/": "scans"})
-    said, _ = run_apart(*command, "--out", "shipped", cwd=folder)
-    assert said == f"{folder / 'shipped'}\n"
+    stdout, _ = run_apart(*command, "--out", "shipped", cwd=folder)
+    assert stdout == f"{folder / 'shipped'}\n"
     transcripts = pd.read_parquet(folder / "shipped")
     read = transcripts[transcripts.error.isna()]
     assert len(read) > 40 and read.confidence.between(0, 1).all()
-    # drawn names are not what it was trained on, and chance would read none of them
+    # the model was not trained on drawn names, and chance would recognize none of them
     assert (scans[read.path].to_numpy() == read.text.to_numpy()).mean() > 0.3
     (_, snippet), *_ = blocks(PAGES["docs/transcription.md"], "python")
-    told = {}
-    exec(snippet.replace('"transcripts"', repr(str(folder / "shipped"))), told)  # noqa: S102 - the documentation's
+    variables = {}
+    exec(snippet.replace('"transcripts"', repr(str(folder / "shipped"))), variables)  # noqa: S102 - our own page
     threshold = json.loads((folder / "shipped/_run.json").read_text())["review_threshold"]
     unsure = transcripts[~(transcripts.confidence >= threshold)]
-    assert 0 < len(unsure) < len(transcripts) and told["unsure"].path.tolist() == unsure.path.tolist()
+    assert 0 < len(unsure) < len(transcripts) and variables["unsure"].path.tolist() == unsure.path.tolist()
 
 
 def test_candidates_and_characters_are_told_where_they_are_asked_for(folder, scans):
@@ -207,31 +206,31 @@ def test_known_names_are_read_more_often_and_a_manifest_gives_its_keys(folder, s
 
 def test_two_evaluations_are_compared_line_by_line(folder, evaluated, browser):
     command = "jobs/evaluate.py --data prepared --model sweep/best --out other --compare evaluation"
-    _, said = run_here(*documented(command, **{"sweep/best": "run/best"}), "--greedy", cwd=folder)
-    mine, theirs = (
+    _, stderr = run_here(*documented(command, **{"sweep/best": "run/best"}), "--greedy", cwd=folder)
+    edits, baseline = (
         pd.read_parquet(folder / out / "predictions").set_index("id").num_edits for out in ("other", "evaluation")
     )
-    told = json.loads((folder / "other/metrics.json").read_text())["comparison"]
-    assert told["difference"]["num_better"] == (mine < theirs[mine.index]).sum()
-    assert told["difference"]["num_worse"] == (mine > theirs[mine.index]).sum()
-    assert verdict(told["difference"]) in said
+    comparison = json.loads((folder / "other/metrics.json").read_text())["comparison"]
+    assert comparison["difference"]["num_better"] == (edits < baseline[edits.index]).sum()
+    assert comparison["difference"]["num_worse"] == (edits > baseline[edits.index]).sum()
+    assert verdict(comparison["difference"]) in stderr
     check_report(browser, folder / "other/report.html", "compare")
 
 
 HELD = "import hwr_ray.data.prepare, latches, pathlib; latch = latches.Latch(pathlib.Path({folder!r}))\n"
 HELD += "hwr_ray.data.prepare.count_lines = lambda *_: latch.hold()"
-"""What holds a preparation once a shard is written."""
+"""Prelude that makes `prepare` wait once a shard is written."""
 
 
 def test_prepare_killed_half_way_leaves_no_half_data_set(folder, drawn, ray_cluster):
     out = folder / "half"
     command = ["prepare", "--data", drawn, "--out", out]
-    for by in (signal.SIGKILL, signal.SIGTERM):
-        latch = Latch(folder / f"latch-{by.name}")
+    for kill_signal in (signal.SIGKILL, signal.SIGTERM):
+        latch = Latch(folder / f"latch-{kill_signal.name}")
         process = start(*command, prelude=HELD.format(folder=str(latch.folder)))
         wait_for(latch.is_reached, process)
         assert len({path.parts[-3] for path in folder.glob("half.partial-*/*/*.parquet")}) == 1
-        process.send_signal(by)
+        process.send_signal(kill_signal)
         process.communicate()
         assert process.returncode != 0
         assert not out.exists()
@@ -285,14 +284,14 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     run_here("prepare", "--csv", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "128")
     lines = pd.read_parquet(data / "train").set_index("id")
     command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
-    replaced = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
-    for words in replaced:
+    replacements = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
+    for words in replacements:
         run_here(*documented(command, **words), *RECIPE, "--epochs", 1, cwd=folder)
     monkeypatch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # as in jobs
     for fold in (0, 1):
-        seen = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold), seed=0)
+        streamed = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold), seed=0)
         others = sorted(line for line in lines.index if fold_of(line, 2) != fold)
-        assert sorted(row["id"] for row in seen.take_all()) == others  # as they are streamed
+        assert sorted(row["id"] for row in streamed.take_all()) == others
         recipe = json.loads((folder / f"fold-{fold}/recipe.json").read_text())
         assert recipe["data"]["lines"]["train"] == len(others)
     command = "jobs/evaluate.py --data prepared --out label-errors --label-errors fold-0/best fold-1/best fold-2/best"
@@ -308,7 +307,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
         image = np.frombuffer(lines.image[line.id], np.uint8).reshape(1, 32, 128)
         (expected,) = readers[fold_of(line.id, 2)].compare(image, [line.text])
         assert line.text_log_prob == pytest.approx(expected.text_log_prob, abs=0.01)
-        if line.prediction == expected.reading.text:  # else the last bit of a logit has differed
+        if line.prediction == expected.reading.text:  # otherwise the last bit of a logit differs
             assert line.prediction_log_prob == pytest.approx(expected.prediction_log_prob, abs=0.01)
     sheet = (folder / "label-errors/label_errors.html").read_text()
     assert all(line in sheet for line in ranked.id[ranked.score > 0].head(200))
@@ -318,32 +317,32 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
 def test_a_finished_data_set_is_replaced_only_on_request(drawn, prepared_names):
     prepared = prepared_names
     before = (prepared / "dataset.json").read_bytes()
-    assert "exists already" in mistake("prepare", "--data", drawn, "--out", prepared)
+    assert "already exists" in mistake("prepare", "--data", drawn, "--out", prepared)
     assert (prepared / "dataset.json").read_bytes() == before
 
 
 def test_mistakes_get_one_sentence_that_names_the_culprit(folder, drawn, prepared, trained):
-    bad, elsewhere, broken = folder / "bad.csv", folder / "elsewhere", folder / "broken"
+    bad, elsewhere, damaged = folder / "bad.csv", folder / "elsewhere", folder / "damaged"
     bad.write_text("FILE,NAME\na.jpg,ANNA\n")
     elsewhere.mkdir()
     good = drawn / "written_name_test_v2.csv"
-    shutil.copytree(trained / "best", broken)
-    (broken / "config.json").unlink()
+    shutil.copytree(trained / "best", damaged)
+    (damaged / "config.json").unlink()
     outs = [folder / f"none-{n}" for n in range(4)]
-    said = [
+    messages = [
         mistake("prepare", "--csv", bad, "--images", drawn, "--out", outs[0]),
         mistake("prepare", "--csv", good, "--images", elsewhere, "--out", outs[1], run=run_here),
-        mistake("evaluate", "--data", prepared, "--model", broken, "--out", outs[2]),
+        mistake("evaluate", "--data", prepared, "--model", damaged, "--out", outs[2]),
         mistake(
             "train",
             *["--data", prepared, "--out", outs[3], "--num-workers", "8", "--cpus-per-worker", "1"],
             run=run_apart,
         ),
     ]
-    assert f"{bad} has no column FILENAME: its header reads FILE, NAME" in said[0]
-    assert re.search(r"none of 60 rows could be prepared, \d+ of them for missing_image", said[1])
-    assert f"the bundle {broken} has no config.json" in said[2]
-    assert "needs 9 CPUs and the cluster has 2" in said[3]
+    assert f"{bad} has no column FILENAME: its header reads FILE, NAME" in messages[0]
+    assert re.search(r"all 60 rows were rejected, \d+ of them as missing_image", messages[1])
+    assert f"the bundle {damaged} has no config.json" in messages[2]
+    assert "needs 9 CPUs and the cluster has 2" in messages[3]
     assert not list(folder.glob("none-*"))
 
 
@@ -357,7 +356,7 @@ def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder,
 
 
 def test_the_quick_start_ends_with_what_was_read_before_and_after_learning(folder, ray_cluster):
-    """Its jobs run in one process."""
+    """All jobs of the quick start run in this process."""
     shown, _ = run_here(
         "quickstart", *["--out", "quick", "--lines", "80", "--epochs", "1"], cwd=folder, folder="examples"
     )
@@ -366,10 +365,10 @@ def test_the_quick_start_ends_with_what_was_read_before_and_after_learning(folde
         for name, place in (("shipped", "before"), ("fine-tuned", "evaluation"))
     }
     for name, figures in metrics.items():
-        told = (
+        pattern = (
             rf"^{name} +{100 * figures['cer']:.1f}% +{100 * figures['exact_match']:.1f}%   of {figures['num_lines']}$"
         )
-        assert re.search(told, shown, re.MULTILINE), shown
+        assert re.search(pattern, shown, re.MULTILINE), shown
     assert metrics["fine-tuned"]["comparison"]["model_id"] == metrics["shipped"]["model_id"]
     named = re.findall(r"^  (\S+): ", shown.partition("Open:\n")[2], re.MULTILINE)
     assert len(named) == 3 and all((folder / path).stat().st_size for path in named)

@@ -1,4 +1,4 @@
-"""How benchmarks measure: copies by hard links, memory of a tree of processes, and what their results hold."""
+"""Benchmarks: copies by hard links, the memory of a process tree, and the contents of the results."""
 
 import json
 import os
@@ -18,11 +18,11 @@ def test_copies_are_links_with_names_of_their_own(tmp_path):
     (tmp_path / "images").mkdir()
     for name in "ab":
         (tmp_path / "images" / name).write_text(name)
-    for _ in range(2):  # the second time they are there
-        found = copies_of([tmp_path / "images"], tmp_path / "work", copies=3, limit=5)
-    assert len({path.name for path in found}) == 5
-    assert len({path.stat().st_ino for path in found}) == 2
-    with pytest.raises(UserError, match="holds 5 images, not 2"):
+    for _ in range(2):  # the second time the links exist
+        paths = copies_of([tmp_path / "images"], tmp_path / "work", copies=3, limit=5)
+    assert len({path.name for path in paths}) == 5
+    assert len({path.stat().st_ino for path in paths}) == 2
+    with pytest.raises(UserError, match="contains 5 images, not 2"):
         copies_of([tmp_path / "images"], tmp_path / "work", copies=1)
 
 
@@ -56,7 +56,7 @@ def data(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def written(words: tuple[str, ...], file: str, value: object) -> None:
+def write_result(words: tuple[str, ...], file: str, value: object) -> None:
     out = Path(words[words.index("--out") + 1])
     out.mkdir(parents=True, exist_ok=True)
     (out / file).write_text(json.dumps(value))
@@ -66,12 +66,12 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
     def run(*words: str, with_memory: bool = False) -> dict[str, object]:
         seconds = 2.0 if with_memory else next(job_seconds)
         speed = {"start_up_seconds": 1.5, "wall_seconds": seconds, "bound_by": "model"}
-        written(words, "_run.json", {"num_images": 8, "num_read": 8, "errors": {}, "speed": speed})
+        write_result(words, "_run.json", {"num_images": 8, "num_read": 8, "errors": {}, "speed": speed})
         memory = {"memory": {"total_mib": 7}} if with_memory else {}
         return {"command": " ".join(words), "seconds": 2 * seconds, **memory}
 
-    job_seconds = iter([2.0, 1.0, 1.0, 0.5, 4.0, 2.0])  # in each round of the job as it is, then with --greedy
-    # In each round before and after the job as it is, before and after the one with --greedy.
+    job_seconds = iter([2.0, 1.0, 1.0, 0.5, 4.0, 2.0])  # per round: the job, then the job with --greedy
+    # Per round: before and after the job, then before and after the job with --greedy.
     bare_speeds = iter([20, 12, 6, 10, 2, 6, 8, 8, 10, 6, 12, 4])
     monkeypatch.setattr(transcribe, "run_job", run)
     is_network = []
@@ -90,7 +90,7 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
     job = result["figures"]["job"]
     assert [job[f"seconds_of_{name}"] for name in ("start_up", "reading", "the_rest")] == [1.5, 2, 0.5]
     assert result["job_over"] == {
-        "bare_read": {"median": 0.25, "of_rounds": [0.25, 2, 0.25]},  # not the medians' ratio, 4 / 8
+        "bare_read": {"median": 0.25, "of_rounds": [0.25, 2, 0.25]},  # not the ratio of the medians, 4 / 8
         "bare_network": {"median": 0.5, "of_rounds": [0.5, 1, 0.25]},
         "plain_script": {"median": 2, "of_rounds": [2, 4, 1]},
         "one_at_a_time": {"median": 2, "of_rounds": [2, 4, 1]},
@@ -107,7 +107,7 @@ def test_transcribes_result_compares_the_job_and_names_no_image(tmp_path, data, 
 
 def test_prepares_result_takes_the_start_up_out_and_names_no_label(tmp_path, data, monkeypatch):
     def run(*words: str) -> dict[str, object]:
-        written(words, "dataset.json", {"splits": {"train": {"prepared": 1}}})
+        write_result(words, "dataset.json", {"splits": {"train": {"prepared": 1}}})
         ran.append(Path(words[2]).name)
         return {"command": " ".join(words), "seconds": next(job_seconds)}
 
@@ -116,8 +116,8 @@ def test_prepares_result_takes_the_start_up_out_and_names_no_label(tmp_path, dat
         return [0.25, next(pool_seconds)]
 
     ran: list[str] = []
-    job_seconds = iter([3, 5, 3, 4, 2, 6])  # in each round of the few, of all
-    pool_seconds = iter([1, 0.5, 2, 2, 1, 1])  # in each round before the job, after it
+    job_seconds = iter([3, 5, 3, 4, 2, 6])  # per round: the job on few rows, then on all rows
+    pool_seconds = iter([1, 0.5, 2, 2, 1, 1])  # per round: before the job, then after it
     monkeypatch.setattr(prepare, "run_job", run)
     monkeypatch.setattr(prepare, "on_every_core", run_pool)
     stages = dict.fromkeys(("rows", "read", "decode", "fit", "hash", "other", "statistics"), 1.0) | {"write": 2.0}

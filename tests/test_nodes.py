@@ -1,6 +1,6 @@
-"""Nodes that share nothing but an object store: every job from bucket to bucket, and what is refused.
+"""Tests every job from bucket to bucket on nodes that share only an object store, and the errors for unshared paths.
 
-The driver's own node, the head, runs no work.
+The driver's node, the head, runs no tasks.
 """
 
 import json
@@ -21,7 +21,7 @@ RECIPE = ["--epochs", EPOCHS, "--batch-size", "16", "--gru-size", "16", "--conv-
 
 @pytest.fixture(scope="module")
 def nodes(ray_cluster, bucket):
-    """A cluster of a head with no CPU and two nodes, in place of the session's."""
+    """A cluster of a head without CPUs and two nodes, which replaces the cluster of the session."""
     ray.shutdown()
     with new_cluster(num_cpus=0) as cluster:
         for _ in range(2):
@@ -42,7 +42,7 @@ def prepared(nodes, bucket, tmp_path_factory, draw_text):
 
 @pytest.fixture(scope="module")
 def trained(prepared):
-    # A node has room for one worker of 1.5 CPUs: the two lie on different ones.
+    # A node holds one worker of 1.5 CPUs, so the two run on different nodes.
     settings = ["--num-workers", "2", "--cpus-per-worker", "1.5"]
     out, _ = run("train", "--data", prepared, "--out", "s3://bucket/run", *RECIPE, *settings)
     return out.strip()
@@ -67,7 +67,7 @@ def test_two_workers_on_different_nodes_train_into_a_bucket_and_go_on_from_there
     assert {"run/curves.png", "run/best/model.safetensors"} <= set(keys(bucket, "run"))
     again = ["--num-workers", "1", "--cpus-per-worker", "0.5"]
     _, err = run_here("train", "--data", prepared, "--out", "s3://bucket/run", *RECIPE, *again)
-    assert f"going on from checkpoint {EPOCHS * STEPS:010}" in err  # nothing is left to do
+    assert f"resuming from checkpoint {EPOCHS * STEPS:010}" in err  # nothing is left to do
 
 
 def test_an_evaluation_counts_every_line_of_a_split(prepared, trained):
@@ -96,14 +96,14 @@ def test_images_are_transcribed_from_bucket_to_bucket(trained, bucket):
 
 def test_a_path_that_not_every_node_sees_is_refused_by_its_name(prepared, trained, tmp_path, draw_text):
     draw_easy_lines(tmp_path, draw_text, train=20)
-    # Of one machine's nodes all see the same files, but for this folder: each process has its own.
-    here = "/proc/self/cwd"
+    # All nodes run on one machine and see the same files, except for this folder, which differs between processes.
+    unshared = "/proc/self/cwd"
     commands = [
-        ["prepare", "--data", tmp_path, "--out", f"{here}/prepared"],
-        ["train", "--data", prepared, "--out", f"{here}/run", *RECIPE],
-        ["tune", "--data", prepared, "--out", f"{here}/sweep"],
-        ["evaluate", "--data", prepared, "--model", trained, "--out", f"{here}/evaluation"],
-        ["transcribe", "--images", tmp_path / "train_v2", "--model", trained, "--out", f"{here}/transcripts"],
+        ["prepare", "--data", tmp_path, "--out", f"{unshared}/prepared"],
+        ["train", "--data", prepared, "--out", f"{unshared}/run", *RECIPE],
+        ["tune", "--data", prepared, "--out", f"{unshared}/sweep"],
+        ["evaluate", "--data", prepared, "--model", trained, "--out", f"{unshared}/evaluation"],
+        ["transcribe", "--images", tmp_path / "train_v2", "--model", trained, "--out", f"{unshared}/transcripts"],
     ]
     for command in commands:
         message = mistake(*command, cwd=tmp_path)
@@ -117,8 +117,8 @@ def test_a_job_that_lacks_cpus_is_refused_or_waits_for_a_node_as_it_is_told(node
     for command in (refused, [*refused, "--wait-minutes", "0.05"]):
         assert "needs 4.5 CPUs and the cluster has 4" in mistake(*command)
     process = start(*waiting)
-    said = read_until(process, "waiting for nodes")
-    assert "needs 4.5 CPUs and the cluster has 4" in said.splitlines()[-1]
+    log = read_until(process, "waiting for nodes")
+    assert "needs 4.5 CPUs and the cluster has 4" in log.splitlines()[-1]
     node = started(nodes.add_node, **NODE)
     err = end_of(process)
     nodes.remove_node(node)

@@ -37,13 +37,13 @@ ROWS = [  # split, label, reason
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A prepared folder of ROWS with random pictures; GONE has no file and DAMAGED is no picture."""
+    """A prepared folder of ROWS with random images; GONE has no file and DAMAGED is not an image."""
     rng = np.random.default_rng(0)
     lines, rejected = [], []
     for number, (split, text, reason) in enumerate(ROWS, start=1):
         path = tmp_path / f"{number}.png"
         if text == "DAMAGED":
-            path.write_bytes(b"no picture")
+            path.write_bytes(b"not an image")
         elif text != "GONE":
             path.write_bytes(encode_png(rng.integers(0, 256, (12, 40), np.uint8)))
         row = {"split": split, "row": number, "id": path.name, "path": str(path), "text": text, "reason": reason}
@@ -64,7 +64,7 @@ def _write(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path)
 
 
-def _tally() -> DatasetStatistics:
+def _statistics() -> DatasetStatistics:
     statistics = DatasetStatistics()
     for split, text, reason in ROWS:
         size = (12, 40) if reason is None else None
@@ -88,7 +88,7 @@ def _preparation_page(folder: Path, statistics: DatasetStatistics) -> str:
 
 
 def _predictions(*lines: tuple[str, str, float]) -> pa.Table:
-    """A table of (text, prediction, confidence), whose ids are a, b, c ..."""
+    """Returns a table of lines given as (text, prediction, confidence), with the ids a, b, c, ..."""
     schema = pa.schema(
         {
             "id": pa.string(),
@@ -135,14 +135,14 @@ def _evaluation_page(folder: Path, predictions: pa.Table, images: dict[str, np.n
 
 
 def _table(page: str, name: str) -> list[list[str]]:
-    """The body of a table of the page, as the first word of each cell."""
+    """Returns the first word of each cell in the body of a table of the page."""
     (table,) = re.findall(rf'<table id="{name}">.*?</table>', page, flags=re.DOTALL)
-    rows = ElementTree.fromstring(table).iterfind("tbody/tr")  # noqa: S314 - our own page
+    rows = ElementTree.fromstring(table).iterfind("tbody/tr")  # noqa: S314 - a page of this project
     return [[next(iter(" ".join(cell.itertext()).split()), "") for cell in row] for row in rows]
 
 
 class _Links(HTMLParser):
-    """Collects what a page's elements refer to."""
+    """Collects the references of the elements of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def _assert_is_escaped(page: str) -> None:
 
 
 def test_counts_of_all_reasons_add_up_to_the_rows_in(folder):
-    *reasons, rows_in = _table(_preparation_page(folder, _tally()), "reasons")
+    *reasons, rows_in = _table(_preparation_page(folder, _statistics()), "reasons")
     counts = {reason: [int(n) for n in numbers] for reason, *numbers in reasons}
     assert counts["lowercase"] == [2, 0, 2]  # train, validation, all
     assert counts["prepared"] == [2, 1, 3]
@@ -180,19 +180,19 @@ def test_counts_of_all_reasons_add_up_to_the_rows_in(folder):
 
 
 def test_html_in_a_label_is_shown_and_not_run(folder):
-    _assert_is_escaped(_preparation_page(folder, _tally()))
+    _assert_is_escaped(_preparation_page(folder, _statistics()))
     predictions = _predictions((MALICIOUS, "<script>", 0.5))
     _assert_is_escaped(_evaluation_page(folder, predictions, {"a": np.zeros((16, 64), np.uint8)}))
 
 
 def test_pages_ask_for_nothing_outside_themselves(folder):
-    _assert_asks_for_nothing_outside(_preparation_page(folder, _tally()))
+    _assert_asks_for_nothing_outside(_preparation_page(folder, _statistics()))
     predictions = _predictions(("A", "B", 0.5), ("A", "A", 0.9))
     _assert_asks_for_nothing_outside(_evaluation_page(folder, predictions, {"a": np.zeros((16, 64), np.uint8)}))
 
 
 def test_plots_have_the_colors_of_the_page_around_them_in_the_light_and_in_the_dark(folder):
-    pages = [_preparation_page(folder, _tally()), _evaluation_page(folder, _predictions(("A", "B", 0.5)), {})]
+    pages = [_preparation_page(folder, _statistics()), _evaluation_page(folder, _predictions(("A", "B", 0.5)), {})]
     plots = [base64.b64decode(svg).decode() for page in pages for svg in re.findall(r"svg\+xml;base64,([^\"]*)", page)]
     assert len(plots) == 5
     for plot in plots:
@@ -214,7 +214,7 @@ def test_missing_and_damaged_files_are_rows_without_a_picture(folder):
         "missing_image": [False],
         "undecodable_image": [False],
     }
-    assert _preparation_page(folder, _tally()).count("no picture") == 3
+    assert _preparation_page(folder, _statistics()).count("no image") == 3
 
 
 def test_samples_are_the_first_rows_by_number_whatever_their_shard(folder):
@@ -231,7 +231,7 @@ def test_samples_are_the_first_rows_by_number_whatever_their_shard(folder):
 
 
 def test_the_same_data_set_gives_the_same_report(folder):
-    assert _preparation_page(folder, _tally()) == _preparation_page(folder, _tally())
+    assert _preparation_page(folder, _statistics()) == _preparation_page(folder, _statistics())
 
 
 def test_a_data_set_without_one_prepared_row_has_a_report(tmp_path):
@@ -259,8 +259,8 @@ def test_worst_lines_are_those_with_most_edits_by_length_then_the_surest(tmp_pat
         ("ABCD", "ABCX", 0.9),  # a: a quarter is wrong
         ("ABCD", "ABCD", 0.1),  # b: right
         ("AB", "AX", 0.3),  # c: half
-        ("AB", "XB", 0.8),  # d: half, surer
-        ("", "X", 0.2),  # e: all and more
+        ("AB", "XB", 0.8),  # d: half, more confident
+        ("", "X", 0.2),  # e: more edits than characters
     )
     assert lines_to_show(predictions) == ["e", "d", "c", "a"]
     page = _evaluation_page(tmp_path, predictions, dict.fromkeys("abcde", np.full((8, 8), 255, np.uint8)))
@@ -293,17 +293,17 @@ def test_a_group_without_a_character_is_shown_without_a_cer(tmp_path):
     assert ["0", "1", "0", "1", "–", "", "", "0.0%", "0.0%"] in rows
 
 
-@pytest.mark.parametrize(("read", "missing"), [("ANNA", "no wrong line"), ("X", "no right line")])
+@pytest.mark.parametrize(("read", "missing"), [("ANNA", "no wrong lines"), ("X", "no correct lines")])
 def test_a_confidence_plot_says_which_lines_there_are_none_of(tmp_path, read, missing):
     page = _evaluation_page(tmp_path, _predictions(("ANNA", read, 0.9)), {})
     svg, *_ = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", page)
-    assert re.findall(rb"<!-- (no \w+ line) -->", base64.b64decode(svg)) == [missing.encode()]
+    assert re.findall(rb"<!-- (no \w+ lines) -->", base64.b64decode(svg)) == [missing.encode()]
 
 
 @pytest.mark.parametrize("lines", [[], [("ANNA", "ANNA", 0.9)]])
 def test_an_evaluation_without_an_error_has_a_report(tmp_path, lines):
     page = _evaluation_page(tmp_path, _predictions(*lines), {})
-    assert "every line was read without an error" in page
+    assert "every line was recognized without an error" in page
 
 
 def test_evaluation_shows_figures_confusions_and_the_lines_it_was_given(tmp_path):
@@ -315,4 +315,4 @@ def test_evaluation_shows_figures_confusions_and_the_lines_it_was_given(tmp_path
         ["N", "M", "substitution", "2", "66.7%"],
         ["␣", "", "deletion", "1", "33.3%"],
     ]
-    assert page.count("data:image/png") == 2  # among the worst and among the surest
+    assert page.count("data:image/png") == 2  # among the worst lines and among the most confident errors

@@ -1,4 +1,4 @@
-"""Object stores: the books, the inputs and a whole job against moto's S3 server on this machine."""
+"""Tests storage, inputs, partitions and a whole job against moto's S3 server on this machine."""
 
 import json
 
@@ -48,8 +48,8 @@ def test_a_manifest_in_a_bucket_reads_what_lies_below_its_root(bucket):
     inputs = open_inputs(InputSettings(images="s3://bucket/lists/m.csv", root="s3://bucket/scans"))
     (table,) = inputs.tables()
     assert table["path"].to_pylist() == listed
-    found = [file.reason if isinstance(file, Line) else file for file in inputs.fetch(table)]
-    assert found == [b"b", b"a", "missing_image", "unsafe_path", "unsafe_path"]
+    fetched = [file.reason if isinstance(file, Line) else file for file in inputs.fetch(table)]
+    assert fetched == [b"b", b"a", "missing_image", "unsafe_path", "unsafe_path"]
     globbed = open_inputs(InputSettings(images="s3://bucket/scans/**/*.png"))
     assert [path for table in globbed.tables() for path in table["path"].to_pylist()] == ["a.png", "deep/b.png"]
 
@@ -58,13 +58,13 @@ def test_the_books_in_a_bucket_go_on_and_leave_only_their_files(bucket):
     for n in range(20):
         put(bucket, f"pages/{n:02}.png", b"x")
     out, images = "s3://bucket/books", open_inputs(InputSettings(images="s3://bucket/pages"))
-    names = list(Partitions(out, {"a": 1}).deal(images.tables(), most=6))
+    names = list(Partitions(out, {"a": 1}).assign(images.tables(), most=6))
     put(bucket, "pages/20.png", b"x")
     with pytest.raises(UserError, match="a = 1, not 2"):
         Partitions(out, {"a": 2})
     parts = Partitions(out, {"a": 1})
     assert parts.undone() == names
-    assert len(list(parts.deal(images.tables(), most=6))) == 1
+    assert len(list(parts.assign(images.tables(), most=6))) == 1
     for name in parts.undone():
         write_output(out, name, read_inputs(out, name))
     parts.finish()
@@ -77,9 +77,9 @@ def test_the_books_in_a_bucket_go_on_and_leave_only_their_files(bucket):
 
 def test_a_job_from_bucket_to_bucket_killed_on_the_way_reads_each_image_once(ray_with_bucket, tmp_path, draw_text):
     bucket, latch = ray_with_bucket, Latch(tmp_path / "latch")
-    pictures = [encode_png(draw_text("ABC"[: n % 4], height=20 + n, width=90)) for n in range(8)]
+    images = [encode_png(draw_text("ABC"[: n % 4], height=20 + n, width=90)) for n in range(8)]
     for n in range(NUM_FILES):
-        put(bucket, f"in/{n % 5}/{n:04}.png", pictures[n % 8])
+        put(bucket, f"in/{n % 5}/{n:04}.png", images[n % 8])
     put(bucket, "in/empty.png", b"")
     save_bundle(new_tiny_bundle(), str(tmp_path / "bundle"))
     arguments = ["--images", "s3://bucket/in", "--out", "s3://bucket/out", "--model", tmp_path / "bundle"]
@@ -90,13 +90,13 @@ def test_a_job_from_bucket_to_bucket_killed_on_the_way_reads_each_image_once(ray
     process.communicate()
     assert 2 <= len(keys(bucket, "out/_work/outputs")) < len(keys(bucket, "out/_work/inputs"))
     out, err = run(*arguments)
-    assert "going on" in err
+    assert "resuming" in err
     assert out.strip() == "s3://bucket/out"
     assert keys(bucket, "out") == ["out/_run.json", "out/transcripts-00000.parquet"]
-    found = read_parquet("s3://bucket/out/transcripts-00000.parquet").to_pandas().set_index("path")
-    assert sorted(found.index) == [key.removeprefix("in/") for key in keys(bucket, "in/")]
-    assert found.error.dropna().index.tolist() == ["empty.png"]
-    for path, row in found.drop(index="empty.png").iterrows():
+    rows = read_parquet("s3://bucket/out/transcripts-00000.parquet").to_pandas().set_index("path")
+    assert sorted(rows.index) == [key.removeprefix("in/") for key in keys(bucket, "in/")]
+    assert rows.error.dropna().index.tolist() == ["empty.png"]
+    for path, row in rows.drop(index="empty.png").iterrows():
         assert row.height == 20 + int(path[2:6]) % 8
     summary = json.loads(storage.read_bytes("s3://bucket/out/_run.json"))
     assert summary["num_images"] == NUM_FILES + 1 > summary["speed"]["num_images"]

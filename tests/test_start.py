@@ -1,4 +1,4 @@
-"""How a job starts where its environment is against it, and how it ends when it is told to while it starts."""
+"""Tests of how a job starts in an adverse environment, and how it ends if it is stopped while it starts."""
 
 import shutil
 import signal
@@ -19,7 +19,7 @@ from hwr_ray.recognition.bundle import save_bundle
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory, draw_text):
-    """Two pictures and a bundle."""
+    """Command-line arguments for two images and a bundle."""
     folder = tmp_path_factory.mktemp("start")
     (folder / "images").mkdir()
     for text in ("A", "B"):
@@ -30,7 +30,7 @@ def arguments(tmp_path_factory, draw_text):
 
 @pytest.fixture
 def own_ray(monkeypatch):
-    """No Ray to join, but for what the test leaves."""
+    """Removes the Ray that a job would join; a test may leave its own address."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -40,34 +40,34 @@ def test_a_dead_heads_address_a_long_temporary_folder_and_a_narrow_encoding_stop
 ):
     long = tmp_path / ("x" * 60)
     (long / "ray").mkdir(parents=True)
-    with socket.socket() as taken:  # nothing listens there
-        taken.bind(("127.0.0.1", 0))
-        gone = f"127.0.0.1:{taken.getsockname()[1]}"
-        (long / "ray/ray_current_cluster").write_text(gone)
+    with socket.socket() as bound:  # nothing listens there
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        (long / "ray/ray_current_cluster").write_text(address)
         monkeypatch.setenv("TMPDIR", str(long))
         monkeypatch.delenv("RAY_TMPDIR", raising=False)
         monkeypatch.setenv("PYTHONIOENCODING", "ascii")
         out = tmp_path / "é"
         process = start("transcribe", *arguments, "--out", out)
-        told, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert told == f"{tmp_path}/\\xe9\n"
+        stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert stdout == f"{tmp_path}/\\xe9\n"
     assert pd.read_parquet(out).error.isna().tolist() == [True, True]
-    assert f"no Ray answers at {gone}, the address in {long}/ray/ray_current_cluster" in said
-    assert f"Ray keeps its files in /tmp/ray, not in {long}/ray: its path is too long" in said
-    assert "on Ray: 1 nodes" in said
-    # The job's own words and nothing else.
-    assert not [line for line in said.splitlines() if not line[:8].replace(":", "").isdigit()]
+    assert f"no Ray answers at {address}, the address in {long}/ray/ray_current_cluster" in stderr
+    assert f"Ray keeps its files in /tmp/ray, not in {long}/ray: its path is too long" in stderr
+    assert "on Ray: 1 nodes" in stderr
+    # Only the job's own log lines.
+    assert not [line for line in stderr.splitlines() if not line[:8].replace(":", "").isdigit()]
 
 
 def test_an_address_where_no_ray_answers_is_a_mistake_told_at_once(arguments, own_ray, tmp_path, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing, as a stopped head does
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, never responds, like a stopped head
         monkeypatch.setenv("RAY_ADDRESS", address := f"127.0.0.1:{silent.getsockname()[1]}")
         process = start("transcribe", *arguments, "--out", tmp_path / "out")
-        _, said = process.communicate(timeout=100)
+        _, stderr = process.communicate(timeout=100)
     assert process.returncode == 2
-    assert f"no Ray answers at RAY_ADDRESS={address}: start it, or name another" in said.splitlines()[-1]
-    assert "Traceback" not in said and not (tmp_path / "out").exists()
+    assert f"no Ray answers at RAY_ADDRESS={address}: start it there, or set" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_job_that_is_told_to_stop_while_it_starts_ends_with_all_its_processes(
     arguments, own_ray, tmp_path, monkeypatch, sent, latch
 ):
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    folder = tempfile.mkdtemp(prefix="hwr-")  # a short path, which all of Ray's processes have on their command line
+    folder = tempfile.mkdtemp(prefix="hwr-")  # a short path, which is on the command line of all of Ray's processes
     monkeypatch.setenv("RAY_TMPDIR", folder)
     process = start("transcribe", *arguments, "--out", tmp_path / "out")
     if latch == "import ray":
@@ -94,19 +94,19 @@ def test_a_job_that_is_told_to_stop_while_it_starts_ends_with_all_its_processes(
         assert processes_of(folder)
     process.send_signal(sent)
     process.communicate(timeout=100)
-    # By itself, by Ray's handler, or by the signal's own effect before Python has a handler.
+    # The job ends by its own handler, by Ray's, or by the signal's default action before Python has a handler.
     assert process.returncode in (128 + sent, sent, -sent)
     deadline = time.monotonic() + 100
-    while left := processes_of(folder):
-        assert time.monotonic() < deadline, left
+    while running := processes_of(folder):
+        assert time.monotonic() < deadline, running
         time.sleep(0.05)
     shutil.rmtree(folder)
 
 
 def processes_of(folder: str) -> list[str]:
-    """The command lines of a Ray that keeps its files in a folder."""
-    found = []
+    """Returns the command lines of the processes of the Ray that keeps its files in a folder."""
+    command_lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-            found.append(path.read_text())
-    return [line for line in found if folder in line]
+        with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
+            command_lines.append(path.read_text())
+    return [line for line in command_lines if folder in line]

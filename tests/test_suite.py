@@ -1,4 +1,4 @@
-"""How the suite is marked, shared out to processes and timed."""
+"""Tests of how the suite is marked, distributed to processes and timed."""
 
 import json
 import shutil
@@ -31,13 +31,14 @@ SETTINGS = '[tool.pytest.ini_options]\ntestpaths = ["tests"]\nmarkers = ["ray", 
 
 @pytest.fixture
 def suite(pytester, monkeypatch):
-    """A function that runs a small suite and returns its outcomes and what it printed.
+    """A function that runs a small suite in a separate process and returns its outcomes and its output.
 
-    In a process of its own, which what other tests left behind in this one can't reach."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of benchmarks
+    State that other tests leave in this process does not affect it.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for benchmarks
     pytester.makepyprojecttoml(SETTINGS)
     folder = pytester.mkdir("tests")
-    shutil.copy(suite_plugin.__file__, folder)  # where the other processes find it
+    shutil.copy(suite_plugin.__file__, folder)  # for the other processes
     (folder / "conftest.py").write_text(FIXTURES)
     for name, text in TESTS.items():
         (folder / f"{name}.py").write_text(f"import pytest\n{text}\n")
@@ -59,14 +60,14 @@ def suite(pytester, monkeypatch):
     ],
 )
 def test_tests_are_marked_by_their_module_and_their_fixtures(suite, chosen, names):
-    outcomes, said = suite("-m", chosen)
-    assert outcomes["passed"] == len(names) and all(f"::test_{name} " in said for name in names)
+    outcomes, output = suite("-m", chosen)
+    assert outcomes["passed"] == len(names) and all(f"::test_{name} " in output for name in names)
 
 
 def test_the_tests_of_a_module_share_one_process_and_modules_with_ray_come_first(suite):
-    _, said = suite("-n", "2")
+    _, output = suite("-n", "2")
     by_test, first = {}, {}
-    for line in said.splitlines():
+    for line in output.splitlines():
         if line.startswith("[gw") and "PASSED" in line:
             process, test = line.split()[0], line.split("::")[1].strip()
             by_test[test] = process
@@ -79,23 +80,23 @@ def test_the_tests_of_a_module_share_one_process_and_modules_with_ray_come_first
 
 def test_a_module_with_ray_that_is_not_listed_is_refused(suite, pytester):
     (pytester.path / "tests/test_new.py").write_text("def test_new(ray_cluster): pass")
-    _, said = suite("--collect-only")
-    assert "test_new has tests with Ray: list it in suite.py" in said
+    _, output = suite("--collect-only")
+    assert "test_new has tests with Ray: list it in suite.py" in output
 
 
 @pytest.mark.parametrize("processes", ["0", "2"])
 def test_a_whole_run_is_recorded_with_its_commit_and_its_slowest_tests(suite, tmp_path, processes):
     file = tmp_path / "tests.json"
-    _, said = suite("-n", processes, f"--record={file}")
+    _, output = suite("-n", processes, f"--record={file}")
     record = json.loads(file.read_text())
     assert record["commit"] and record["hardware"]["cores"] and record["wall_seconds"] >= 0
     assert record["tests"] == {"passed": 6} and record["test_seconds"].keys() == {"ray", "browser", "slow", "other"}
     assert sorted(record["slowest"])[0] == "tests/test_jobs.py::test_job" and len(record["slowest"]) == 6
-    assert "slowest 6 tests" in said and f"wrote {file}" in said
+    assert "slowest 6 tests" in output and f"wrote {file}" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"),
+    ("arguments", "reason"),
     [
         (["-m", "not ray"], "only some"),
         (["-k", "job"], "only some"),
@@ -103,11 +104,11 @@ def test_a_whole_run_is_recorded_with_its_commit_and_its_slowest_tests(suite, tm
         (["-p", "broken"], "not every test passed"),
     ],
 )
-def test_another_run_leaves_the_record_as_it_is(suite, pytester, tmp_path, arguments, why):
+def test_another_run_leaves_the_record_as_it_is(suite, pytester, tmp_path, arguments, reason):
     file = tmp_path / "tests.json"
     file.write_text("before")
     if "broken" in arguments:
         arguments = []
         (pytester.path / "tests/test_jobs.py").write_text("def test_job(): raise ValueError")
-    _, said = suite(f"--record={file}", *arguments)
-    assert file.read_text() == "before" and why in said
+    _, output = suite(f"--record={file}", *arguments)
+    assert file.read_text() == "before" and reason in output

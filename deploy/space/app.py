@@ -1,4 +1,4 @@
-"""The demo as a Hugging Face Space, whose environment says where it listens."""
+"""The demo as a Hugging Face Space, whose environment sets the address and port."""
 
 from hwr_ray.recognition.demo import DemoSettings, demo
 

@@ -1,1 +1,1 @@
-"""What jobs need of Ray."""
+"""Connection to Ray, cluster resources and monitoring of jobs."""

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a job, through Ray's own metrics."""
+"""Prometheus metrics of a job, exported through Ray."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -7,33 +7,35 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 LINES = "hwr_ray_lines"
-"""Lines that are done with, by `stage` (`job` is Prometheus' own) and `outcome`: `read`, `prepared`, or why not."""
+"""Counter of finished lines, by `stage` (`job` is a label of Prometheus) and `outcome`: `read`, `prepared` or the
+reason of an error."""
 EPOCH = {
     "cer": "Validation character error rate",
-    "exact_match": "Share of validation lines that were read without an error",
-    "loss": "Mean CTC loss a character in training",
-    "lines_per_second": "Training lines a second",
-    "waiting_share": "Share of the training time spent waiting for lines",
-    "epoch": "Epochs done",
+    "exact_match": "Fraction of validation lines without an error",
+    "loss": "Mean CTC loss per character in training",
+    "lines_per_second": "Training throughput in lines per second",
+    "waiting_share": "Fraction of the training time spent waiting for lines",
+    "epoch": "Completed epochs",
 }
-"""Figures of a run's last epoch, each a gauge `hwr_ray_epoch_NAME` by `run`."""
+"""Figures of a run's last epoch, with their descriptions. Each is a gauge `hwr_ray_epoch_NAME` with the label `run`."""
 
 
 def count_lines(stage: str, outcomes: Iterable[tuple[str, int]]) -> None:
+    """Adds (outcome, number) pairs to the counter of a stage."""
     for outcome, number in outcomes:
         if number:
             _lines().inc(number, {"stage": stage, "outcome": outcome})
 
 
 def show_epoch(run: str, row: Mapping[str, Any]) -> None:
-    """Sets the gauges to the figures of an epoch, a row of metrics.jsonl."""
+    """Sets the gauges to the figures of an epoch, given as a row of metrics.jsonl."""
     for name in EPOCH:
         _gauge(name).set(row[name], {"run": run})
 
 
 @cache
 def _lines() -> Counter:
-    return Counter(LINES, description="Lines that are done with", tag_keys=("stage", "outcome"))
+    return Counter(LINES, description="Finished lines", tag_keys=("stage", "outcome"))
 
 
 @cache

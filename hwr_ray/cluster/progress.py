@@ -1,4 +1,4 @@
-"""Shows how far a long job is: a bar on a terminal, a line every ten seconds in a log."""
+"""Progress of a long job, as a bar on a terminal or a line every ten seconds in a log."""
 
 import logging
 import sys
@@ -19,9 +19,10 @@ TERMINAL_SECONDS, LOG_SECONDS = 1.0, 10.0
 
 
 class Progress:
-    """Counts items done of a total, which is None while it is unknown. Shows them while the context is entered.
+    """Progress of a number of items. The context shows it on a terminal or in the log.
 
-    The rate and the time left count from the first items, because starting Ray's workers takes time before them.
+    `total` returns None while the total is unknown. The rate and the time left count from the first items, because
+    Ray's workers take time to start.
     """
 
     def __init__(self, unit: str, total: Callable[[], int | None], *, done: int = 0) -> None:
@@ -44,7 +45,7 @@ class Progress:
             self.bar.stop()
 
     def advance(self, number: int) -> None:
-        """Adds `number` items to those done, which is negative if items were lost, and shows the progress."""
+        """Adds `number` items to those done and shows the progress. `number` is negative if items were lost."""
         self.done += number
         now = time.monotonic()
         if number < 0 or (self.start is None and number):  # items were lost, or the first are done
@@ -67,17 +68,17 @@ class Progress:
     def line(self, seconds: float) -> str:
         """Returns done, total, rate and time left, `seconds` after the first items."""
         counted, total = self.done - self.before, self.total()
-        said = f"{self.done:,} {self.unit}" if total is None else f"{self.done:,} of {total:,} {self.unit}"
+        text = f"{self.done:,} {self.unit}" if total is None else f"{self.done:,} of {total:,} {self.unit}"
         if counted <= 0 or seconds <= 0:
-            return said
+            return text
         rate = counted / seconds
-        said += f", {rate:,.0f} a second" if rate >= 10 else f", {rate:.1f} a second"
-        return said if total is None else f"{said}, {timedelta(seconds=round((total - self.done) / rate))} left"
+        text += f", {rate:,.0f} a second" if rate >= 10 else f", {rate:.1f} a second"
+        return text if total is None else f"{text}, {timedelta(seconds=round((total - self.done) / rate))} left"
 
 
 @contextmanager
-def ten_seconds(what: str) -> Iterator[None]:
-    """Logs every ten seconds that something is still running, and for how long."""
+def log_elapsed(what: str) -> Iterator[None]:
+    """Logs every ten seconds how long the block has been running."""
     is_over = threading.Event()
     start = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""CPUs, GPUs and nodes: what a job asks of a cluster, and how it waits for them."""
+"""CPUs, GPUs and nodes that a job needs, and the wait for them."""
 
 import logging
 import math
@@ -15,11 +15,11 @@ from hwr_ray.errors import UserError
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-6
-"""Of sums of fractions of CPUs."""
+"""Tolerance of sums of fractional CPUs."""
 RELEASE_SECONDS = 1
-"""In which Ray learns that a job of this process gave back what it held."""
+"""Seconds until Ray registers that a job of this process has released its resources."""
 WAIT_SECONDS = 10
-"""Between two lines that say for which nodes a job waits."""
+"""Seconds between log lines while a job waits for nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,11 @@ class WorkerSettings(ClusterSettings):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a Ray task or actor asks for, as arguments of `options`."""
+        """Resources of a Ray task or actor, as arguments of `options`."""
         return {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker}
 
     def needs(self, num_workers: int, *, other_cpus: float) -> "Needs":
-        """What so many workers need, beside `other_cpus` for what feeds them."""
+        """Returns what `num_workers` workers need, plus `other_cpus` for the tasks that feed them."""
         return Needs(
             num_workers=num_workers,
             cpus_per_worker=self.cpus_per_worker,
@@ -70,20 +70,20 @@ class WorkerSettings(ClusterSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """CPUs and GPUs (Ray's logical ones) that a job holds at the same time."""
+    """Ray's logical CPUs and GPUs that a job holds at the same time."""
 
     num_workers: int
     cpus_per_worker: float
     gpus_per_worker: float = 0
     other_cpus: float
-    """For what feeds the workers."""
+    """CPUs for the tasks that feed the workers."""
 
 
 def preflight(needs: Needs, *, wait_minutes: float = 0) -> None:
-    """Raises UserError where the cluster can't hold what the job needs, after so many minutes in which nodes may come
-    and an autoscaler is asked for them; says so where others hold it now.
+    """Raises UserError if the cluster is too small for the job, after waiting `wait_minutes` for missing nodes.
 
-    Ray itself would wait, without a word, for nodes that never come.
+    Missing nodes are requested from the autoscaler. Logs a warning if other jobs hold the resources. Ray itself would
+    silently wait for nodes that never come.
     """
     try:
         _check(needs)
@@ -91,40 +91,40 @@ def preflight(needs: Needs, *, wait_minutes: float = 0) -> None:
         if not wait_minutes:
             raise
         _wait_for_nodes(needs, str(error), 60 * wait_minutes)
-        _check(needs, told=True)  # what was held to wait may not be free again yet
+        _check(needs, warn_if_busy=False)  # the resources held during the wait may not be free yet
 
 
 def _wait_for_nodes(needs: Needs, reason: str, seconds: float) -> None:
-    """Waits until the cluster holds all that is needed at once, or the time is over."""
+    """Waits until the cluster can hold everything that the job needs at once, for at most `seconds`."""
     worker = {"CPU": needs.cpus_per_worker, "GPU": needs.gpus_per_worker}
     wanted = [*[worker] * needs.num_workers, {"CPU": needs.other_cpus}]
     bundles = [{name: number for name, number in bundle.items() if number} for bundle in wanted]
-    # An autoscaler brings nodes for what waits; unlike request_resources, this ends with the job.
+    # The autoscaler adds nodes for a pending group. Unlike request_resources, the group ends with the job.
     group = placement_group([bundle for bundle in bundles if bundle])
     deadline = time.monotonic() + seconds
     try:
         while (left := deadline - time.monotonic()) > 0 and not group.wait(math.ceil(min(WAIT_SECONDS, left))):
-            log.info("%s: waiting for nodes, %.0f minutes at most", reason.split(":")[0], left / 60)
+            log.info("%s: waiting for nodes, at most %.0f minutes", reason.split(":")[0], left / 60)
     finally:
         remove_placement_group(group)
 
 
-def _check(needs: Needs, *, told: bool = False) -> None:
+def _check(needs: Needs, *, warn_if_busy: bool = True) -> None:
     remedy = "lower --num-workers or --cpus-per-worker, or add nodes"
     cpus = needs.num_workers * needs.cpus_per_worker + needs.other_cpus
     gpus = needs.num_workers * needs.gpus_per_worker
-    have = ray.cluster_resources()
+    total = ray.cluster_resources()
     for name, key, needed in (("CPUs", "CPU", cpus), ("GPUs", "GPU", gpus)):
-        if needed > have.get(key, 0) + TOLERANCE:
-            raise UserError(f"this needs {needed:g} {name} and the cluster has {have.get(key, 0):g}: {remedy}")
-        if told or needed <= _free(key) + TOLERANCE:
+        if needed > total.get(key, 0) + TOLERANCE:
+            raise UserError(f"this needs {needed:g} {name} and the cluster has {total.get(key, 0):g}: {remedy}")
+        if not warn_if_busy or needed <= _free(key) + TOLERANCE:
             continue
         time.sleep(RELEASE_SECONDS)
         if needed > (free := _free(key)) + TOLERANCE:
-            log.warning("this needs %g %s and %g are free: it waits for other jobs", needed, name, free)
+            log.warning("this needs %g %s and %g are free: waiting for other jobs", needed, name, free)
     places = sum(_places(node["Resources"], needs) for node in working_nodes())
     if places < needs.num_workers:
-        raise UserError(f"the cluster's nodes hold {places} of the {needs.num_workers} workers at once: {remedy}")
+        raise UserError(f"the cluster's nodes can hold {places} of the {needs.num_workers} workers at once: {remedy}")
 
 
 def _free(resource: str) -> float:
@@ -132,20 +132,20 @@ def _free(resource: str) -> float:
 
 
 def room_for(needs: Needs) -> int:
-    """How many jobs with these needs the cluster holds at the same time, wherever their parts come to lie.
+    """Returns how many jobs with these needs the cluster can hold at the same time, wherever Ray places their parts.
 
-    Each may need a whole CPU for a while, to list files (`other_cpus` is what it holds always). One is free on some
-    node as long as all jobs together hold no more than all nodes have beyond one CPU each.
+    Each job temporarily needs a whole CPU to list files; `other_cpus` is what it holds permanently. Some node has a
+    whole CPU free as long as all jobs together hold at most what the nodes have beyond one CPU each.
     """
     nodes = [node["Resources"] for node in working_nodes()]
     return jobs_at_once([node["CPU"] for node in nodes], [node.get("GPU", 0) for node in nodes], needs)
 
 
 def jobs_at_once(cpus: list[float], gpus: list[float], needs: Needs) -> int:
-    """See `room_for`; `cpus` and `gpus` are those of each node."""
+    """Returns the result of `room_for`, given the `cpus` and `gpus` of each node."""
     held = needs.other_cpus + needs.num_workers * needs.cpus_per_worker
     places = (sum(max(0.0, count - 1) for count in cpus) + TOLERANCE) // held
-    # A worker computes with a core at least, whatever share of one it says it needs.
+    # A worker uses at least one core, whatever fraction of one it requests.
     places = min(places, max(1, sum(cpus) // needs.num_workers))
     if needs.gpus_per_worker:
         places = min(places, sum(gpus) // (needs.num_workers * needs.gpus_per_worker))
@@ -153,7 +153,7 @@ def jobs_at_once(cpus: list[float], gpus: list[float], needs: Needs) -> int:
 
 
 def _places(resources: dict[str, float], needs: Needs) -> int:
-    """How many workers fit on a node at the same time."""
+    """Returns how many workers fit on a node at the same time."""
     places = (resources.get("CPU", 0) + TOLERANCE) // needs.cpus_per_worker
     if needs.gpus_per_worker:
         places = min(places, (resources.get("GPU", 0) + TOLERANCE) // needs.gpus_per_worker)
@@ -161,18 +161,19 @@ def _places(resources: dict[str, float], needs: Needs) -> int:
 
 
 def working_nodes() -> list[dict]:
-    """Nodes that run tasks: a head with no CPU to give is none."""
+    """Returns the nodes that run tasks, which excludes a head without CPUs."""
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)]
 
 
 def per_node(number: int) -> int:
-    """How many of so many processes a node has at most, where they are spread evenly over the nodes that run tasks."""
+    """Returns the most processes on one node if `number` processes are spread evenly over the nodes that run tasks."""
     return math.ceil(number / len(working_nodes()))
 
 
 def threads_among(num_processes: int) -> int:
-    """CPU threads for this process, one of so many that share its node; called in the process.
+    """Returns the number of CPU threads for this process, one of `num_processes` that share its node.
 
-    More threads than cores is far worse than fewer: OpenMP's waiting made a training step six times slower.
+    Call it in the process itself. More threads than cores are far worse than fewer: OpenMP's waiting made a training
+    step six times slower.
     """
     return max(1, cpu_count() // num_processes)

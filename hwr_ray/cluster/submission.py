@@ -1,4 +1,4 @@
-"""What differs for a job that `ray job submit` started."""
+"""The environment of a job started by `ray job submit`."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from hwr_ray.files import storage
 
 
 def submitted_environment() -> dict[str, Any]:
-    """The runtime environment that Ray gave this process; empty where it was started otherwise."""
+    """Returns the runtime environment of this process; empty unless `ray job submit` started it."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return job.get("runtime_env") or {}
 
 
 def check_lasting(out: str | None) -> None:
-    """Raises UserError where a job would write to its working folder, a copy that Ray deletes."""
+    """Raises UserError if a submitted job would write to its working folder, a copy that Ray deletes."""
     if out and submitted_environment().get("working_dir") and not storage.is_absolute(out):
         raise UserError(
-            f"--out {out} would be lost: Ray deletes a submitted job's folder; name an absolute path or a URI"
+            f"--out {out} would be lost: Ray deletes a submitted job's folder; choose an absolute path or a URI"
         )

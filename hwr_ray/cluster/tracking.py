@@ -1,6 +1,6 @@
-"""Following a run in Weights & Biases.
+"""Tracking of a run in Weights & Biases.
 
-wandb is imported only where a project is named: it takes its time in each process of a run.
+wandb is imported only if a project is given, because the import takes time in each process of a run.
 """
 
 import os
@@ -12,21 +12,21 @@ import numpy as np
 from hwr_ray.errors import UserError
 
 Sample = tuple[np.ndarray, str, str]
-"""A line image (H, W) uint8, its text, its prediction."""
+"""A line image (H, W) uint8, its label and its prediction."""
 
 
 def check_key(project: str | None) -> None:
-    """Raises UserError where wandb would ask for a key that nobody can give it."""
+    """Raises UserError if wandb would prompt for a missing key, since nobody can answer."""
     if not project or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         return
     import wandb
 
     if not wandb.login(prompt=False):
-        raise UserError("--wandb-project needs a key in WANDB_API_KEY, or WANDB_MODE=offline")
+        raise UserError("--wandb-project needs a key: set WANDB_API_KEY, or set WANDB_MODE=offline")
 
 
 class Tracker:
-    """Sends a run's metrics to wandb; does nothing without a project. For rank 0 only.
+    """Sends a run's metrics to wandb. Does nothing without a project. Only rank 0 uses it.
 
     The key comes from WANDB_API_KEY, the mode from WANDB_MODE (`offline` works).
     """
@@ -44,7 +44,7 @@ class Tracker:
             self.run.log(metrics, step=metrics["epoch"])
 
     def log_samples(self, samples: Sequence[Sample], *, epoch: int) -> None:
-        """A table of lines with what they say and what was read."""
+        """Logs a table of lines with their labels and predictions."""
         if self.run:
             import wandb
 

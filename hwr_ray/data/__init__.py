@@ -1,1 +1,1 @@
-"""Label files and images to a prepared data set."""
+"""Preparation of a data set from label files and images."""

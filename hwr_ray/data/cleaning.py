@@ -1,4 +1,4 @@
-"""The rules by which labelled rows leave a data set, each with a name that its rejected rows carry."""
+"""Cleaning rules that reject labelled rows, each for a named reason."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,19 +7,19 @@ from hwr_ray.errors import UserError
 from hwr_ray.text.codec import Codec
 
 REASONS = {
-    "malformed_row": "the row of the CSV has not as many fields as its header",
-    "unsafe_path": "the file name is no plain path below the image folder",
+    "malformed_row": "the row has more or fewer fields than the CSV header",
+    "unsafe_path": "the file name is not a relative path inside the image folder",
     "duplicate_id": "an earlier row of the CSV has the same file name",
     "missing_text": "the row has no label",
     "unreadable": "the label is UNREADABLE",
     "empty_field": "the label is EMPTY",
-    "lowercase": "the label has small letters",
+    "lowercase": "the label has lowercase letters",
     "too_long": "the label has more characters than --max-length",
-    "unknown_character": "the label has a character that --charset lacks (training split only)",
-    "missing_image": "there is no such image file",
-    "undecodable_image": "the image file holds no whole, single line image",
+    "unknown_character": "the label has a character that is not in --charset (training split only)",
+    "missing_image": "the image file does not exist",
+    "undecodable_image": "the file is damaged, not a single image, or too small or too large",
 }
-"""Why a row is rejected, in the order in which the rules apply: the first one that holds names the row."""
+"""Reasons to reject a row, in the order in which the rules apply; a row gets the first reason that matches."""
 
 Optional = Literal["unreadable", "empty_field", "lowercase", "too_long"]
 
@@ -27,11 +27,11 @@ Optional = Literal["unreadable", "empty_field", "lowercase", "too_long"]
 @dataclass(frozen=True, kw_only=True)
 class CleaningSettings:
     max_length: int = 20
-    """Most characters of a label."""
+    """Maximum number of characters in a label."""
     keep: tuple[Optional, ...] = ()
-    """Reasons for which rows are not rejected."""
+    """Cleaning rules to switch off: rows that match them are kept."""
     charset: str | None = None
-    """Characters to recognize; by default those of the training labels."""
+    """Characters to recognize; by default all characters of the training labels."""
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -41,9 +41,9 @@ class CleaningSettings:
 
 
 def reason_for(text: str, settings: CleaningSettings, *, is_training: bool) -> str | None:
-    """Why a row with this (normalized) label is rejected, or None where it stays.
+    """Returns the reason to reject a row with this normalized label, or None to keep the row.
 
-    Unknown characters reject training rows only: an evaluation that dropped them would flatter the model.
+    Unknown characters reject training rows only: an evaluation without such rows would underestimate the error.
     """
     checks = {
         "missing_text": not text,

@@ -1,4 +1,4 @@
-"""Folds: shares of the training lines, each left out by one training run and later read by the model that it made."""
+"""Folds of the training lines: each is left out of one training run and then recognized by the resulting model."""
 
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -8,19 +8,20 @@ import pyarrow as pa
 
 
 def fold_of(line: str, num_folds: int) -> int:
-    """The fold of a line, 0 to num_folds - 1, by the hash of its id: the same in every run and whatever lies beside it.
+    """Returns the fold of a line, 0 to num_folds - 1, from the hash of its id.
 
-    Not the hash that deals a CSV's lines out to the splits: that one's training lines share its lower four fifths.
+    The fold is the same in every run and does not depend on other lines. It is not the hash that assigns the lines of a
+    CSV to splits: the training lines cover only the lower four fifths of the range of that hash.
     """
     digest = blake2b(f"fold of {line}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % num_folds
 
 
 def folds_of(lines: Iterable[str], num_folds: int) -> np.ndarray:
-    """The fold of each line (N) int64."""
+    """Returns the fold of each line, (N) int64."""
     return np.array([fold_of(line, num_folds) for line in lines], np.int64)
 
 
 def leave_out(table: pa.Table, *, fold: int, num_folds: int) -> pa.Table:
-    """The rows whose `id` lies in the other folds."""
+    """Returns the rows whose `id` is in another fold."""
     return table.filter(pa.array(folds_of(table["id"].to_pylist(), num_folds) != fold))

@@ -1,4 +1,4 @@
-"""The texts that a run's language model learns from."""
+"""Training texts for the language model of a run."""
 
 import logging
 from collections import Counter
@@ -23,10 +23,10 @@ def language_model_texts(
     fold: int | None = None,
     num_folds: int = 1,
 ) -> Counter[str]:
-    """Texts that a run trains on, all but those of its fold, or, where there is a label list, those of it that the
-    cleaning rules keep, with their counts.
+    """Returns the texts for the language model of a run, with their counts.
 
-    Raises UserError where the list is missing, lacks the column or holds no text.
+    These are the training texts outside the run's fold or, with a label list, the texts of the list that the cleaning
+    rules keep. Raises UserError if the list or its column is missing, or if no text is left.
     """
     if label_list is None:
         table = prepared.table("train", ["id", "text"])
@@ -41,13 +41,13 @@ def language_model_texts(
         if reason_for(normalize(text), rules, is_training=True) is None:
             texts[normalize(text)] += number
     if not texts:
-        raise UserError(f"{label_list} holds no text that the cleaning rules of {prepared.path} keep")
+        raise UserError(f"{label_list} has no text that the cleaning rules of {prepared.path} keep")
     log.info("%s: %s of %s texts for the language model", label_list, texts.total(), raw.total())
     return texts
 
 
 def read_column(path: str, column: str) -> list[str]:
-    """A column of a CSV file, packed (.gz) or not. Raises UserError where the file or the column is missing."""
+    """Returns a column of a CSV file, which may be compressed (.gz). Raises UserError if file or column is missing."""
     if not storage.is_file(path):
         raise UserError(f"there is no file {path}")
     filesystem, inner = storage.locate(path)

@@ -1,4 +1,4 @@
-"""Label CSVs: rows of (file name, text), read whole or refused with the line that is wrong."""
+"""Reading of label CSVs as rows of file name and text, with errors that name the faulty line."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,32 +19,32 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 ROWS = pa.schema(
     {
         "split": pa.string(),
-        "row": pa.int64(),  # number of the row in its CSV, 1 for the first below the header
-        "id": pa.string(),  # file name as the CSV has it; unique in its split
-        "folder": pa.string(),  # path or URI of the image folder, which `id` starts from
-        "path": pa.string(),  # path or URI of the image; null where the row's own is unsafe
-        "text": pa.string(),  # label as the CSV has it
-        "reason": pa.string(),  # why the row is rejected, or null
-        "detail": pa.string(),  # more about the reason, or null
+        "row": pa.int64(),  # row number in its CSV; 1 is the first row below the header
+        "id": pa.string(),  # file name as in the CSV; unique within its split
+        "folder": pa.string(),  # path or URI of the image folder that `id` is relative to
+        "path": pa.string(),  # path or URI of the image; null if `id` is an unsafe path
+        "text": pa.string(),  # label as in the CSV
+        "reason": pa.string(),  # reason to reject the row, or null
+        "detail": pa.string(),  # explanation of the reason, or null
     }
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """A label CSV and the folder that its file names start from."""
+    """A label CSV and the folder that its file names are relative to."""
 
     csv: str
     images: str
     split: Split | None
-    """The split of all its rows; None deals them out by the hash of the file name, 80 : 10 : 10."""
+    """Split of all rows; None assigns each row by the hash of its file name, 80 : 10 : 10."""
     columns: tuple[str, str] = ("FILENAME", "IDENTITY")
     """Names of the columns with the file name and the text."""
     encoding: str = "utf-8"
 
 
 def find_label_files(data: str) -> list[LabelFile]:
-    """The label files of a folder in the Kaggle layout: any of the three splits. Raises UserError without one."""
+    """Returns the label files of a folder in the Kaggle layout. Raises UserError if it has none of the splits."""
     if not is_folder(data):
         raise UserError(f"there is no folder {data}")
     files = [
@@ -53,15 +53,15 @@ def find_label_files(data: str) -> list[LabelFile]:
     ]
     found = [file for file in files if is_file(file.csv)]
     if not found:
-        raise UserError(f"{data} holds no label CSV: expected one of {', '.join(f.csv for f in files)}")
+        raise UserError(f"{data} contains no label CSV: expected one of {', '.join(f.csv for f in files)}")
     return found
 
 
 def read_rows(file: LabelFile, *, rows_per_table: int = 4096) -> Iterator[pa.Table]:
-    """All rows of a label CSV as tables of the schema ROWS, with the reasons that the CSV alone can tell.
+    """Yields all rows of a label CSV as tables of the schema ROWS, with the reasons that follow from the CSV alone.
 
-    Raises UserError where the file or its image folder is missing, the file has no rows, lacks a column, or is not
-    text in its encoding.
+    Raises UserError if the file, its image folder or a column is missing, if the file has no rows, or if it is not
+    text in the given encoding.
     """
     if not is_file(file.csv):
         raise UserError(f"there is no file {file.csv}")
@@ -78,7 +78,7 @@ def _tables(file: LabelFile, rows: Iterator[list[str]], rows_per_table: int) -> 
         found = [_row(file, header, number, fields, seen) for number, fields in chunk]
         yield pa.Table.from_pylist(found, schema=ROWS)
     if not seen:
-        raise UserError(f"{file.csv} holds a header and no rows")
+        raise UserError(f"{file.csv} has a header but no rows")
 
 
 def _row(file: LabelFile, header: Sequence[str], number: int, fields: list[str], seen: set[str]) -> dict[str, object]:
@@ -94,7 +94,7 @@ def _row(file: LabelFile, header: Sequence[str], number: int, fields: list[str],
         reason = "duplicate_id"
     seen.add(line)
     return {
-        "split": file.split or _deal(line),
+        "split": file.split or _assign_split(line),
         "row": number,
         "id": line,
         "folder": file.images,
@@ -105,7 +105,7 @@ def _row(file: LabelFile, header: Sequence[str], number: int, fields: list[str],
     }
 
 
-def _deal(line: str) -> Split:
-    """The split of a line by the hash of its id: the same in every run and in every larger CSV."""
+def _assign_split(line: str) -> Split:
+    """Returns the split of a line from the hash of its id: the same in every run, even if the CSV grows."""
     share = int.from_bytes(blake2b(line.encode(), digest_size=8).digest(), "big") / 2**64
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"

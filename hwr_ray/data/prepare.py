@@ -1,4 +1,4 @@
-"""Label CSVs and images to a prepared data set: read, clean, decode, fit, write, in one pass of Ray Data."""
+"""The `prepare` job: reads, cleans, decodes, fits and writes labelled line images in one pass of Ray Data."""
 
 import logging
 import pickle
@@ -35,10 +35,10 @@ from hwr_ray.versions import versions
 log = logging.getLogger(__name__)
 
 MOST_ROWS, SHARD_BYTES = 4096, 64 << 20
-"""Of a shard, before compression."""
+"""Maximum rows and bytes of a shard, before compression."""
 LABEL_CPUS, SHARD_CPUS = 0.1, 0.45
-"""Ray's logical CPUs of what reads a CSV, and of each process that prepares its rows, of which a CPU has one: so few
-that the processes of a node that is lost, which start again on the others, leave them some."""
+"""Ray's logical CPUs for each task that reads a CSV, and for each actor that prepares rows (one actor per CPU). The
+actors reserve little, so that CPUs stay free when those of a lost node restart on the other nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,33 +46,33 @@ class PrepareSettings:
     out: str
     """Folder or URI of the prepared data set."""
     data: str | None = None
-    """Folder in the layout of Kaggle's landlord/handwriting-recognition, any of its three splits."""
+    """Folder in the layout of Kaggle's landlord/handwriting-recognition, with any of its three splits."""
     csv: str | None = None
-    """A label CSV, instead of --data."""
+    """Label CSV to read instead of --data."""
     images: str | None = None
-    """Folder of the images that --csv names."""
+    """Folder of the images that --csv refers to."""
     split: Split | None = None
-    """Split of all rows of --csv; by default they are dealt out 80 : 10 : 10 by the hash of the file name."""
+    """Split of all rows of --csv; by default each row is assigned by the hash of its file name, 80 : 10 : 10."""
     columns: tuple[str, str] = ("FILENAME", "IDENTITY")
-    """Names of the CSV's columns with the file name and the text."""
+    """Names of the CSV columns with the file name and the text."""
     encoding: str = "utf-8"
-    """Encoding of the CSVs."""
+    """Text encoding of the CSVs."""
     canvas: tuple[int, int] = (Canvas.height, Canvas.width)
-    """Height and width in pixels of every prepared image."""
+    """Height and width of every prepared image, in pixels."""
     cleaning: CleaningSettings = field(default_factory=CleaningSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     overwrite: bool = False
-    """Replace a finished data set."""
+    """Replace an existing data set in --out."""
 
     def __post_init__(self) -> None:
         Canvas(*self.canvas)
         if (self.data is None) == (self.csv is None):
-            raise UserError("name either --data or --csv")
+            raise UserError("pass either --data or --csv")
         if (self.csv is None) != (self.images is None):
-            raise UserError("--csv and --images go together")
+            raise UserError("pass --csv and --images together")
 
     def label_files(self) -> list[LabelFile]:
-        """The CSVs to read. Raises UserError where --data holds none."""
+        """Returns the CSVs to read. Raises UserError if --data contains none."""
         if self.csv is not None and self.images is not None:
             files = [LabelFile(csv=self.csv, images=self.images, split=self.split)]
         else:
@@ -90,11 +90,11 @@ class PrepareSettings:
 
 
 def prepare(settings: PrepareSettings) -> str:
-    """Writes the prepared data set of the settings. Raises UserError for what its user can mend."""
+    """Writes the prepared data set and returns its path. Raises UserError for errors that the user can fix."""
     files = settings.label_files()
     canvas = Canvas(*settings.canvas)
     for file in files:
-        next(read_rows(file))  # what is wrong with a CSV shows before Ray starts
+        next(read_rows(file))  # rejects an invalid CSV before Ray starts
     with staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
         connect()
         needs = Needs(num_workers=1, cpus_per_worker=SHARD_CPUS, other_cpus=LABEL_CPUS)
@@ -105,8 +105,8 @@ def prepare(settings: PrepareSettings) -> str:
         if not any(reason == "prepared" for _, reason in statistics.rows):
             (_, reason), number = statistics.rows.most_common(1)[0]
             raise UserError(
-                f"none of {statistics.rows.total()} rows could be prepared, {number} of them for {reason} "
-                f"({REASONS[reason]}): nothing was written"
+                f"all {statistics.rows.total()} rows were rejected, {number} of them as {reason} ({REASONS[reason]}): "
+                "nothing was written"
             )
         metadata: dict[str, Any] = {
             "canvas": [canvas.height, canvas.width],
@@ -125,14 +125,14 @@ def prepare(settings: PrepareSettings) -> str:
 
 
 def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, canvas: Canvas) -> DatasetStatistics:
-    """Prepares all rows of the label files and writes them to `out`."""
+    """Prepares all rows of the label files, writes them to `out` and returns their statistics."""
     rows_per_shard = max(16, min(MOST_ROWS, SHARD_BYTES // (canvas.height * canvas.width)))
-    begun = chain.from_iterable(read_rows(file, rows_per_table=rows_per_shard) for file in files)
-    num_writers = sum(1 for _ in islice(begun, max(1, int(ray.cluster_resources()["CPU"]))))  # no more than shards
-    carried = [{"number": number, **asdict(file)} for number, file in enumerate(files)]
-    # Actors, not tasks: Ray Data has tasks wait for its next round, a tenth of a second, and ends idle processes.
+    tables = chain.from_iterable(read_rows(file, rows_per_table=rows_per_shard) for file in files)
+    num_writers = sum(1 for _ in islice(tables, max(1, int(ray.cluster_resources()["CPU"]))))  # at most one a shard
+    items = [{"number": number, **asdict(file)} for number, file in enumerate(files)]
+    # Actors, not tasks: tasks wait for the next round of Ray Data (0.1 s), and their idle processes are terminated.
     shards = (
-        ray.data.from_items(carried, override_num_blocks=len(files))
+        ray.data.from_items(items, override_num_blocks=len(files))
         .map_batches(
             _shards_of,  # type: ignore[arg-type]
             fn_kwargs={"rows_per_shard": rows_per_shard},
@@ -149,11 +149,11 @@ def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, c
         )
     )
     shards.context.enable_progress_bars = False
-    shards.context.target_max_block_size = 1  # byte: each row, which is a shard, becomes a block
+    shards.context.target_max_block_size = 1  # byte: each row, which holds a shard, becomes a block
     statistics = DatasetStatistics()
     with Progress("rows", lambda: None) as progress:
         for row in rows_of(shards):
-            part = pickle.loads(row["statistics"])  # noqa: S301 - of a process of this job
+            part = pickle.loads(row["statistics"])  # noqa: S301 - written by this job's actors
             statistics += part
             progress.advance(part.rows.total())
             count_lines("prepare", ((outcome, number) for (_, outcome), number in part.rows.items()))
@@ -161,9 +161,9 @@ def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, c
 
 
 def check_whole(out: str, statistics: DatasetStatistics) -> None:
-    """Raises RuntimeError where the shards in `out` do not hold the rows that were counted."""
+    """Deletes partial files in `out`. Raises RuntimeError if its shards do not contain the rows that were counted."""
     for name in storage.list_files(out):
-        if storage.PARTIAL in name:  # of a process that was killed while it wrote
+        if storage.PARTIAL in name:  # left by a process that was killed while writing
             storage.delete_file(storage.join(out, name))
     expected = {split: figures["prepared"] for split, figures in statistics.splits().items()}
     expected["rejected"] = statistics.rows.total() - sum(expected.values())
@@ -172,13 +172,13 @@ def check_whole(out: str, statistics: DatasetStatistics) -> None:
         found = pyarrow.dataset.dataset(inner, filesystem=filesystem).count_rows() if rows else 0
         if found != rows:
             raise RuntimeError(
-                f"{found} of {rows} {folder} rows are in {out}: is --out on storage that all nodes share?"
+                f"{out} contains {found} of {rows} {folder} rows: choose an --out on storage that all nodes share"
             )
 
 
 def _shards_of(files: pa.Table, *, rows_per_shard: int) -> Iterable[pa.Table]:
-    """LabelFiles, as Ray Data carries them, to tables of one row: the `name` of a shard, and its `rows` as an Arrow
-    stream, which Ray Data can neither split nor join."""
+    """Yields one table for each shard of the label files. Its single row has the `name` of the shard and its `rows` as
+    an Arrow stream, which Ray Data can neither split nor merge."""
     for file in files.to_pylist():
         number = file.pop("number")
         label_file = LabelFile(**{**file, "columns": tuple(file["columns"])})
@@ -190,11 +190,11 @@ def _shards_of(files: pa.Table, *, rows_per_shard: int) -> Iterable[pa.Table]:
 
 
 def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> list[dict[str, Any]]:
-    """Rows (schema ROWS) cleaned, their images decoded and fitted.
+    """Returns rows of the schema ROWS cleaned, with their images decoded and fitted to the canvas.
 
-    Adds `kept_text`; `height` and `width` of the image file in pixels and `image`, (H, W) uint8 on the canvas, None in
-    rows that are to leave; and `digest`, the SHA-256 of the file, empty where it was not read. Every row stays; those
-    that are to leave carry their `reason`.
+    Adds `kept_text`, the normalized label; `height` and `width` of the image file in pixels and `image`, (H, W) uint8
+    on the canvas, which are None for rejected rows; and `digest`, the SHA-256 of the file, empty if it was not read.
+    Rejected rows stay in the result with their `reason`.
     """
     records = rows.to_pylist()
     for row in records:
@@ -211,23 +211,23 @@ def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) 
 
 
 class ShardWriter:
-    """The actor: prepares tables of rows and writes them to `out`, a shard for each split and one of rejected rows."""
+    """Actor that prepares tables of rows and writes each to `out`, as one shard per split and one of rejected rows."""
 
     def __init__(self, out: str, cleaning: CleaningSettings, canvas: Canvas) -> None:
         self.out, self.cleaning, self.canvas = out, cleaning, canvas
 
     def __call__(self, shards: pa.Table) -> pa.Table:
-        """Writes shards (`name`, `rows` as an Arrow stream). Returns a row with the pickled statistics of each."""
+        """Writes shards (`name`, `rows` as an Arrow stream). Returns a row with the pickled statistics for each."""
         results = []
         for shard in shards.to_pylist():
             rows = pa.ipc.open_stream(shard["rows"]).read_all()
             records = prepare_rows(rows, cleaning=self.cleaning, canvas=self.canvas)
-            # Under the same name, whichever process writes it, and however often.
+            # The name depends on neither process nor attempt, so a retry replaces the same files.
             results.append(pickle.dumps(self.write(records, shard["name"])))
         return pa.table({"statistics": results})
 
     def write(self, records: list[dict[str, Any]], name: str) -> DatasetStatistics:
-        """Writes prepared rows as files of that name in the folders of the splits and of the rejected."""
+        """Writes prepared rows to a file `name` in the folder of each split and in `rejected`. Returns statistics."""
         statistics, folders = DatasetStatistics(), defaultdict[str, list[dict[str, Any]]](list)
         for row in records:
             folders[count_row(row, statistics)].append(row)
@@ -244,7 +244,7 @@ class ShardWriter:
 
 
 def count_row(row: dict[str, Any], statistics: DatasetStatistics) -> str:
-    """Adds a prepared row to the statistics; returns the folder that it goes to."""
+    """Adds a prepared row to the statistics and returns the name of its output folder."""
     is_kept = row["reason"] is None
     statistics.add_row(
         split=row["split"],

@@ -1,4 +1,4 @@
-"""The report of a preparation: an HTML file that needs no other."""
+"""Self-contained HTML report of a prepared data set."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ MOST_CHARACTERS = 120
 
 
 def write_preparation_report(out: str, *, metadata: dict[str, Any], statistics: DatasetStatistics) -> None:
-    """Writes `report.html` of the prepared data set in the folder `out`, whose shards are there already."""
+    """Writes `report.html` of the prepared data set in the folder `out`, which already contains the shards."""
     canvas = Canvas(*metadata["canvas"])
     before, after = statistics.lengths_before, statistics.lengths_after
     page = render(
@@ -45,12 +45,12 @@ def write_preparation_report(out: str, *, metadata: dict[str, Any], statistics: 
 
 
 def reason_table(statistics: DatasetStatistics) -> list[dict[str, Any]]:
-    """Rows by reason and split, in the order of the rules, those that stayed at the end; their sum is all rows."""
+    """Returns the rows by reason and split, in the order of the rules, kept rows last; they sum to all rows."""
     reasons = [reason for reason in REASONS if any(reason == r for _, r in statistics.rows)]
     return [
         {
             "reason": reason,
-            "explanation": REASONS.get(reason, "the row stays"),
+            "explanation": REASONS.get(reason, "the row was kept"),
             "counts": {split: statistics.rows[split, reason] for split in SPLITS},
             "total": sum(statistics.rows[split, reason] for split in SPLITS),
         }
@@ -59,11 +59,11 @@ def reason_table(statistics: DatasetStatistics) -> list[dict[str, Any]]:
 
 
 def rejected_samples(out: str, *, count: int = 6) -> dict[str, list[dict[str, Any]]]:
-    """The first `count` rejected rows of each reason by row number, with their `picture` or None."""
+    """Returns the first `count` rejected rows of each reason by row number, with their `picture` or None."""
     filesystem, _ = storage.locate(out)
     kept = REJECTED.empty_table()
     if shards := _shards(out, "rejected"):
-        # Batch by batch: millions of rows may be rejected.
+        # In batches, because millions of rows may be rejected.
         for batch in ds.dataset(shards, filesystem=filesystem, schema=REJECTED).to_batches():
             rows = pa.concat_tables([kept, pa.Table.from_batches([batch])])
             rows = rows.sort_by([("row", "ascending"), ("split", "ascending")])
@@ -84,7 +84,7 @@ def _picture_of_file(path: str | None) -> np.ndarray | None:
 
 
 def sample_lines(out: str, canvas: Canvas, *, count: int = 12, shards: int = 4) -> list[dict[str, Any]]:
-    """The first lines of a few shards of the first split that has any, with their `picture` on the canvas."""
+    """Returns the first lines of a few shards of the first non-empty split, with their `picture` on the canvas."""
     filesystem, _ = storage.locate(out)
     files = next(filter(None, (_shards(out, split) for split in SPLITS)), [])
     files = files[:: max(1, len(files) // shards)][:shards]
@@ -103,7 +103,7 @@ def _shards(out: str, folder: str) -> list[str]:
 
 
 def shrinking(sizes: Counter[tuple[int, int]], canvas: Canvas) -> dict[str, float]:
-    """Share of the images that shrink to fit the canvas, and their scales: at the median and the smallest."""
+    """Returns the share of images that are shrunk to fit the canvas, and their median and smallest scale."""
     pairs = sorted((canvas.scale_for(*size), number) for size, number in sizes.items())
     scales = np.repeat([scale for scale, _ in pairs], [number for _, number in pairs])
     shrunk = scales[scales < 1]
@@ -113,7 +113,7 @@ def shrinking(sizes: Counter[tuple[int, int]], canvas: Canvas) -> dict[str, floa
 
 
 def character_table(statistics: DatasetStatistics) -> list[dict[str, Any]]:
-    """Each character with its count in all labels and in the kept ones, most frequent first."""
+    """Returns each character with its count in all labels and in the kept ones, most frequent first."""
     after: Counter[str] = Counter()
     for (_, character), number in statistics.characters_after.items():
         after[character] += number
@@ -124,13 +124,13 @@ def character_table(statistics: DatasetStatistics) -> list[dict[str, Any]]:
 
 def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:
     figure, axes = new_figure()
-    last = max(after or before) + 4  # one label of a thousand characters must not flatten the rest
+    last = max(after or before) + 4  # a single very long label must not flatten the plot
     for lengths, color, name in ((before, PALE, "all labels"), (after, GOOD, "prepared")):
         capped: Counter[int] = Counter()
         for length, number in lengths.items():
             capped[min(length, last)] += number
         axes.bar(list(capped), list(capped.values()), color=color, label=name)
-    axes.set_xlabel(f"characters in the label (the bar at {last} also holds the longer ones)")
+    axes.set_xlabel(f"characters in the label (the bar at {last} includes longer labels)")
     axes.set_ylabel("labels")
     axes.legend(frameon=False)
     return data_uri(figure)
@@ -140,7 +140,7 @@ def _plot_sizes(sizes: Counter[tuple[int, int]], canvas: Canvas) -> str:
     figure, axes = new_figure()
     heights, widths = zip(*sizes, strict=True)
     areas = np.maximum(4, 300 * np.array(list(sizes.values())) / max(sizes.values()))
-    # Rasterized: there may be thousands of sizes.
+    # Rasterized, because there may be thousands of sizes.
     axes.scatter(widths, heights, s=areas, color=GOOD, alpha=0.45, linewidths=0, rasterized=True)
     axes.add_patch(
         Rectangle((1, 1), canvas.width - 1, canvas.height - 1, fill=False, color=BAD, lw=2, label=f"canvas {canvas}")

@@ -1,4 +1,4 @@
-"""What prepare counts while it runs, in parts that add up."""
+"""Statistics of a data set, counted for parts of it and added up."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from hwr_ray.text.codec import frames_needed
 
 @dataclass
 class DatasetStatistics:
-    """Counts over rows of a data set; results of disjoint rows add up to that of their union."""
+    """Counts over rows of a data set; those of disjoint sets of rows add up to those of their union."""
 
     rows: Counter[tuple[Split, str]] = field(default_factory=Counter)
-    """Rows by split and reason; the reason of a row that stays is 'prepared'."""
+    """Rows by split and reason; the reason of a kept row is 'prepared'."""
     normalized: Counter[Split] = field(default_factory=Counter)
-    """Prepared rows whose label changed by normalization."""
+    """Prepared rows whose label was changed by normalization, by split."""
     frames: Counter[tuple[Split, int]] = field(default_factory=Counter)
-    """Prepared rows by the frames that their label needs."""
+    """Prepared rows by split and number of frames that their label needs."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Decoded images by (height, width) in pixels."""
     lengths_before: Counter[int] = field(default_factory=Counter)
-    """Labelled rows by the label's length, before cleaning."""
+    """Labelled rows by label length, before cleaning."""
     lengths_after: Counter[int] = field(default_factory=Counter)
     characters_before: Counter[str] = field(default_factory=Counter)
     characters_after: Counter[tuple[Split, str]] = field(default_factory=Counter)
     digest: int = 0
-    """Sum modulo 2**256 of a hash of each row and its image: the same for the same rows in any order (Bellare and
-    Micciancio 1997, AdHash)."""
+    """Sum modulo 2**256 of a hash of each row and its image, which does not depend on the order of rows (AdHash,
+    Bellare and Micciancio 1997)."""
 
     def add_row(
         self,
@@ -43,7 +43,7 @@ class DatasetStatistics:
         size: tuple[int, int] | None,
         content: Iterable[bytes],
     ) -> None:
-        """Counts one row; `kept_text` is the label that was kept, None for a rejected row."""
+        """Counts one row. `kept_text` is its normalized label, or None for a rejected row."""
         self.rows[split, reason or "prepared"] += 1
         if size:
             self.sizes[size] += 1
@@ -65,11 +65,11 @@ class DatasetStatistics:
         )
 
     def charset(self) -> str:
-        """The characters of the prepared training labels, sorted."""
+        """Returns the characters of the prepared training labels, sorted."""
         return "".join(sorted({c for split, c in self.characters_after if split == "train"}))
 
     def splits(self) -> dict[str, dict[str, Any]]:
-        """dataset.json's figures by split."""
+        """Returns the figures of dataset.json by split."""
         names = dict.fromkeys(split for split, _ in self.rows)
         return {name: self._split(name) for name in names}
 

@@ -1,1 +1,1 @@
-"""Frames to texts with probabilities."""
+"""Decoding of the network's output into texts with probabilities."""

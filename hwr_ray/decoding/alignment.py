@@ -1,4 +1,4 @@
-"""How probable a text is over all its CTC alignments, and the likeliest of them; compiled by numba."""
+"""CTC probability of a text and its most probable alignment, compiled by numba."""
 
 import numba
 import numpy as np
@@ -6,25 +6,26 @@ import numpy as np
 from hwr_ray.text.codec import BLANK
 
 TINY = np.finfo(np.float64).tiny
-"""A sum of probabilities below it counts as 0: it has no reciprocal."""
+"""Sums of probabilities below this count as 0, because their reciprocal can overflow."""
 
 
 def compiled(function):
-    """The function compiled at its first call, and kept on disk where numba finds a folder that it may write.
+    """Returns a function that numba compiles at its first call and caches on disk if it finds a writable folder.
 
-    A compiled function may call another one of its own module only: numba doesn't see that what it keeps on disk is
-    older than a change in another file.
+    A compiled function may only call compiled functions of its own module: numba does not notice that a cached
+    function is older than a change in another file.
     """
     try:
         return numba.njit(function, cache=True, nogil=True)
-    except RuntimeError:  # neither the package's folder nor the user's own can be written: each process compiles again
+    except RuntimeError:  # neither the package's folder nor the user's is writable: each process compiles again
         return numba.njit(function, nogil=True)
 
 
 def ctc_log_probs(probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Log-probability (N, K) float64 of each of a line's texts, summed over all alignments (Graves et al. 2006, 4.1).
+    """Returns the log-probability (N, K) float64 of K texts per line, summed over alignments (Graves et al. 2006, 4.1).
 
-    `probs` is (N, T, C) float64, `labels` (N, K, L), `lengths` (N, K), below 0 for no text: -inf.
+    `probs` is (N, T, C) float64, `labels` (N, K, L) and `lengths` (N, K). A negative length marks a missing text, whose
+    log-probability is -inf.
     """
     total = np.full(lengths.shape, -np.inf)
     _forward(probs, labels.astype(np.int32), lengths.astype(np.int32), total)
@@ -32,9 +33,9 @@ def ctc_log_probs(probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) ->
 
 
 def align(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The frames that the likeliest alignment of a line (T, C) with its labels (L) gives to each of them.
+    """Returns the frames of each label in the most probable alignment of a line (T, C) with its labels (L).
 
-    Returns (L, 2) int32, the first frame and the one after the last, in ascending order. Raises ValueError where the
+    The result is (L, 2) int32 in ascending order: the first frame and the one after the last. Raises ValueError if the
     line has too few frames for the labels.
     """
     frames = np.zeros((len(labels), 2), np.int32)
@@ -45,10 +46,10 @@ def align(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 @compiled
 def _viterbi(log_probs, labels, frames):
-    """Fills `frames` (L, 2); returns whether there is an alignment. Positions are blanks (even) and labels (odd)."""
+    """Fills `frames` (L, 2) and returns whether an alignment exists. Even positions are blanks, odd ones labels."""
     num_frames, positions = log_probs.shape[0], 2 * len(labels) + 1
     best = np.full(positions, -np.inf)
-    came_from = np.zeros((num_frames, positions), np.int8)  # positions back: 0, 1 or 2
+    came_from = np.zeros((num_frames, positions), np.int8)  # steps back by 0, 1 or 2 positions
     for t in range(num_frames):
         for s in range(positions - 1, -1, -1):
             score, step = best[s], 0
@@ -73,28 +74,29 @@ def _viterbi(log_probs, labels, frames):
 
 @compiled
 def _forward(probs, labels, lengths, total):
-    """Fills `total` (N, K)."""
-    symbols, room = np.empty(2 * labels.shape[2] + 1, np.int32), np.empty((3, 2 * labels.shape[2] + 1))
+    """Fills `total` (N, K) with log-probabilities."""
+    symbols, buffers = np.empty(2 * labels.shape[2] + 1, np.int32), np.empty((3, 2 * labels.shape[2] + 1))
     for n in range(lengths.shape[0]):
         for k in range(lengths.shape[1]):
             if lengths[n, k] >= 0:
-                total[n, k] = _log_prob(probs[n], labels[n, k, : lengths[n, k]], symbols, room)
+                total[n, k] = _log_prob(probs[n], labels[n, k, : lengths[n, k]], symbols, buffers)
 
 
 @compiled
-def _log_prob(probs, labels, symbols, room):
-    """Log-probability of the labels of a text given a line (T, C).
+def _log_prob(probs, labels, symbols, buffers):
+    """Returns the log-probability of the labels of a text given a line (T, C).
 
-    `symbols` and `room` are room for the text's positions, blanks at the even ones: the class of each, its mass before
-    and after a frame, and 1 where paths may come from two positions back. Each frame is scaled to a sum of 1.
+    `symbols` and `buffers` are workspace with one entry per position of the text, blanks at the even ones: its class,
+    its probability mass before and after a frame, and 1 if paths may skip the position before it. The mass is scaled
+    to a sum of 1 after each frame.
     """
     positions = 2 * len(labels) + 1
-    forward, after, may_skip = room[0], room[1], room[2]
+    forward, after, may_skip = buffers[0], buffers[1], buffers[2]
     for s in range(positions):
         forward[s] = 0.0
         symbols[s] = labels[s // 2] if s % 2 == 1 else BLANK
         may_skip[s] = 1.0 if s > 1 and symbols[s] != BLANK and symbols[s] != symbols[s - 2] else 0.0
-    forward[0] = 1.0  # before the first frame: a path may begin at position 0 or 1
+    forward[0] = 1.0  # before the first frame, so that a path can start at position 0 or 1
     log_scale = 0.0
     for t in range(probs.shape[0]):
         total = 0.0

@@ -1,4 +1,4 @@
-"""CTC prefix beam search: the texts that are most probable in a line image, weighed with a language model."""
+"""CTC prefix beam search with a language model."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from hwr_ray.decoding.prefix_beam import Settings, search
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """Candidate texts of N lines, K each, different from one another, the best first."""
+    """Candidate texts of N lines: up to K distinct ones per line, best first."""
 
     labels: np.ndarray
     """(N, K, T) int32, padded with BLANK."""
     lengths: np.ndarray
-    """(N, K) int32; 0 where a line has fewer than K candidates."""
+    """(N, K) int32; 0 if missing."""
     ctc_log_probs: np.ndarray
-    """(N, K) float64: log-probability of the text given the line, summed over all alignments; -inf where missing."""
+    """(N, K) float64: log-probability of the text given the line, summed over all alignments; -inf if missing."""
     scores: np.ndarray
-    """(N, K) float64: what they are sorted by; -inf where missing."""
+    """(N, K) float64: sort key of the candidates; -inf if missing."""
 
 
 def beam_search(
@@ -35,13 +35,15 @@ def beam_search(
     min_prob: float = 1e-4,
     max_gap: float = 12.0,
 ) -> Hypotheses:
-    """Candidates of each line of `log_probs` (N, T, C) float32, sorted by score: log-probability of the text given the
-    line + lm_weight * log P_lm(text, its end included) + length_bonus * length.
+    """Returns the candidates of each line of `log_probs` (N, T, C) float32, sorted by score.
 
-    The search is that of Graves & Jaitly 2014 and Hannun et al. 2014 (arXiv 1408.2873). A prefix is not extended by
-    labels below `min_prob` in a frame, and is given up where `beam_width` others score better, or one by more than
-    `max_gap`. What it finds, and the greedy reading, is scored exactly: the best candidate never scores below the
-    greedy reading.
+    The score is the log-probability of the text given the line + lm_weight * log P_lm(text, including its end) +
+    length_bonus * length.
+
+    The search is that of Graves & Jaitly 2014 and Hannun et al. 2014 (arXiv 1408.2873). In each frame, prefixes are
+    extended only by labels with a probability of at least `min_prob`. A prefix is pruned if `beam_width` others score
+    better, or if one scores better by more than `max_gap`. The resulting candidates and the greedy text are rescored
+    exactly, so the best candidate never scores below the greedy text.
     """
     if beam_width < 1 or num_best < 1:
         raise ValueError(f"beam_width and num_best must be positive, not {beam_width} and {num_best}")
@@ -72,7 +74,10 @@ def beam_search(
 
 
 def lm_log_probs(model: LanguageModel, labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Log-probability (N, K) float64 of texts, their ends included; `labels` is (N, K, L), `lengths` (N, K)."""
+    """Returns the log-probability (N, K) float64 of texts including their ends.
+
+    `labels` is (N, K, L) and `lengths` (N, K).
+    """
     states = np.full(lengths.shape, model.start)
     total = np.zeros(lengths.shape)
     for i in range(max(0, lengths.max(initial=0))):
@@ -83,7 +88,7 @@ def lm_log_probs(model: LanguageModel, labels: np.ndarray, lengths: np.ndarray) 
 
 
 def _no_model(num_classes: int) -> LanguageModel:
-    """A model that gives every text the same score, 0: no distribution, and of use to this search alone."""
+    """Returns a model that scores every text 0. It is not a distribution and serves only this search."""
     return LanguageModel(
         order=1,
         start=0,
@@ -94,7 +99,7 @@ def _no_model(num_classes: int) -> LanguageModel:
 
 
 def _with_greedy(log_probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The candidates (N, K + 1) of a search with the greedy reading as one more, missing where it is there already."""
+    """Returns the candidates (N, K + 1) with the greedy text appended, marked missing if it is already among them."""
     greedy, length = greedy_labels(log_probs.argmax(-1))
     is_same = (labels == greedy[:, None]).all(-1) & (lengths == length[:, None])
     length = np.where(is_same.any(1), -1, length).astype(np.int32)

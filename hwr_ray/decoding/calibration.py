@@ -1,4 +1,4 @@
-"""Confidences that mean what they say: of the lines at 0.9, nine in ten are read right."""
+"""Calibration of confidences: nine in ten texts with a confidence of 0.9 are correct."""
 
 from __future__ import annotations
 
@@ -7,48 +7,51 @@ from dataclasses import dataclass
 import numpy as np
 
 EPSILON = 1e-6
-"""Confidences are kept this far from 0 and 1, where the logit is infinite."""
+"""Minimum distance of confidences from 0 and 1, where the logit is infinite."""
 NUM_QUANTILES = 201
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Maps a decoder's confidence to the share of right readings: sigmoid(slope * logit(p) + intercept).
+    """Maps a decoder's confidence p to the probability that the text is correct: sigmoid(slope * logit(p) + intercept).
 
     Platt 1999, "Probabilistic outputs for support vector machines", on the logit; 1 / slope is the temperature of Guo
-    et al. 2017, arXiv 1706.04599. The slope is positive: the order of readings by confidence never changes.
+    et al. 2017, arXiv 1706.04599. The slope is positive, so the order of texts by confidence never changes.
     """
 
     slope: float
     intercept: float
     quantiles: tuple[float, ...] = ()
-    """Of the calibrated confidences of the lines it was fitted on, from the least to the most, evenly spaced."""
+    """Evenly spaced quantiles, in ascending order, of the calibrated confidences of the lines of the fit."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "quantiles", tuple(self.quantiles))  # a list, as JSON has it
+        object.__setattr__(self, "quantiles", tuple(self.quantiles))  # JSON yields a list
         if not (np.isfinite([self.slope, self.intercept]).all() and self.slope > 0):
             raise ValueError(f"a calibration needs a positive slope and a finite intercept: {self}")
 
     def apply(self, confidences: np.ndarray) -> np.ndarray:
-        """Calibrated confidences (N), 0 to 1, of the decoder's (N)."""
+        """Returns the calibrated confidences (N), 0 to 1, for a decoder's confidences (N)."""
         return _sigmoid(self.slope * _logit(confidences) + self.intercept)
 
     def review_threshold(self, precision: float) -> tuple[float, float]:
-        """The least confidence from which on readings are right with the precision (0 to 1) on average, and the share
-        of lines that reach it, both by the lines of the fit. (inf, 0) where even the surest lines fall short."""
+        """Returns the minimum confidence of texts that need no review, and the share of lines that reach it.
+
+        Texts with at least this confidence are correct with the given precision (0 to 1) on average. Both values are
+        estimated on the lines of the fit; they are (inf, 0) if even the most confident lines miss the precision.
+        """
         quantiles = np.sort(self.quantiles)[::-1]
         passes = np.cumsum(quantiles) / np.arange(1, len(quantiles) + 1) >= precision
-        num_passing = int(passes.sum())  # the averages only fall: they pass up to some line
+        num_passing = int(passes.sum())  # the averages never rise, so the passing lines come first
         return (float(quantiles[num_passing - 1]), num_passing / len(quantiles)) if num_passing else (np.inf, 0.0)
 
 
 def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibration | None:
-    """The calibration of the largest likelihood on readings (N) of which is known whether they are right (N).
+    """Returns the maximum-likelihood calibration for the confidences (N) of texts and whether each is correct (N).
 
-    The targets are Platt's (n + 1) / (n + 2), so that readings that are all right do not promise certainty. None
-    where readings show no use of the confidence: none is right or none wrong, or the wrong ones are the surer.
+    The targets are Platt's (n + 1) / (n + 2), so that the fit never reaches certainty. Returns None if the
+    confidences are uninformative: no text is correct, none is wrong, or the wrong ones have the higher confidence.
     """
-    from scipy.optimize import minimize  # not in the processes that only read
+    from scipy.optimize import minimize  # inference alone does not need scipy
 
     num_right = int(is_right.sum())
     num_wrong = len(is_right) - num_right
@@ -58,7 +61,7 @@ def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibratio
     inputs = np.stack([_logit(confidences), np.ones(len(confidences))], 1)
 
     def cross_entropy(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        """The mean loss and its gradient."""
+        """Returns the mean loss and its gradient."""
         logits = inputs @ parameters
         loss = np.logaddexp(0, logits) - targets * logits
         return loss.mean(), inputs.T @ (_sigmoid(logits) - targets) / len(targets)
@@ -72,31 +75,36 @@ def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibratio
 
 
 def calibration_error(confidences: np.ndarray, is_right: np.ndarray, *, num_bins: int = 10) -> float:
-    """Expected calibration error, 0 to 1: the mean gap between confidence and share of right readings, over bins of
-    equally many readings (Nguyen and O'Connor 2015, arXiv 1508.05154). Raises ValueError without readings."""
+    """Returns the expected calibration error, 0 to 1 (Nguyen and O'Connor 2015, arXiv 1508.05154).
+
+    It is the mean gap between confidence and accuracy over bins of equally many texts. Raises ValueError if there are
+    no texts.
+    """
     if not len(confidences):
-        raise ValueError("no reading to measure the calibration on")
+        raise ValueError("the calibration error needs at least one text")
     parts = bins(confidences, num_bins=num_bins)
     gaps = [len(part) * abs(confidences[part].mean() - is_right[part].mean()) for part in parts]
     return float(sum(gaps) / len(confidences))
 
 
 def bins(confidences: np.ndarray, *, num_bins: int = 10) -> list[np.ndarray]:
-    """Positions of the readings in bins of equally many, from the least to the most confident."""
+    """Returns the indices of the texts in bins of equal size, from the least to the most confident."""
     return [part for part in np.array_split(np.argsort(confidences, kind="stable"), num_bins) if len(part)]
 
 
 def review_trade_off(confidences: np.ndarray, is_right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each threshold, from the highest confidence down (M): the share of the readings that pass, and that of those
-    which are right, 0 to 1."""
+    """Returns the share of texts that pass each threshold (M), and the share of correct ones among them, 0 to 1.
+
+    The thresholds are the distinct confidences in descending order.
+    """
     order = np.argsort(-np.asarray(confidences), kind="stable")
-    last_of_a_value = np.flatnonzero(np.append(np.diff(np.asarray(confidences)[order]) != 0, True))
-    passed = last_of_a_value + 1
-    return passed / len(order), np.cumsum(np.asarray(is_right)[order])[last_of_a_value] / passed
+    last_of_each_value = np.flatnonzero(np.append(np.diff(np.asarray(confidences)[order]) != 0, True))
+    passed = last_of_each_value + 1
+    return passed / len(order), np.cumsum(np.asarray(is_right)[order])[last_of_each_value] / passed
 
 
 def errors_before_and_after(confidences: np.ndarray, is_right: np.ndarray) -> tuple[float, float]:
-    """Calibration errors of readings (N), told and calibrated, each half of them by what the other half says."""
+    """Returns the calibration errors of confidences (N) before and after calibration, by two-fold cross-validation."""
     is_odd = np.arange(len(confidences)) % 2 == 1
     calibrated = np.array(confidences, np.float64)
     for half in (is_odd, ~is_odd):
@@ -106,8 +114,8 @@ def errors_before_and_after(confidences: np.ndarray, is_right: np.ndarray) -> tu
 
 
 def _logit(probabilities: np.ndarray) -> np.ndarray:
-    kept = np.clip(np.asarray(probabilities, np.float64), EPSILON, 1 - EPSILON)
-    return np.log(kept) - np.log1p(-kept)
+    clipped = np.clip(np.asarray(probabilities, np.float64), EPSILON, 1 - EPSILON)
+    return np.log(clipped) - np.log1p(-clipped)
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:

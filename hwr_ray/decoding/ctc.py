@@ -1,4 +1,4 @@
-"""Connectionist temporal classification (CTC): the loss, and the texts that frames spell greedily. Loads no numba."""
+"""Connectionist temporal classification (CTC): the loss and greedy decoding; imports no numba."""
 
 import numpy as np
 import torch
@@ -9,28 +9,28 @@ from hwr_ray.text.codec import BLANK, Codec
 
 
 def greedy_labels(paths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The texts that paths (N, T), the likeliest class of each frame of a line, spell: `codec.collapse` for many.
+    """Collapses paths (N, T), the most probable class of each frame, as `codec.collapse` does for a single line.
 
     Returns labels (N, T) int32, padded with BLANK, and their lengths (N) int32.
     """
     paths = paths.astype(np.int32)
-    before = np.concatenate([np.full_like(paths[:, :1], BLANK), paths[:, :-1]], axis=1)
-    is_label = (paths != BLANK) & (paths != before)
+    previous = np.concatenate([np.full_like(paths[:, :1], BLANK), paths[:, :-1]], axis=1)
+    is_label = (paths != BLANK) & (paths != previous)
     labels = np.full_like(paths, BLANK)
     labels[np.nonzero(is_label)[0], (is_label.cumsum(1) - 1)[is_label]] = paths[is_label]
     return labels, is_label.sum(1, dtype=np.int32)
 
 
 def greedy_texts(log_probs: Tensor, codec: Codec) -> list[str]:
-    """The text (N) of the likeliest path of each line; `log_probs` is (N, T, C)."""
+    """Returns the text of the most probable path of each line (N); `log_probs` is (N, T, C)."""
     labels, lengths = greedy_labels(log_probs.argmax(-1).cpu().numpy())
     return [codec.decode(line[:length]) for line, length in zip(labels.tolist(), lengths.tolist(), strict=True)]
 
 
 def ctc_losses(log_probs: Tensor, labels: list[list[int]]) -> Tensor:
-    """Negative log-likelihood (N) of each line's labels, summed over alignments (Graves et al. 2006).
+    """Returns the negative log-likelihood (N) of each line's labels, summed over alignments (Graves et al. 2006).
 
-    `log_probs` is (N, T, C) float32. Infinite for labels that need more than T frames.
+    `log_probs` is (N, T, C) float32. The loss is infinite for labels that need more than T frames.
     """
     num_lines, frames, _ = log_probs.shape
     return F.ctc_loss(

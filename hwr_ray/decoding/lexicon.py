@@ -21,26 +21,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Known names and how often each occurs."""
+    """Known texts, such as names, with their counts."""
 
     counts: Mapping[str, int]
 
     @cached_property
     def total(self) -> int:
-        """Occurrences of all names."""
+        """Sum of the counts."""
         return sum(self.counts.values())
 
     def log_prob(self, text: str) -> float:
-        """Natural logarithm of the name's share of all occurrences; -inf for a text that is no name of the list."""
+        """Returns the natural logarithm of the text's share of the total; -inf if the lexicon does not contain it."""
         count = self.counts.get(text, 0)
         return math.log(count / self.total) if count else -math.inf
 
 
 @dataclass(frozen=True)
 class LexiconMixture:
-    """P(text) = (P_ngram(text) + P_lexicon(text)) / 2, a distribution as its parts are.
+    """P(text) = (P_ngram(text) + P_lexicon(text)) / 2, a distribution because both parts are.
 
-    A known name raises a reading; an unknown one is never forbidden.
+    Texts in the lexicon become more probable; other texts remain possible.
     """
 
     language_model: LanguageModel
@@ -48,19 +48,20 @@ class LexiconMixture:
     lexicon: Lexicon
 
     def log_prob(self, text: str) -> float:
-        """Natural logarithm of the text's probability. Raises UserError for a character that the charset lacks."""
+        """Returns the natural logarithm of the text's probability. Raises UserError for unknown characters."""
         spelled, known = self.language_model.log_prob(self.codec.encode(text)), self.lexicon.log_prob(text)
         return float(np.logaddexp(spelled, known)) - math.log(2)
 
 
 def read_lexicon(path: str, codec: Codec) -> Lexicon:
-    """The names of a file in UTF-8, one a line, each with a comma and its count where it occurs more than once.
+    """Returns the lexicon in a UTF-8 file with one `name` or `name,count` per line.
 
-    Counts of a name on several lines add up, empty lines count nothing. A warning tells how many names hold characters
-    that the charset lacks: they can't be read. Raises UserError that names the file and the line.
+    The count is 1 by default. Counts of repeated names add up, and empty lines are ignored. A warning gives the number
+    of names that contain characters outside the charset and therefore can't be recognized. Raises UserError that names
+    the file and the line.
     """
     counts: Counter[str] = Counter()
-    reader = csv.reader(_text(path).splitlines(), strict=True)  # else an open quote swallows the names after it
+    reader = csv.reader(_text(path).splitlines(), strict=True)  # else an unclosed quote swallows later names
     try:
         for fields in reader:
             if any(map(str.strip, fields)):
@@ -69,10 +70,10 @@ def read_lexicon(path: str, codec: Codec) -> Lexicon:
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
     if not counts:
-        raise UserError(f"{path} holds no name")
+        raise UserError(f"{path} contains no names")
     unreadable = sum(bool(codec.unknown(name)) for name in counts)
     if unreadable:
-        log.warning(f"{path}: {unreadable} of {len(counts)} names hold characters that the charset lacks")
+        log.warning(f"{path}: {unreadable} of {len(counts)} names contain characters outside the charset")
     return Lexicon(counts)
 
 
@@ -93,9 +94,9 @@ def _text(path: str) -> str:
 def _name(fields: list[str], where: str) -> tuple[str, int]:
     name, count = normalize(fields[0]), fields[1].strip() if len(fields) > 1 else "1"
     if len(fields) > 2:
-        raise UserError(f"{where}: a name and a count were expected, not {len(fields)} fields")
+        raise UserError(f"{where}: expected a name and a count, not {len(fields)} fields")
     if not name:
-        raise UserError(f"{where}: there is a count and no name")
+        raise UserError(f"{where}: the name is missing")
     if not (count.isascii() and count.isdigit() and int(count) > 0):
-        raise UserError(f"{where}: {count!r} is no count: expected a whole number from 1 on")
+        raise UserError(f"{where}: {count!r} is not a count: expected a positive integer")
     return name, int(count)

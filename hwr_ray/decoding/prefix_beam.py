@@ -1,6 +1,6 @@
-"""The beginnings of a line's text that a beam search follows from frame to frame, compiled by numba.
+"""The frame-by-frame loop of the prefix beam search, compiled by numba.
 
-Which prefixes a frame leads to depends on those that the frames before left: a loop that numpy can't vectorize.
+numpy can't vectorize it, because the prefixes of a frame depend on those that previous frames kept.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ NONE = -1
 
 
 class Settings(NamedTuple):
-    """What one search goes by, in the form that numba compiles."""
+    """Parameters of a search, in a form that numba compiles."""
 
     next_state: np.ndarray
     lm_log_probs: np.ndarray
@@ -28,7 +28,7 @@ class Settings(NamedTuple):
 
 
 class Prefixes(NamedTuple):
-    """The prefixes met in a line as a trie in arrays, node 0 the empty text: one node a text, however often found."""
+    """All prefixes found in a line, as a trie in arrays: one node per distinct text, node 0 for the empty text."""
 
     parent: np.ndarray
     label: np.ndarray
@@ -36,15 +36,15 @@ class Prefixes(NamedTuple):
     first_child: np.ndarray
     next_sibling: np.ndarray
     state: np.ndarray
-    """The language model's."""
+    """State of the language model."""
     prior: np.ndarray
     """lm_weight * log P_lm(prefix) + length_bonus * length."""
     slot: np.ndarray
-    """Its place in the beam, or NONE."""
+    """Slot in the beam, or NONE."""
 
 
 class Beam(NamedTuple):
-    """The prefixes that are followed, by slot, with the probability of the paths that end in a blank or a label."""
+    """Active prefixes by slot, with the probability of their paths that end in a blank and in a label."""
 
     node: np.ndarray
     blank: np.ndarray
@@ -54,18 +54,20 @@ class Beam(NamedTuple):
 
 
 class Extensions(NamedTuple):
-    """Prefixes outside the beam that the current frame leads to: a slot's prefix with one label more."""
+    """New prefixes of the current frame outside the beam: a slot's prefix extended by a label."""
 
     slot: np.ndarray
     label: np.ndarray
     mass: np.ndarray
     score: np.ndarray
-    """Scores of the beam's prefixes, then those of the extensions."""
+    """Scores of the beam's prefixes, followed by those of the extensions."""
 
 
 def search(probs: np.ndarray, settings: Settings, num_best: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best texts that the search finds in lines (N, T, C) float64: labels (N, K, T) int32, padded with BLANK, and
-    lengths (N, K) int32, below 0 where there are fewer than K = `num_best`."""
+    """Returns the K = `num_best` best texts of lines (N, T, C) float64.
+
+    They are labels (N, K, T) int32, padded with BLANK, and lengths (N, K) int32, which are negative for missing texts.
+    """
     num_lines, frames, _ = probs.shape
     labels = np.full((num_lines, num_best, frames), BLANK, np.int32)
     lengths = np.full((num_lines, num_best), NONE, np.int32)
@@ -75,7 +77,7 @@ def search(probs: np.ndarray, settings: Settings, num_best: int) -> tuple[np.nda
 
 @compiled
 def _child(prefixes, node, label):
-    """The node of the prefix with one label more, or NONE."""
+    """Returns the node of the prefix extended by a label, or NONE."""
     child = prefixes.first_child[node]
     while child != NONE and prefixes.label[child] != label:
         child = prefixes.next_sibling[child]
@@ -83,8 +85,8 @@ def _child(prefixes, node, label):
 
 
 @compiled
-def _added(prefixes, node, label, size, settings):
-    """A new node `size` for the prefix with one label more."""
+def _add_child(prefixes, node, label, size, settings):
+    """Adds the node `size` for the prefix extended by a label, and returns it."""
     state = prefixes.state[node]
     prefixes.parent[size] = node
     prefixes.label[size] = label
@@ -100,14 +102,14 @@ def _added(prefixes, node, label, size, settings):
 
 @compiled
 def _prior(prefixes, node, label, settings):
-    """`prior` of a node's prefix with one label more."""
+    """Returns the `prior` of a node's prefix extended by a label."""
     log_prob = settings.lm_log_probs[prefixes.state[node], label]
     return prefixes.prior[node] + settings.lm_weight * log_prob + settings.length_bonus
 
 
 @compiled
 def _stay(beam, width, prefixes, frame):
-    """The paths on which a frame adds no label: it is blank, or repeats the last one."""
+    """Continues the paths on which a frame adds no label: it is blank or repeats the last label."""
     for slot in range(width):
         beam.next_blank[slot] = (beam.blank[slot] + beam.label[slot]) * frame[BLANK]
         beam.next_label[slot] = 0.0
@@ -117,13 +119,13 @@ def _stay(beam, width, prefixes, frame):
 
 @compiled
 def _extend(beam, width, prefixes, extensions, frame, labels, settings):
-    """The paths on which a frame adds one of `labels`; returns how many lead out of the beam."""
+    """Extends the paths by one of `labels`; returns the number of extensions outside the beam."""
     count = 0
     for slot in range(width):
         node = beam.node[slot]
         for label in labels:
             mass = beam.blank[slot]
-            if not node or prefixes.label[node] != label:  # a letter follows itself only after a blank
+            if not node or prefixes.label[node] != label:  # a repeated label needs a blank in between
                 mass += beam.label[slot]
             mass *= frame[label]
             child = _child(prefixes, node, label)
@@ -143,9 +145,9 @@ def _extend(beam, width, prefixes, extensions, frame, labels, settings):
 
 @compiled
 def _limit(scores, settings):
-    """The score below which a prefix is given up: that of the `beam_width`th best, or `max_gap` below the best.
+    """Returns the score below which prefixes are pruned: the `beam_width`th best or, if higher, best - `max_gap`.
 
-    (numba takes twelve seconds to compile np.partition, and is done with this loop in less than one.)
+    numba compiles this loop in less than a second, np.partition in twelve.
     """
     best = np.full(settings.beam_width, -np.inf)  # the best so far, ascending
     for score in scores:
@@ -177,7 +179,7 @@ def _prune(beam, width, prefixes, extensions, count, size, settings):
             parent, label = parents[extensions.slot[i - width]], extensions.label[i - width]
             node = _child(prefixes, parent, label)
             if node == NONE:
-                node, size = _added(prefixes, parent, label, size, settings), size + 1
+                node, size = _add_child(prefixes, parent, label, size, settings), size + 1
             beam.node[kept] = node
             beam.next_blank[kept], beam.next_label[kept] = 0.0, extensions.mass[i - width]
         kept += 1
@@ -188,7 +190,7 @@ def _prune(beam, width, prefixes, extensions, count, size, settings):
 
 @compiled
 def _rescale(beam, width):
-    """Makes the next frame's probabilities the current ones, scaled to a sum of 1: long lines must not underflow."""
+    """Moves on to the next frame's probabilities, scaled to a sum of 1 so that long lines do not underflow."""
     total = 0.0
     for slot in range(width):
         total += beam.next_blank[slot] + beam.next_label[slot]
@@ -199,9 +201,9 @@ def _rescale(beam, width):
 
 
 @compiled
-def _follow(probs, beam, prefixes, extensions, settings):
-    """The search over the frames (T, C) of a line; returns the beam's width at the end."""
-    width, size = np.int64(1), np.int64(1)  # numba would compile all that takes them once more for the literal 1
+def _search_line(probs, beam, prefixes, extensions, settings):
+    """Searches the frames (T, C) of a line; returns the final width of the beam."""
+    width, size = np.int64(1), np.int64(1)  # for a literal 1, numba would compile the callees twice
     beam.node[0], beam.blank[0], beam.label[0] = 0, 1.0, 0.0
     prefixes.first_child[0], prefixes.slot[0], prefixes.length[0] = NONE, 0, 0
     prefixes.state[0], prefixes.prior[0] = settings.start, 0.0
@@ -213,7 +215,7 @@ def _follow(probs, beam, prefixes, extensions, settings):
             if label != BLANK and probs[t, label] >= settings.min_prob:
                 labels[active] = label
                 active += 1
-        if active:  # few frames: in most of them all but the blank are improbable, and prefixes neither come nor go
+        if active:  # in most frames only the blank is probable, and the prefixes stay the same
             count = _extend(beam, width, prefixes, extensions, probs[t], labels[:active], settings)
             width, size = _prune(beam, width, prefixes, extensions, count, size, settings)
         _rescale(beam, width)
@@ -230,7 +232,7 @@ def _finish(beam, width, prefixes, settings, labels, lengths):
         scores[slot] = np.log(beam.blank[slot] + beam.label[slot]) + prefixes.prior[node] + end
     for k in range(min(width, lengths.shape[0])):
         best = np.argmax(scores)
-        if scores[best] == -np.inf:  # taken before, or impossible
+        if scores[best] == -np.inf:  # already written, or impossible
             break
         scores[best] = -np.inf
         node = beam.node[best]
@@ -242,13 +244,13 @@ def _finish(beam, width, prefixes, settings, labels, lengths):
 
 @compiled
 def _search(probs, settings, labels, lengths):
-    """Fills `labels` (N, K, T) and `lengths` (N, K) line by line, in the same room."""
+    """Fills `labels` (N, K, T) and `lengths` (N, K) line by line, reusing the same buffers."""
     width, nodes = settings.beam_width, 1 + probs.shape[1] * settings.beam_width
     beam = Beam(np.empty(width, np.int64), np.empty(width), np.empty(width), np.empty(width), np.empty(width))
-    room = width * probs.shape[2]
-    extensions = Extensions(np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room), np.empty(width + room))
+    size = width * probs.shape[2]
+    extensions = Extensions(np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size), np.empty(width + size))
     ints = np.empty((7, nodes), np.int64)
     prefixes = Prefixes(ints[0], ints[1], ints[2], ints[3], ints[4], ints[5], np.empty(nodes), ints[6])
     for n in range(probs.shape[0]):
-        found = _follow(probs[n], beam, prefixes, extensions, settings)
-        _finish(beam, found, prefixes, settings, labels[n], lengths[n])
+        final_width = _search_line(probs[n], beam, prefixes, extensions, settings)
+        _finish(beam, final_width, prefixes, settings, labels[n], lengths[n])

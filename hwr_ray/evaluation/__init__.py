@@ -1,1 +1,1 @@
-"""How well a bundle reads."""
+"""Evaluation of a bundle on a prepared data set."""

@@ -1,4 +1,4 @@
-"""How well a bundle reads a prepared split: predictions, figures with intervals, a report."""
+"""The `evaluate` job: recognizes a prepared split with a bundle and writes predictions, metrics and a report."""
 
 import logging
 import shlex
@@ -32,23 +32,23 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
     data: str
-    """A prepared data set (jobs/prepare.py)."""
+    """Prepared data set (jobs/prepare.py)."""
     model: str = SHIPPED_WORD
-    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
+    """Bundle, such as RUN/best (jobs/train.py), or `shipped` for the one included in the package."""
     out: str
     """Output folder or URI: metrics.json, predictions/*.parquet and report.html, or label_errors.{parquet,html}."""
     split: Split = "validation"
-    """Which lines to read."""
+    """Split to evaluate."""
     label_errors: tuple[str, ...] = ()
-    """Rank the training lines by how wrong their labels look instead, each read by the one of these bundles that was
-    trained without it: one for each fold (jobs/train.py --num-folds --fold). --model and --split are not used."""
+    """Bundles, one for each fold (jobs/train.py --num-folds --fold), to search for label errors instead of evaluating:
+    each training line is scored by the bundle trained without it. Ignores --model and --split."""
     compare: str | None = None
-    """Another evaluation of the same lines: compare the two, and test the difference for significance."""
+    """Another evaluation of the same lines to compare with, including a significance test."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Random seed of the bootstrap."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
     overwrite: bool = False
-    """Replace an evaluation that is there."""
+    """Replace an existing evaluation in --out."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -56,7 +56,7 @@ class EvaluateSettings:
 
 
 def evaluate(settings: EvaluateSettings) -> str:
-    """Writes the evaluation of the settings and returns its path. Raises UserError for what its user can mend."""
+    """Writes the evaluation and returns its path. Raises UserError for errors that the user can fix."""
     prepared = Prepared(settings.data)
     if settings.label_errors:
         return rank_label_errors(settings, prepared)
@@ -71,7 +71,7 @@ def evaluate(settings: EvaluateSettings) -> str:
         reading = reading.admitted()
         check_shared(out, prepared.path, model_path)
         filesystem, folder = storage.locate(storage.join(out, "predictions"))
-        # Ray reads small shards as one block, which would keep all but one model idle.
+        # Ray reads small shards as one block, which would leave all models but one idle.
         blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
         lines = read_lines_with(blocks, model_path, reading, num_blocks=-(-num_lines // ROWS_PER_BLOCK))
         lines.map_batches(
@@ -81,9 +81,9 @@ def evaluate(settings: EvaluateSettings) -> str:
         ).write_parquet(folder, filesystem=filesystem)
         predictions = pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
         if len(predictions) != num_lines:
-            raise RuntimeError(f"{len(predictions)} of {num_lines} lines came back: the evaluation is not whole")
-        seen = training_texts(prepared) if settings.split != "train" else None
-        metrics = measure(predictions, bundle, seed=settings.seed, training_texts=seen)
+            raise RuntimeError(f"the evaluation is incomplete: {len(predictions)} predictions for {num_lines} lines")
+        known_texts = training_texts(prepared) if settings.split != "train" else None
+        metrics = measure(predictions, bundle, seed=settings.seed, training_texts=known_texts)
         metrics |= {
             "split": settings.split,
             "prepared": prepared.path,
@@ -93,26 +93,28 @@ def evaluate(settings: EvaluateSettings) -> str:
             "versions": versions(),
         }
         if other:
-            told, theirs = other
-            comparison = compare(predictions, theirs, seed=settings.seed)
-            figures_of_other = {name: told[name] for name in ("model_id", "cer", "exact_match")}
+            other_metrics, baseline = other
+            comparison = compare(predictions, baseline, seed=settings.seed)
+            figures_of_other = {name: other_metrics[name] for name in ("model_id", "cer", "exact_match")}
             metrics["comparison"] = {"with": settings.compare, **figures_of_other, "difference": comparison}
         storage.write_json(storage.join(out, "metrics.json"), metrics)
-        shown = prepared.images(settings.split, lines_to_show(predictions))
-        write_evaluation_report(out, metrics=metrics, predictions=predictions, images=shown)
+        images = prepared.images(settings.split, lines_to_show(predictions))
+        write_evaluation_report(out, metrics=metrics, predictions=predictions, images=images)
     log.info("%s", summary(metrics))
     if other:
-        log.info("against %s: %s", settings.compare, verdict(comparison))
+        log.info("compared with %s: %s", settings.compare, verdict(comparison))
     return storage.absolute(settings.out)
 
 
 def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, Any], pa.Table]:
-    """The metrics and predictions of another evaluation. Raises UserError where it is not of the same lines."""
+    """Returns the metrics and predictions of another evaluation. Raises UserError if it is not of the same lines."""
     if not storage.is_file(storage.join(path, "metrics.json")):
-        raise UserError(f"{path} is no evaluation: it has no metrics.json")
+        raise UserError(f"{path} is not an evaluation (no metrics.json): choose another --compare")
     metrics = storage.read_json(storage.join(path, "metrics.json"))
     if (metrics["content_hash"], metrics["split"]) != (prepared.metadata["content_hash"], split):
-        raise UserError(f"{path} is of other lines: the {metrics['split']} split of {metrics['prepared']}")
+        raise UserError(
+            f"{path} is of other lines, the {metrics['split']} split of {metrics['prepared']}: choose another --compare"
+        )
     filesystem, folder = storage.locate(storage.join(path, "predictions"))
     return metrics, pa.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
 
@@ -120,7 +122,7 @@ def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, A
 def rank_label_errors(settings: EvaluateSettings, prepared: Prepared) -> str:
     """Writes the ranking of the training lines and returns its path; see `evaluate`."""
     if settings.reading.lexicon or settings.reading.num_best > 1 or settings.reading.characters:
-        raise UserError("--label-errors compares greedy readings: leave --lexicon, --num-best and --characters out")
+        raise UserError("--label-errors uses greedy decoding: omit --lexicon, --num-best and --characters")
     bundles = [(path, read_config(path)) for path in map(bundle_path, settings.label_errors)]
     for path, bundle in bundles:
         check_canvas(prepared, bundle, path)
@@ -129,17 +131,17 @@ def rank_label_errors(settings: EvaluateSettings, prepared: Prepared) -> str:
 
 
 def check_canvas(prepared: Prepared, bundle: BundleConfig, model_path: str) -> None:
-    """Raises UserError with the command to run where the lines were prepared for another canvas than the bundle's."""
+    """Raises UserError with the `prepare` command to run if the lines do not have the canvas of the bundle."""
     if prepared.canvas != bundle.canvas:
-        again = {"out": "NEW_FOLDER", "canvas": [bundle.canvas.height, bundle.canvas.width], "overwrite": None}
+        overrides = {"out": "NEW_FOLDER", "canvas": [bundle.canvas.height, bundle.canvas.width], "overwrite": None}
         raise UserError(
-            f"{prepared.path} has the canvas {prepared.canvas} and {model_path} reads {bundle.canvas}; prepare again: "
-            f"{command({**prepared.metadata['settings'], **again})}"
+            f"{prepared.path} has the canvas {prepared.canvas}, but {model_path} needs {bundle.canvas}; prepare with: "
+            f"{command({**prepared.metadata['settings'], **overrides})}"
         )
 
 
 def command(settings: dict[str, Any]) -> str:
-    """The command line of `prepare` with the settings that a dataset.json holds."""
+    """Returns the command line of `prepare` for the settings of a dataset.json."""
     nested = [group for group in settings.values() if isinstance(group, dict)]
     given = {name: value for group in (settings, *nested) for name, value in group.items()}
     words = ["python", "jobs/prepare.py"]
@@ -150,13 +152,13 @@ def command(settings: dict[str, Any]) -> str:
 
 
 def add_edits(table: pa.Table) -> pa.Table:
-    """The table with `num_edits`, the edit distance of each prediction to its text."""
+    """Returns the table with `num_edits`, the edit distance of each prediction to its text."""
     edits = edit_distances(table["text"].to_pylist(), table["prediction"].to_pylist())
     return table.append_column("num_edits", pa.array(edits, pa.int32()))
 
 
 def training_texts(prepared: Prepared) -> set[str] | None:
-    """The texts of the training split, or None where the set has none."""
+    """Returns the texts of the training split, or None if the data set has none."""
     if not prepared.metadata["splits"].get("train", {}).get("prepared"):
         return None
     return set(prepared.table("train", ["text"])["text"].to_pylist())
@@ -165,12 +167,12 @@ def training_texts(prepared: Prepared) -> set[str] | None:
 def measure(
     predictions: pa.Table, bundle: BundleConfig, *, seed: int, training_texts: Collection[str] | None
 ) -> dict[str, Any]:
-    """Figures over all predictions and over groups of them, and which characters were read as which."""
+    """Returns metrics of all predictions and of subgroups, with a table of confused characters."""
     texts, edits = predictions["text"].to_pylist(), predictions["num_edits"].to_pylist()
     return {
         **figures(texts, edits, seed=seed),
         "calibration_error": calibration_error(predictions["confidence"].to_numpy(), np.array(edits) == 0),
-        # Each of them counts as an error: the model has no way to write it.
+        # Each of them counts as an error, because the model cannot output it.
         "num_unknown_characters": sum(c not in bundle.codec.charset for text in texts for c in text),
         "confusions": confusion_table(texts, predictions["prediction"].to_pylist()),
         "subgroups": subgroup_figures(predictions, seed=seed, training_texts=training_texts),
@@ -178,13 +180,14 @@ def measure(
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """The figures in one sentence, with the weakest group of lines where one stands out."""
+    """Returns the metrics in one sentence, with the weakest subgroup if one stands out."""
     (cer_low, cer_high), (exact_low, exact_high) = metrics["cer_ci"], metrics["exact_match_ci"]
-    said = (
+    sentence = (
         f"CER {metrics['cer']:.2%} ({cer_low:.2%} to {cer_high:.2%}), "
         f"exact match {metrics['exact_match']:.2%} ({exact_low:.2%} to {exact_high:.2%}) "
         f"on {metrics['num_lines']} {metrics['split']} lines"
     )
     for row in weak_groups(metrics["subgroups"], cer=metrics["cer"])[:1]:
-        said += f"; weakest is {row['attribute']} {row['group']}: CER {row['cer']:.2%} on {row['num_lines']} lines"
-    return said
+        group = f"{row['attribute']} {row['group']}"
+        sentence += f"; weakest subgroup: {group} with CER {row['cer']:.2%} on {row['num_lines']} lines"
+    return sentence

@@ -1,4 +1,4 @@
-"""Labels that look wrong: training lines ranked by what a model that never saw them reads instead."""
+"""Search for label errors: ranks training lines by the predictions of models that were trained without them."""
 
 import logging
 import math
@@ -25,31 +25,31 @@ LABEL_ERRORS = pa.schema(
         "id": pa.string(),
         "path": pa.string(),
         "text": pa.string(),  # the label
-        "prediction": pa.string(),  # what the model reads that was trained without the line
-        "score": pa.float64(),  # prediction_log_prob - text_log_prob; 0 where the two texts are the same
-        "rank": pa.int64(),  # 1 for the highest score, ties by id
-        "text_log_prob": pa.float64(),  # natural logarithm of the label's probability; -inf where it can't be written
-        "prediction_log_prob": pa.float64(),  # of the prediction's
-        "confidence": pa.float32(),  # the prediction's probability, 0 to 1
-        "num_edits": pa.int32(),  # edit distance of the prediction to the text
-        "height": pa.int32(),  # of the image file, in pixels
-        "width": pa.int32(),
-        "fold": pa.int32(),  # which model read it
+        "prediction": pa.string(),  # text recognized by the model that was trained without the line
+        "score": pa.float64(),  # prediction_log_prob - text_log_prob; 0 if the two texts are equal
+        "rank": pa.int64(),  # 1 for the highest score; ties by id
+        "text_log_prob": pa.float64(),  # natural logarithm of the label's probability; -inf if impossible
+        "prediction_log_prob": pa.float64(),  # natural logarithm of the prediction's probability
+        "confidence": pa.float32(),  # probability of the prediction, 0 to 1
+        "num_edits": pa.int32(),  # edit distance between prediction and label
+        "height": pa.int32(),  # height of the image file in pixels
+        "width": pa.int32(),  # width of the image file in pixels
+        "fold": pa.int32(),  # fold of the line, and of the model that recognized it
     }
 )
-"""Columns of OUT/label_errors.parquet, a row for each training line in the order of `rank`."""
+"""Columns of OUT/label_errors.parquet, which has a row for each training line, sorted by `rank`."""
 
 TIMES_LIKELIER = 1000
 THRESHOLD = math.log(TIMES_LIKELIER)
-"""Score above which a label is counted as looking wrong: the reading is so many times likelier than the label."""
+"""Score above which a label counts as suspect: the prediction is TIMES_LIKELIER times likelier than the label."""
 NUM_SHOWN = 200
-"""Lines on the sheet."""
+"""Number of lines shown in the report."""
 
 
 def in_fold_order(bundles: Sequence[tuple[str, dict[str, Any]]], prepared: Prepared) -> list[str]:
-    """Paths of bundles, given with their `training`, by fold.
+    """Returns the paths of bundles, given as (path, `training` of the bundle), sorted by fold.
 
-    Raises UserError unless they are one for each fold of the prepared training lines.
+    Raises UserError unless there is exactly one bundle for each fold of the prepared training lines.
     """
     by_fold: dict[int, str] = {}
     first, num_folds = bundles[0][0], 0
@@ -57,20 +57,23 @@ def in_fold_order(bundles: Sequence[tuple[str, dict[str, Any]]], prepared: Prepa
         recipe = training.get("recipe", {})
         fold = recipe.get("fold")
         if fold is None:
-            raise UserError(f"{path} was not trained as a fold: train one with jobs/train.py --num-folds 3 --fold 0")
+            raise UserError(f"{path} was trained without --fold: train it with jobs/train.py --num-folds 3 --fold 0")
         if training["data"] != prepared.metadata["content_hash"]:
-            raise UserError(f"{path} was trained on another data set than {prepared.path}: its content hash differs")
+            raise UserError(f"{path} was trained on another data set than {prepared.path}: their content hashes differ")
         num_folds = num_folds or recipe["num_folds"]
         if recipe["num_folds"] != num_folds:
-            raise UserError(f"{path} is one of {recipe['num_folds']} folds and {first} one of {num_folds}")
+            raise UserError(
+                f"{path} was trained with --num-folds {recipe['num_folds']}, but {first} with --num-folds {num_folds}: "
+                "pass bundles with the same --num-folds"
+            )
         if fold in by_fold:
-            raise UserError(f"{by_fold[fold]} and {path} are both of --fold {fold}: give one bundle for each fold")
+            raise UserError(f"{by_fold[fold]} and {path} both have --fold {fold}: pass one bundle for each fold")
         by_fold[fold] = path
     missing = [fold for fold in range(num_folds) if fold not in by_fold]
     if missing:
         raise UserError(
-            f"no bundle is of --fold {missing[0]}: train it with jobs/train.py --num-folds {num_folds} "
-            f"--fold {missing[0]} and give one bundle for each fold"
+            f"the bundle of --fold {missing[0]} is missing: train it with jobs/train.py --num-folds {num_folds} "
+            f"--fold {missing[0]} and pass one bundle for each fold"
         )
     return [by_fold[fold] for fold in range(num_folds)]
 
@@ -78,19 +81,19 @@ def in_fold_order(bundles: Sequence[tuple[str, dict[str, Any]]], prepared: Prepa
 def find_label_errors(
     prepared: Prepared, bundle_paths: list[str], out: str, reading: ReadingSettings, *, overwrite: bool
 ) -> str:
-    """Writes label_errors.parquet and label_errors.html and returns their folder. Bundles are in the order of folds."""
+    """Writes label_errors.parquet and label_errors.html and returns their folder. Bundles are sorted by fold."""
     num_lines = prepared.num_lines("train")
     with staged(storage.absolute(out), mark="label_errors.parquet", overwrite=overwrite) as partial:
         connect()
         reading = reading.admitted()
         check_shared(partial, prepared.path, *bundle_paths)
-        # Ray reads small shards as one block, which would keep all but one worker idle.
+        # Ray reads small shards as one block, which would leave all workers but one idle.
         blocks = prepared.read("train").repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
         num_blocks = -(-num_lines // ROWS_PER_BLOCK)
         compared = compare_out_of_fold(blocks, bundle_paths, reading, num_blocks=num_blocks)
         tables = list(compared.iter_batches(batch_size=None, batch_format="pyarrow"))
         if sum(map(len, tables)) != num_lines:
-            raise RuntimeError(f"{sum(map(len, tables))} of {num_lines} lines came back: the ranking is not whole")
+            raise RuntimeError(f"the ranking is incomplete: it has {sum(map(len, tables))} of {num_lines} lines")
         ranked = rank(pa.concat_tables(tables))
         filesystem, inner = storage.locate(storage.join(partial, "label_errors.parquet"))
         pq.write_table(ranked, inner, filesystem=filesystem)
@@ -102,7 +105,7 @@ def find_label_errors(
 
 
 def rank(compared: pa.Table) -> pa.Table:
-    """Compared lines as a table of the schema LABEL_ERRORS, the most suspicious first."""
+    """Returns compared lines as a table of the schema LABEL_ERRORS, the most suspicious first."""
     scores = pc.subtract(compared["prediction_log_prob"], compared["text_log_prob"])
     edits = edit_distances(compared["text"].to_pylist(), compared["prediction"].to_pylist())
     table = compared.append_column("score", scores).append_column("num_edits", pa.array(edits, pa.int32()))
@@ -112,7 +115,7 @@ def rank(compared: pa.Table) -> pa.Table:
 
 
 def measure(ranked: pa.Table) -> dict[str, Any]:
-    """What the report says of all lines."""
+    """Returns the figures of the report over all lines."""
     scores = ranked["score"].to_numpy()
     return {
         "num_lines": len(ranked),
@@ -125,8 +128,8 @@ def measure(ranked: pa.Table) -> dict[str, Any]:
 
 
 def summary(figures: dict[str, Any]) -> str:
-    """The figures in one sentence."""
+    """Returns the figures in one sentence."""
     return (
-        f"{figures['num_label_errors']} of {figures['num_lines']} training labels look wrong: another reading is more "
-        f"than {figures['times_likelier']} times likelier ({figures['num_differing']} lines are read otherwise at all)"
+        f"{figures['num_label_errors']} of {figures['num_lines']} training labels look wrong: the prediction is more "
+        f"than {figures['times_likelier']} times likelier ({figures['num_differing']} predictions differ from labels)"
     )

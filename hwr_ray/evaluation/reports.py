@@ -1,4 +1,4 @@
-"""Reports of an evaluation and of a search for wrong labels: an HTML file each that needs no other."""
+"""Self-contained HTML reports of an evaluation and of a search for label errors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +25,8 @@ def write_evaluation_report(
 ) -> None:
     """Writes `report.html` of an evaluation in the folder `out`.
 
-    `predictions` has the columns `id`, `text`, `prediction`, `confidence` (0..1) and `num_edits`; `images` holds
-    the pictures (H, W) uint8 of the lines to show, by id.
+    `predictions` has the columns `id`, `text`, `prediction`, `confidence` (0..1) and `num_edits`; `images` contains
+    the images (H, W) uint8 of the lines to show, by id.
     """
     page = render(
         "evaluation.html",
@@ -48,7 +48,7 @@ def write_evaluation_report(
 
 
 def lines_to_show(predictions: pa.Table) -> list[str]:
-    """Ids of the worst lines, most edits by length of the text first, and of the most confident errors."""
+    """Returns the ids of the worst lines (most edits per character first) and of the most confident errors."""
     shown = [*_worst_first(predictions)[:MOST_WORST], *_most_confident_errors(predictions)[:MOST_CONFIDENT]]
     return list(dict.fromkeys(line["id"] for line in shown))
 
@@ -73,7 +73,7 @@ def _with_pictures(lines: list[dict[str, Any]], images: Mapping[str, np.ndarray]
 
 
 def subgroup_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of each attribute that has any, under its name and meaning."""
+    """Returns the name, meaning and rows of each attribute that has rows."""
     tables = [
         {"name": name, "meaning": meaning, "rows": [row for row in rows if row["attribute"] == name]}
         for name, meaning in SUBGROUPS.items()
@@ -82,7 +82,7 @@ def subgroup_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def largest_shown(rows: list[dict[str, Any]]) -> float:
-    """The CER at the right end of the bars. Small groups, whose intervals are wide, set it only if all are small."""
+    """Returns the CER at the right end of the bars. Small groups, with wide intervals, count only if all are small."""
     large = [row for row in rows if row["num_lines"] >= FEW_LINES] or rows
     return max((row["cer_ci"][1] for row in large if row["cer_ci"]), default=0.0) or 1.0
 
@@ -92,8 +92,8 @@ def write_label_errors_report(
 ) -> None:
     """Writes `label_errors.html` in the folder `out`.
 
-    `ranked` is a ranked table (label_errors.LABEL_ERRORS), `figures` what is said of all of it, `images` holds the
-    pictures (H, W) uint8 of the lines to show, by id.
+    `ranked` is a table of the schema label_errors.LABEL_ERRORS, `figures` are those of all its lines, and `images`
+    contains the images (H, W) uint8 of the lines to show, by id.
     """
     page = render(
         "label_errors.html",
@@ -112,25 +112,25 @@ def _plot_scores(ranked: pa.Table, threshold: float) -> str:
     figure, axes = new_figure()
     scores = ranked.filter(pc.not_equal(ranked["text"], ranked["prediction"]))["score"].to_numpy()
     last = max(scores[np.isfinite(scores)], default=0) + 1
-    axes.hist(np.minimum(scores, last), bins=60, color=GOOD)  # what can't be written stands at the right end
+    axes.hist(np.minimum(scores, last), bins=60, color=GOOD)  # infinite scores go to the right end
     axes.axvline(threshold, color=BAD, label="threshold")
-    axes.set(xlabel="score of the lines whose reading is not their label", ylabel="lines", yscale="log")
+    axes.set(xlabel="score of lines whose prediction differs from the label", ylabel="lines", yscale="log")
     axes.legend(frameon=False)
     return data_uri(figure)
 
 
 def _plot_calibration(predictions: pa.Table) -> str:
-    """The share of right readings against their confidence, in bins of equally many, with 95 % intervals."""
+    """Plots the share of correct lines against confidence, in bins of equally many lines, with 95 % intervals."""
     figure, axes = new_figure()
     confidence, is_right = predictions["confidence"].to_numpy(), predictions["num_edits"].to_numpy() == 0
     parts = bins(confidence)
     sure = [confidence[part].mean() for part in parts]
     shares = np.array([is_right[part].mean() for part in parts])
     ends = np.array([wilson_interval(int(is_right[part].sum()), len(part)) for part in parts])
-    axes.plot([0, 1], [0, 1], color=PALE, label="confidences that mean what they say")
+    axes.plot([0, 1], [0, 1], color=PALE, label="perfect calibration")
     bars = np.maximum(0, np.abs(ends.T - shares))
     axes.errorbar(sure, shares, yerr=bars, fmt="o", color=GOOD, ms=4, lw=1, label=f"{len(parts)} bins of lines")
-    axes.set(xlabel="mean confidence", ylabel="share of right lines", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set(xlabel="mean confidence", ylabel="share of correct lines", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(frameon=False, loc="upper left")
     return data_uri(figure)
 
@@ -141,7 +141,7 @@ def _plot_trade_off(predictions: pa.Table) -> str:
     passed, right = review_trade_off(confidence, is_right)
     axes.step(np.append(0, passed), np.append(right[0], right), where="pre", color=GOOD)
     axes.axhline(0.99, color=PALE, label="0.99, the default --precision of transcribe")
-    axes.set(xlabel="share of the lines that pass without review", ylabel="share of those that are right", xlim=(0, 1))
+    axes.set(xlabel="share of lines that pass without review", ylabel="share of correct lines among these", xlim=(0, 1))
     axes.set_ylim(min(0.95, right[len(right) // 4 :].min() - 0.02), 1.005)
     axes.legend(frameon=False, loc="lower left")
     return data_uri(figure)
@@ -152,13 +152,13 @@ def _plot_confidence(predictions: pa.Table) -> str:
     confidence = predictions["confidence"].to_numpy()
     is_right = predictions["num_edits"].to_numpy() == 0
     panels = figure.subplots(2, 1, sharex=True)
-    for axes, rows, color, name in zip(panels, (is_right, ~is_right), (GOOD, BAD), ("right", "wrong"), strict=True):
+    for axes, rows, color, name in zip(panels, (is_right, ~is_right), (GOOD, BAD), ("correct", "wrong"), strict=True):
         axes.hist(confidence[rows], bins=np.linspace(0, 1, 26).tolist(), color=color, edgecolor=CARD)
         axes.set_ylabel(f"{name} lines")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         if not rows.any():
             axes.set_yticks([])
-            axes.text(0.5, 0.5, f"no {name} line", transform=axes.transAxes, ha="center", va="center", color=SOFT)
+            axes.text(0.5, 0.5, f"no {name} lines", transform=axes.transAxes, ha="center", va="center", color=SOFT)
     panels[1].set_xlabel("confidence")
     return data_uri(figure)

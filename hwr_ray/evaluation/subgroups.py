@@ -1,4 +1,4 @@
-"""Figures over groups of the lines of an evaluation: where the recognizer is weak."""
+"""Metrics of subgroups of the lines of an evaluation, which show where the recognizer is weak."""
 
 from collections.abc import Collection, Iterator
 from itertools import pairwise
@@ -10,23 +10,23 @@ import pyarrow as pa
 from hwr_ray.text.metrics import figures
 
 SUBGROUPS = {
-    "width": "Width of the image file in pixels, which tells the forms of a collection apart.",
-    "length": "Characters of the text.",
-    "doubled_letters": "The text holds two equal characters in a row.",
-    "training": "The text occurs among the training texts of the same prepared data set.",
-    "separators": "What the text holds besides letters. A line may be in several groups; plain is one in none of them.",
+    "width": "Width of the image file in pixels, which distinguishes the forms of a collection.",
+    "length": "Number of characters in the label.",
+    "doubled_letters": "Whether the label has two equal characters in a row.",
+    "training": "Whether the label occurs among the training labels of the same prepared data set.",
+    "separators": "Separators in the label. A line may be in several groups; plain lines have no separator.",
 }
-"""Attributes by which lines are grouped, with their meanings. The groups of all but `separators` are disjoint."""
+"""Attributes by which lines are grouped, with their meanings. All groups except those of `separators` are disjoint."""
 SEPARATORS = {"hyphen": "-\u2010\u2011", "space": " ", "apostrophe": "'\u2019"}
 MOST_RANGES = 8
 FEW_LINES = 30
-"""A group of fewer lines says little."""
+"""Number of lines below which the metrics of a group are unreliable."""
 
 
 def subgroup_figures(
     lines: pa.Table, *, seed: int, training_texts: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Returns a row for each group with lines: `attribute` (of SUBGROUPS), `group`, and the figures of its lines.
+    """Returns a row for each non-empty group: `attribute` (one of SUBGROUPS), `group`, and the metrics of its lines.
 
     `lines` has the columns `text`, `num_edits` and `width`. Without training texts there is no attribute `training`.
     """
@@ -40,7 +40,7 @@ def subgroup_figures(
 
 
 def weak_groups(rows: list[dict[str, Any]], *, cer: float) -> list[dict[str, Any]]:
-    """The rows of FEW_LINES lines or more whose interval lies above the CER of all lines, the highest CER first."""
+    """Returns the rows of at least FEW_LINES lines whose interval is above the CER of all lines, highest CER first."""
     rows = [row for row in rows if row["num_lines"] >= FEW_LINES and row["cer"] is not None and row["cer_ci"][0] > cer]
     return sorted(rows, key=lambda row: -row["cer"])
 
@@ -69,9 +69,10 @@ def _groups(
 
 
 def ranges(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Disjoint groups of whole numbers, ascending: a label and which values are members.
+    """Returns disjoint groups of integers in ascending order, each as a label and a mask of its members.
 
-    Up to MOST_RANGES different values are a group each; of more, as many ranges with about equally many members.
+    Up to MOST_RANGES distinct values form a group each; more values form up to MOST_RANGES ranges with about equally
+    many members.
     """
     if not len(values):
         return []

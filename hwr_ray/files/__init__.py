@@ -1,1 +1,1 @@
-"""Bytes by path or URI, whole or not at all."""
+"""Storage by path or URI, with atomic writes."""

@@ -1,4 +1,4 @@
-"""Who writes an output folder, and whether a run that is there is the one asked for."""
+"""Ownership of an output folder, and comparison of its run with the requested one."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,50 +8,51 @@ from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 
 OWNER = ".owner"
+"""Name of the file that identifies the owner of a folder."""
 
 
 class TakenOverError(UserError):
-    """Another process writes the output folder now."""
+    """Another process has taken over the output folder."""
 
 
 @dataclass(frozen=True)
 class OwnershipToken:
-    """A file that names the process that writes `out`. The last process to take it owns the folder.
+    """A file that identifies the process that writes `out`. The last process to take it owns the folder.
 
-    Without it the same command, started twice, would mix two runs.
+    Without it, two processes started by the same command would mix their outputs.
     """
 
     out: str
     path: str
-    """The token's file."""
+    """Path of the token's file."""
     token: str = field(default_factory=lambda: uuid4().hex)
 
     @classmethod
     def take(cls, out: str, *, folder: str | None = None) -> "OwnershipToken":
-        """Makes this process the owner of `out`. The token lies in `folder`, by default in `out` itself."""
+        """Makes this process the owner of `out`. Writes the token to `folder`, by default to `out` itself."""
         token = cls(out, storage.join(folder or out, OWNER))
         storage.write_bytes(token.path, token.token.encode())
         return token
 
     def check(self) -> None:
-        """Raises TakenOverError if another process has taken the folder since, or deleted the token."""
+        """Raises TakenOverError if another process has taken the folder or deleted the token."""
         try:
             is_own = storage.read_bytes(self.path).decode() == self.token
         except FileNotFoundError:
             is_own = False
         if not is_own:
-            raise TakenOverError(f"another process began to write {self.out} and took over")
+            raise TakenOverError(f"another process took over {self.out}: run one job at a time in a folder")
 
 
-def difference(there: dict[str, Any], here: dict[str, Any]) -> tuple[str, Any, Any] | None:
+def difference(existing: dict[str, Any], requested: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """Returns the first field in which two nested dictionaries differ, with its value in each; None if they are equal.
 
-    The name of a nested field is joined with dots: `data.lines.train`.
+    Names of nested fields are joined with dots: `data.lines.train`.
     """
-    flat_there, flat_here = _flat(there), _flat(here)
-    for name in [*flat_there, *flat_here]:
-        if flat_there.get(name) != flat_here.get(name):
-            return name, flat_there.get(name), flat_here.get(name)
+    old, new = _flat(existing), _flat(requested)
+    for name in [*old, *new]:
+        if old.get(name) != new.get(name):
+            return name, old.get(name), new.get(name)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Output folders that appear whole or not at all."""
+"""Atomic output folders, which appear complete or not at all."""
 
 import posixpath
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from hwr_ray.files.storage import PARTIAL, delete, delete_file, is_file, join, l
 
 @contextmanager
 def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
-    """Yields a folder to write into, which takes the place of `out` only if the block ends well.
+    """Yields a folder to write into, which replaces `out` only if the block ends without an exception.
 
-    `mark` names the file that every folder of this kind holds and that tells that it is whole. Raises UserError where
-    `out` holds something that has no such file, or that may not be overwritten, and where another run took over. What
-    an earlier run that was killed left behind is deleted.
+    `mark` is the name of a file that every complete folder of this kind contains. Raises UserError if `out` has
+    files but no mark, if it exists and `overwrite` is false, or if another process took over. Deletes staging folders
+    that killed runs left behind.
     """
     out = out.rstrip("/")
     _check_free(out, mark, overwrite)
-    for stale in _siblings(out):
+    for stale in _staging_folders(out):
         delete(stale)
     partial = f"{out}{PARTIAL}{uuid4().hex[:8]}"
     filesystem, inner = locate(partial)
@@ -44,16 +44,16 @@ def staged(out: str, *, mark: str, overwrite: bool) -> Iterator[str]:
 
 def _check_free(out: str, mark: str, overwrite: bool) -> None:
     if is_file(out):
-        raise UserError(f"{out} is a file: name another --out")
+        raise UserError(f"{out} is a file: choose another --out")
     recover(out, mark)
     if list_files(out) and not is_file(join(out, mark)):
-        raise UserError(f"{out} holds something else (it has no {mark}): name another --out")
+        raise UserError(f"{out} contains other files (it has no {mark}): choose another --out")
     if list_files(out) and not overwrite:
-        raise UserError(f"{out} exists already: name another --out, or pass --overwrite to replace it")
+        raise UserError(f"{out} already exists: choose another --out, or pass --overwrite to replace it")
 
 
-def _siblings(out: str) -> list[str]:
-    """Staging folders of `out`."""
+def _staging_folders(out: str) -> list[str]:
+    """Returns the staging folders of `out`."""
     filesystem, inner = locate(out)
     selector = fs.FileSelector(posixpath.dirname(inner), allow_not_found=True)
     names = [info.base_name for info in filesystem.get_file_info(selector) if not info.is_file]
@@ -62,8 +62,10 @@ def _siblings(out: str) -> list[str]:
 
 
 def recover(out: str, mark: str) -> None:
-    """Puts back the folder that a staged one was about to replace when the process was killed on the way: it has the
-    mark, and what stands in its place has none."""
+    """Restores the folder that was being replaced when a process was killed.
+
+    That folder has the mark, and the one in its place has none.
+    """
     if is_file(join(f"{out}.replaced", mark)) and not is_file(join(out, mark)):
         _move(f"{out}.replaced", out, mark)
 
@@ -75,7 +77,7 @@ def _move(source: str, destination: str, mark: str) -> None:
     if isinstance(filesystem, fs.LocalFileSystem):
         filesystem.move(old, new)
         return
-    # Object stores have no folders to rename: file by file, the mark first to leave and last to arrive.
+    # Object stores can't rename folders: copy all files, then delete them. The mark is copied last and deleted first.
     names = sorted(list_files(source), key=lambda name: name == mark)
     for name in names:
         filesystem.create_dir(posixpath.dirname(join(new, name)), recursive=True)

@@ -1,1 +1,1 @@
-"""Bytes of an image file to pixels on a canvas."""
+"""Decoding, fitting and augmentation of line images."""

@@ -1,6 +1,6 @@
 """Random distortions of training lines, drawn from the seed, the epoch and the line's id alone.
 
-A line's picture therefore never depends on its neighbours, on the batch size or on the number of workers. All of it
+A line's distortion therefore does not depend on its neighbours, the batch size or the number of workers. Everything
 runs on the tensor's own device.
 """
 
@@ -13,33 +13,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_SCALE = 0.15
-"""Width and height vary by up to this share."""
+"""Maximum relative change of width and height."""
 MAX_SHEAR = 0.35
-"""Pixels to the side a pixel of height."""
+"""Maximum horizontal shift in pixels per pixel of height."""
 MAX_ROTATION = 0.03
-"""Radians."""
+"""Maximum rotation in radians."""
 MAX_SHIFT = 4.0
-"""Pixels, up or down."""
+"""Maximum vertical shift in pixels, up or down."""
 SIDE_SHIFT = (-4.0, 14.0)
-"""Pixels to the right. Lines begin near the left edge, where a larger shift to the left would cut letters off."""
+"""Range of the horizontal shift in pixels, positive to the right. Lines begin near the left edge, where a larger shift
+to the left would cut letters off."""
 MAX_WARP = (2.0, 3.0)
-"""Pixels, down and to the side, by which the points of the elastic grid move."""
+"""Maximum vertical and horizontal displacement, in pixels, of the points of the elastic grid."""
 WARP_GRID = (3, 12)
-"""Points of the elastic grid, down and across."""
+"""Number of points of the elastic grid, vertically and horizontally."""
 MAX_PEN = 0.7
-"""Weight of the 3x3 dilated or eroded picture in the mix."""
+"""Maximum weight of the 3x3 dilated or eroded image in the mix."""
 MAX_BLUR = 0.6
-"""Weight of the 3x3 mean in the mix."""
+"""Maximum weight of the 3x3 mean in the mix."""
 INK_RANGE = (0.6, 1.3)
-"""Factor of the ink's darkness."""
+"""Range of the factor that multiplies the ink's darkness."""
 ERASE_SHARE, MAX_ERASED = 0.3, 8
-"""Share of lines from which a strip of full height is erased, and the strip's largest width in pixels."""
+"""Fraction of lines from which a full-height strip is erased, and the strip's maximum width in pixels."""
 
 NUM_SCALARS = 12
 
 
 def augment(ink: Tensor, ids: Sequence[str], *, seed: int, epoch: int) -> Tensor:
-    """Ink (N, 1, H, W), 0 paper to 1 ink, distorted: same shape, same range."""
+    """Returns distorted ink of the same shape and range as `ink`: (N, 1, H, W), from 0 (paper) to 1 (ink)."""
     num_warps = 2 * WARP_GRID[0] * WARP_GRID[1]
     uniforms = torch.from_numpy(line_uniforms(ids, NUM_SCALARS + num_warps, seed=seed, epoch=epoch)).to(ink.device)
     scalars, warps = uniforms[:, :NUM_SCALARS], uniforms[:, NUM_SCALARS:]
@@ -53,9 +54,9 @@ def augment(ink: Tensor, ids: Sequence[str], *, seed: int, epoch: int) -> Tensor
 
 
 def line_uniforms(ids: Sequence[str], count: int, *, seed: int, epoch: int) -> np.ndarray:
-    """`count` uniform numbers in 0..1 for each line: (N, count) float32, a function of (seed, epoch, id) alone.
+    """Returns `count` uniform numbers in [0, 1) for each line, (N, count) float32, from (seed, epoch, id) alone.
 
-    The generator is SplitMix64 (Steele, Lea, Flood 2014), started from a hash of the three.
+    The generator is SplitMix64 (Steele, Lea, Flood 2014), seeded with a hash of the three.
     """
     starts = [blake2b(f"{seed}/{epoch}/{line}".encode(), digest_size=8).digest() for line in ids]
     state = np.frombuffer(b"".join(starts), np.uint64)[:, None]
@@ -67,12 +68,15 @@ def line_uniforms(ids: Sequence[str], count: int, *, seed: int, epoch: int) -> n
 
 
 def _sampling_grid(ink: Tensor, signed: Tensor, warps: Tensor) -> Tensor:
-    """Where each pixel is read: affine map and elastic displacement, (N, H, W, 2) in grid_sample's -1..1 units."""
+    """Returns where each pixel samples `ink`, (N, H, W, 2) in grid_sample's units of -1..1.
+
+    The position is an affine map plus an elastic displacement.
+    """
     height, width = ink.shape[-2:]
     scale_x, scale_y = (1 + MAX_SCALE * signed[:, i] for i in (0, 1))
     slant, turn = MAX_SHEAR * signed[:, 2], MAX_ROTATION * signed[:, 3]
     right = sum(SIDE_SHIFT) / 2 + (SIDE_SHIFT[1] - SIDE_SHIFT[0]) / 2 * signed[:, 4]
-    # Units are half the width and half the height, hence the ratios; widths scale about the left edge, which is at -1.
+    # A unit is half the width or half the height, hence the ratios. Widths scale about the left edge, which is at -1.
     shift_x, shift_y = scale_x - 1 - right * 2 / width, MAX_SHIFT * 2 / height * signed[:, 5]
     theta = torch.stack(
         [
@@ -89,13 +93,13 @@ def _sampling_grid(ink: Tensor, signed: Tensor, warps: Tensor) -> Tensor:
 
 
 def _change_pen(ink: Tensor, signed: Tensor) -> Tensor:
-    """Thicker strokes where `signed` (N) is positive, thinner ones where it is negative."""
+    """Returns the ink with thicker strokes if `signed` (N) is positive, with thinner ones if it is negative."""
     sign = _column(signed.sign())
     return torch.lerp(ink, sign * _largest_neighbours(sign * ink), _column(MAX_PEN * signed.abs()))
 
 
 def _largest_neighbours(pixels: Tensor) -> Tensor:
-    """The maximum over 3x3 pixels, as max_pool2d gives it, at a twentieth of its time on a CPU."""
+    """Returns the maximum over 3x3 pixels, like max_pool2d, in a twentieth of its time on a CPU."""
     for axis in (2, 3):
         size = pixels.shape[axis]
         before, after = pixels.narrow(axis, 0, size - 1), pixels.narrow(axis, 1, size - 1)

@@ -1,4 +1,4 @@
-"""Image files to pictures on the canvas: the one way in which prepare, transcribe and the demo read lines."""
+"""The reader of line images that prepare, transcribe and the demo share. It turns files into images on the canvas."""
 
 import errno
 import time
@@ -18,43 +18,47 @@ from hwr_ray.files.storage import join, locate
 from hwr_ray.images.lines import Canvas, UndecodableImageError, decode, fit
 
 READ_THREADS = 32
+"""Number of threads that read files."""
 FILES_AT_ONCE = 128
-"""Whose bytes threads hold ahead of those that are decoded."""
+"""Number of files that threads read ahead of decoding."""
 NUM_PROBED, QUICK_SECONDS = 8, 0.0005
-"""Local files that are read first, and the time of one below which threads would cost more than they save."""
+"""Number of local files that are read first, and the seconds per file below which threads cost more than they save."""
 MOST_TOGETHER, MOST_BYTES_TOGETHER = 64, 16 << 20
-"""Files, or the pictures in them, that go through a step before the next step begins: a group ends with the one that
-reaches either. It saves a fifth of the time of one after another (benchmarks/results/processes.md)."""
+"""Maximum number and bytes of a group of files, or of their decoded images; the item that reaches either ends a group.
+Each step processes a group before the next step begins, which takes a fifth less time than one file at a time
+(benchmarks/results/processes.md)."""
 MAX_BYTES = 128 << 20
-"""Of an image file; a larger one is not read."""
-OF_THE_FILE = frozenset((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP))
-"""Errors of one file alone. All others, such as a server that is away, may pass, and must not become a result."""
+"""Maximum bytes of an image file; a larger one is not read."""
+FILE_ERRORS = frozenset((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP))
+"""Errors that concern one file. All others, such as an unreachable server, may be temporary and must not become a
+result."""
 PAUSES = (0.5, 2.0, 8.0)
-"""Seconds before a file that can't be read is tried again."""
+"""Seconds to wait before each retry of a file that can't be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What came of one image file: a picture, or the reason why there is none."""
+    """The result of reading one image file: an image, or the reason why there is none."""
 
     image: np.ndarray | None = None
-    """(H, W) uint8 on the canvas."""
+    """Image (H, W) uint8 on the canvas."""
     height: int | None = None
-    """Pixels, before fitting."""
+    """Height in pixels before fitting."""
     width: int | None = None
+    """Width in pixels before fitting."""
     reason: str | None = None
-    """`missing_image`, `undecodable_image` or `unsafe_path`, None where there is a picture."""
+    """`missing_image`, `undecodable_image` or `unsafe_path`; None if there is an image."""
     detail: str | None = None
-    """One sentence about the reason."""
+    """One sentence that explains the reason."""
 
 
 Item = TypeVar("Item", bound=bytes | np.ndarray | Line)
 
 
 def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | Line]:
-    """The bytes of files of a folder or URI, or why there are none, in their order; few are in memory at once.
+    """Yields the bytes of files below a folder or URI, or a Line with the reason, in order. Few are in memory at once.
 
-    A bad file is no error. Raises UserError where one can't be read, after a while, for a reason that is not its own.
+    A bad file raises no error. Raises UserError for an error that may concern other files and persists after retries.
     """
     filesystem, inner = locate(folder)
     paths = [join(inner, name) for name in names]
@@ -66,28 +70,28 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | Line]:
             yield from (_read(filesystem, path) for path in paths)
             return
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        begun = deque[Future[bytes | Line]]()
+        futures = deque[Future[bytes | Line]]()
         for path in paths:
-            begun.append(pool.submit(_read, filesystem, path))
-            if len(begun) == FILES_AT_ONCE:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            futures.append(pool.submit(_read, filesystem, path))
+            if len(futures) == FILES_AT_ONCE:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
 
 
 def lines_of(files: Iterable[bytes | Line], canvas: Canvas) -> Iterator[Line]:
-    """Decodes and fits the bytes of image files, in their order; what is a line already stays.
+    """Decodes image files and fits them to the canvas, in order. Yields items that are already a Line unchanged.
 
-    Takes files in groups, and never raises for a bad one. While a group is made, the one before is still in memory.
+    Processes files in groups and never raises for a bad one. The previous group is in memory while the next is built.
     """
-    cv2.setNumThreads(1)  # many small pictures: OpenCV's own threads only fight over them
+    cv2.setNumThreads(1)  # OpenCV's own threads only slow down small images
     for group in in_groups(files):
-        for pictures in in_groups(map(_picture_of, group)):
-            yield from [_line_of(picture, canvas) for picture in pictures]
+        for images in in_groups(map(_decode_file, group)):
+            yield from [_fit_image(image, canvas) for image in images]
 
 
 def in_groups(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """The items, in their order, in groups that should go through a step together."""
+    """Yields the items, in order, in groups that should go through a step together."""
     group, num_bytes = list[Item](), 0
     for item in items:
         group.append(item)
@@ -99,7 +103,7 @@ def in_groups(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield group
 
 
-def _picture_of(file: bytes | Line) -> np.ndarray | Line:
+def _decode_file(file: bytes | Line) -> np.ndarray | Line:
     if isinstance(file, Line):
         return file
     try:
@@ -108,28 +112,28 @@ def _picture_of(file: bytes | Line) -> np.ndarray | Line:
         return Line(reason="undecodable_image", detail=str(error))
 
 
-def _line_of(picture: np.ndarray | Line, canvas: Canvas) -> Line:
-    if isinstance(picture, Line):
-        return picture
-    height, width = picture.shape
-    return Line(image=fit(picture, canvas), height=height, width=width)
+def _fit_image(image: np.ndarray | Line, canvas: Canvas) -> Line:
+    if isinstance(image, Line):
+        return image
+    height, width = image.shape
+    return Line(image=fit(image, canvas), height=height, width=width)
 
 
 def _read(filesystem: fs.FileSystem, path: str) -> bytes | Line:
     for pause in (*PAUSES, None):
         try:
-            # Not open_input_stream: it unpacks what is named *.gz.
+            # open_input_stream would decompress files named *.gz.
             with filesystem.open_input_file(path) as file:
                 if file.size() > MAX_BYTES:
-                    return Line(reason="undecodable_image", detail=f"the file has more than {MAX_BYTES >> 20} MiB")
+                    return Line(reason="undecodable_image", detail=f"the file is larger than {MAX_BYTES >> 20} MiB")
                 return file.read()
         except FileNotFoundError:
             return Line(reason="missing_image", detail="there is no such file")
         except OSError as error:
             is_local = isinstance(filesystem, fs.LocalFileSystem)
-            if error.errno in OF_THE_FILE or (is_local and Path(path).is_dir()):  # Arrow gives folders no number
+            if error.errno in FILE_ERRORS or (is_local and Path(path).is_dir()):  # Arrow sets no errno for folders
                 return Line(reason="undecodable_image", detail=f"the file can't be read: {error}")
             if pause is None:
-                raise UserError(f"{path} can't be read: {error}; the same command goes on") from error
+                raise UserError(f"{path} can't be read: {error}; run the same command again") from error
             time.sleep(pause)
     raise AssertionError

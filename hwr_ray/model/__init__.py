@@ -1,1 +1,1 @@
-"""The network."""
+"""The recognition network."""

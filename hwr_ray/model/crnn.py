@@ -1,4 +1,4 @@
-"""The recognizer's network: convolutions, bidirectional GRUs, one distribution over classes a frame."""
+"""The recognition network: convolutions, bidirectional GRUs and a classifier for each frame."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from hwr_ray.model.architecture import HEIGHT_STRIDE, POOLS, ModelSettings, num_
 
 
 class SeparableResidual(nn.Module):
-    """Adds what a depthwise and a pointwise convolution make of (N, C, H, W): deeper for little work.
+    """Residual block of a depthwise and a pointwise convolution on (N, C, H, W): more depth at little cost.
 
     Residual learning (He et al. 2016, arXiv 1512.03385) with separable convolutions (Howard et al. 2017, arXiv
-    1704.04861). It starts as the identity.
+    1704.04861). The block is initialized as the identity.
     """
 
     def __init__(self, channels: int) -> None:
@@ -34,7 +34,7 @@ class SeparableResidual(nn.Module):
 class CRNN(nn.Module):
     """Convolutional recurrent network (Shi, Bai, Yao 2015, arXiv 1507.05717): 4 convolution and 2 BiGRU layers, CTC.
 
-    Shapes: N batch, H and W canvas, T = W / 4 frames, C classes (the blank included).
+    Shapes: N batch size, H and W canvas height and width, T = W / 4 frames, C classes including the blank.
     """
 
     def __init__(self, settings: ModelSettings, *, canvas: tuple[int, int], num_classes: int) -> None:
@@ -48,8 +48,9 @@ class CRNN(nn.Module):
             nn.ReLU(),
         ]
         for c_in, c_out, pool in zip(widths, widths[1:], POOLS[1:], strict=False):
-            # Pooled before it is normalized, for a quarter of the memory traffic. It is the same where the scale of
-            # the normalization is positive, as it begins; where learning makes it negative, the least value is kept.
+            # Pooling before normalization takes a quarter of the memory traffic. The result is the same while the
+            # normalization's scale is positive, as at initialization. With a negative scale, pooling selects the
+            # minimum of the normalized values instead of the maximum.
             layers += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.MaxPool2d(pool), nn.BatchNorm2d(c_out)]
             layers += [nn.ReLU()]
             layers += [SeparableResidual(c_out)] if settings.residual else []
@@ -63,10 +64,10 @@ class CRNN(nn.Module):
         self.shortcut = nn.Conv1d(features, num_classes, 3, padding=1)
 
     def forward(self, ink: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Ink (N, 1, H, W), 0 paper to 1 ink, to logits (N, T, C).
+        """Returns the logits (N, T, C) of the classifier and of the shortcut for ink (N, 1, H, W), 0 paper to 1 ink.
 
-        In training the second value holds the logits (N, T, C) of the shortcut, a CTC head on the convolution
-        features (Retsinas et al. 2022, arXiv 2404.11339); otherwise None.
+        The shortcut is a CTC head on the convolution features (Retsinas et al. 2022, arXiv 2404.11339). Its logits
+        are None in evaluation mode.
         """
         features = self.convolutions(ink).flatten(1, 2)  # (N, channels * rows, T)
         shortcut = self.shortcut(features).transpose(1, 2) if self.training else None
@@ -74,18 +75,18 @@ class CRNN(nn.Module):
         return self.classifier(self.dropout(states)), shortcut
 
     def shortcut_of(self, ink: Tensor) -> Tensor:
-        """Ink (N, 1, H, W) to the logits (N, T, C) of the shortcut alone."""
+        """Returns only the logits (N, T, C) of the shortcut for ink (N, 1, H, W)."""
         return self.shortcut(self.convolutions(ink).flatten(1, 2)).transpose(1, 2)
 
 
 def to_ink(images: Tensor) -> Tensor:
-    """Line images (N, H, W) uint8, 255 paper, to the model's input (N, 1, H, W) float32, 0 paper to 1 ink."""
+    """Converts line images (N, H, W) uint8, 255 paper, to the model's input (N, 1, H, W) float32, 0 paper to 1 ink."""
     return 1 - images.unsqueeze(1).float() / 255
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, where autocast then saves time."""
+    """Returns whether the device multiplies bfloat16 in hardware, so that autocast saves time."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,4 +1,4 @@
-"""Batch normalization with the statistics of all workers' lines, so that their number changes no result."""
+"""Batch normalization over the batches of all workers, so that the worker count does not change the result."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def synchronized(module: nn.Module) -> nn.Module:
-    """The module with its batch normalizations replaced by ones that see the batch of all workers; same parameters."""
+    """Returns the module with its batch normalization layers replaced by synchronized ones with the same parameters."""
     if next(module.parameters()).is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for parent in list(module.modules()):
@@ -19,15 +19,15 @@ def synchronized(module: nn.Module) -> nn.Module:
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """What torch.nn.SyncBatchNorm, which runs on GPUs only, is to nn.BatchNorm2d, for a CPU.
+    """Synchronized batch normalization on CPUs; torch.nn.SyncBatchNorm supports GPUs only.
 
-    The workers' means and variances are joined as in Chan, Golub, LeVeque 1983, equation 1.5; they may have different
-    numbers of lines.
+    The workers' means and variances are combined as in Chan, Golub, LeVeque 1983, equation 1.5. Workers may have
+    batches of different sizes.
     """
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> "SyncedBatchNorm2d":
-        """With the parameters and statistics of another one."""
+        """Returns a synchronized layer with the parameters and statistics of `norm`."""
         synced = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)
         synced.weight, synced.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers():
@@ -35,23 +35,23 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         return synced.train(norm.training)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (N, C, H, W), normalized over N, H and W of all workers."""
+        """Normalizes features (N, C, H, W) over N, H and W of all workers."""
         if not self.training:
             return super().forward(features)
         normalized, mean, variance, total = _Normalize.apply(features, self.weight, self.bias, self.eps)
-        self._remember(mean, variance * total / (total - 1))
+        self._update_running_stats(mean, variance * total / (total - 1))
         return normalized
 
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        for kept, now in ((self.running_mean, mean), (self.running_var, variance)):
-            if kept is not None:
-                kept.lerp_(now, self.momentum)  # type: ignore[arg-type]
+    def _update_running_stats(self, mean: Tensor, variance: Tensor) -> None:
+        for running, current in ((self.running_mean, mean), (self.running_var, variance)):
+            if running is not None:
+                running.lerp_(current, self.momentum)  # type: ignore[arg-type]
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
 
 
 class _Normalize(torch.autograd.Function):
-    """Torch's own kernels for one worker, with what the workers tell one another between them."""
+    """Runs PyTorch's kernels locally and exchanges the statistics between workers."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
@@ -71,16 +71,16 @@ class _Normalize(torch.autograd.Function):
         return normalized, mean, variance, total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """Ioffe and Szegedy 2015, section 3, with the sums over the batch taken over the workers."""
+    def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """Implements Ioffe and Szegedy 2015, section 3, with the sums over the batches of all workers."""
         features, weight, mean, variance, total = ctx.saved_tensors
         inverse = (variance + ctx.eps).rsqrt()
-        constant, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, features, weight, mean, variance, mean, inverse, False, ctx.eps, [True, True, True]
-        )  # as if mean and variance did not depend on the features
-        sums = torch.stack([of_bias, of_weight])
+        grad_features, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad_output, features, weight, mean, variance, mean, inverse, False, ctx.eps, [True, True, True]
+        )  # treats mean and variance as constants; `slope` and `shift` add their gradients
+        sums = torch.stack([grad_bias, grad_weight])
         dist.all_reduce(sums)
         slope = -weight * inverse**2 * sums[1] / total
         shift = -weight * inverse * sums[0] / total - slope * mean
-        slope, shift = (of_channel[:, None, None].to(features.dtype) for of_channel in (slope, shift))
-        return constant.add_(torch.addcmul(shift, features, slope)), of_weight, of_bias, None
+        slope, shift = (per_channel[:, None, None].to(features.dtype) for per_channel in (slope, shift))
+        return grad_features.add_(torch.addcmul(shift, features, slope)), grad_weight, grad_bias, None

@@ -1,1 +1,1 @@
-"""A bundle that reads."""
+"""Inference with a model bundle, its export and the demo."""

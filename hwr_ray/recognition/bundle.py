@@ -1,4 +1,4 @@
-"""The checkpoint bundle: a folder with all that reading needs, loaded without unpickling anything."""
+"""The model bundle: a folder with everything that inference needs, saved and loaded without pickle."""
 
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -19,18 +19,18 @@ from hwr_ray.text.codec import Codec
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle(BundleConfig):
-    """A model and what its numbers mean."""
+    """A model with its configuration."""
 
     model: CRNN
 
 
 def new_model(settings: ModelSettings, codec: Codec, canvas: Canvas) -> CRNN:
-    """A model with fresh weights. Raises UserError where the canvas does not suit it."""
+    """Returns a model with fresh weights. Raises UserError if the canvas does not fit it."""
     return CRNN(settings, canvas=(canvas.height, canvas.width), num_classes=codec.num_classes)
 
 
 def save_bundle(bundle: Bundle, path: str) -> None:
-    """Writes the bundle, whole or not at all, in place of the one that may be there."""
+    """Writes the bundle atomically, replacing an existing one."""
     weights = safetensors.torch.save(
         {name: t.detach().cpu().contiguous() for name, t in bundle.model.state_dict().items()}
     )
@@ -49,8 +49,8 @@ def save_bundle(bundle: Bundle, path: str) -> None:
             "length_bonus": decoding.length_bonus,
         },
         "calibration": {
-            name: asdict(found) if found else None
-            for name, found in (("greedy", decoding.greedy_calibration), ("beam", decoding.beam_calibration))
+            name: asdict(calibration) if calibration else None
+            for name, calibration in (("greedy", decoding.greedy_calibration), ("beam", decoding.beam_calibration))
         },
         "training": bundle.training,
         "sha256": {name: sha256(data).hexdigest() for name, data in files.items()},
@@ -62,9 +62,9 @@ def save_bundle(bundle: Bundle, path: str) -> None:
 
 
 def load_bundle(path: str) -> Bundle:
-    """The bundle in a folder or at a URI, its model in evaluation mode.
+    """Returns the bundle in a folder or at a URI, with its model in evaluation mode.
 
-    Raises UserError where a file is missing or damaged, or the two do not belong together.
+    Raises UserError if a file is missing or damaged, or if the files do not match.
     """
     config, weights = read_files(path)
     model = new_model(config.settings, config.codec, config.canvas)

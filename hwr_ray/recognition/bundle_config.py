@@ -1,4 +1,4 @@
-"""What a bundle says of itself: all but its network. Needs no torch, so that a job's driver starts without it."""
+"""The configuration of a bundle, without its network; imports no torch, which a job's driver does not need."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -20,42 +20,42 @@ from hwr_ray.text.codec import Codec
 
 WEIGHTS, CONFIG, LANGUAGE_MODEL = "model.safetensors", "config.json", "language_model.safetensors"
 SHIPPED = str(Path(__file__).parents[1] / "pretrained")
-"""The bundle that comes with the package."""
+"""Path of the bundle that comes with the package."""
 SHIPPED_WORD = "shipped"
-"""What stands for it wherever a user names a bundle."""
+"""Name by which settings refer to that bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleConfig:
-    """A bundle without its network."""
+    """The configuration of a bundle."""
 
     settings: ModelSettings
     codec: Codec
     canvas: Canvas
     decoding: Decoding = field(default_factory=Decoding)
     training: dict[str, Any] = field(default_factory=dict)
-    """Where the weights come from: settings, data, figures, versions."""
+    """Origin of the weights: settings, data, metrics, versions."""
     model_id: str = ""
-    """12 hex digits that change with the weights and with the decoding; empty before it is saved."""
+    """12 hex digits that change with the weights and the decoding; empty if the bundle was not loaded."""
 
 
 def bundle_path(name: str) -> str:
-    """The absolute path or URI of a bundle that a user names: a folder, a URI or `shipped`."""
+    """Returns the absolute path or URI of a bundle, given as a folder, a URI or `shipped`."""
     return SHIPPED if name == SHIPPED_WORD else storage.absolute(name)
 
 
 def read_config(path: str) -> BundleConfig:
-    """What the bundle in a folder or at a URI says of itself.
+    """Returns the configuration of the bundle in a folder or at a URI.
 
-    Raises UserError where a file is missing or damaged, or the two do not belong together.
+    Raises UserError if a file is missing or damaged, or if the files do not match.
     """
     return read_files(path)[0]
 
 
 def read_files(path: str) -> tuple[BundleConfig, bytes]:
-    """The same, and the file of the weights. Raises UserError as `read_config` does."""
+    """Returns the configuration and the bytes of the weights. Raises UserError as `read_config` does."""
     if not storage.is_folder(path):
-        raise UserError(f"there is no bundle {path}: jobs/train.py writes RUN/best")
+        raise UserError(f"there is no bundle {path}: jobs/train.py writes one to RUN/best")
     config = storage.read_json(storage.join(path, CONFIG)) if _read(path, CONFIG) else {}
     try:
         architecture = dict(config["architecture"])
@@ -72,22 +72,22 @@ def read_files(path: str) -> tuple[BundleConfig, bytes]:
         decoding = _decoding_of(config)
         digests = {name: config["sha256"][name] for name in (WEIGHTS, *([LANGUAGE_MODEL] if decoder == "beam" else []))}
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{storage.join(path, CONFIG)} is no bundle's configuration: {error!r}") from error
+        raise UserError(f"{storage.join(path, CONFIG)} is not a bundle's configuration: {error!r}") from error
     except UserError as error:
         raise UserError(f"{storage.join(path, CONFIG)} can't be used: {error}") from error
     files = {name: _read(path, name) for name in digests}
     for name, data in files.items():
         if sha256(data).hexdigest() != digests[name]:
-            raise UserError(f"{storage.join(path, name)} is damaged: its SHA-256 is not the one in {CONFIG}")
+            raise UserError(f"{storage.join(path, name)} is damaged: its SHA-256 differs from the one in {CONFIG}")
     if decoder == "beam":
         try:
             language_model = from_tensors(safetensors.numpy.load(files[LANGUAGE_MODEL]))
             if language_model.next_state.shape[1] != codec.num_classes:
-                raise ValueError("its characters are not those of the charset")
+                raise ValueError("its labels do not match the charset")
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{storage.join(path, LANGUAGE_MODEL)} does not fit {CONFIG}: {error}") from error
         decoding = replace(decoding, language_model=language_model)
-    found = BundleConfig(
+    bundle = BundleConfig(
         settings=settings,
         codec=codec,
         canvas=canvas,
@@ -95,36 +95,39 @@ def read_files(path: str) -> tuple[BundleConfig, bytes]:
         training=config.get("training", {}),
         model_id=model_id,
     )
-    return found, files[WEIGHTS]
+    return bundle, files[WEIGHTS]
 
 
 def architecture_from(bundle: BundleConfig, settings: ModelSettings, canvas: Canvas) -> ModelSettings:
-    """The bundle's architecture with the dropout of the settings.
+    """Returns the bundle's architecture with the dropout of the settings.
 
-    Raises UserError where the settings ask for an architecture that is neither this nor the default, or the canvas has
-    another height.
+    Raises UserError if the settings request an architecture that is neither the bundle's nor the default, or if the
+    heights of the canvases differ.
     """
-    asked, default, there = asdict(settings), asdict(ModelSettings()), asdict(bundle.settings)
-    for name in sorted(asked.keys() - {"dropout"}):
-        if asked[name] not in (default[name], there[name]):
+    requested, default, existing = asdict(settings), asdict(ModelSettings()), asdict(bundle.settings)
+    for name in sorted(requested.keys() - {"dropout"}):
+        if requested[name] not in (default[name], existing[name]):
             flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} {asked[name]} is not the architecture of --init-from, which has {there[name]}")
+            raise UserError(
+                f"{flag} {requested[name]} does not match the bundle of --init-from, which has {existing[name]}: "
+                f"omit {flag}"
+            )
     if canvas.height != bundle.canvas.height:
         raise UserError(
-            f"--init-from reads lines of {bundle.canvas.height} pixels of height and the prepared ones have "
+            f"the bundle of --init-from needs lines {bundle.canvas.height} pixels high, but the prepared ones have "
             f"{canvas.height}: prepare them with --canvas {bundle.canvas.height} {canvas.width}"
         )
     return replace(bundle.settings, dropout=settings.dropout)
 
 
 def weights_digest(path: str) -> str:
-    """12 hex digits of the SHA-256 of a bundle's weights, whatever its decoding."""
+    """Returns the first 12 hex digits of the SHA-256 of a bundle's weights, which do not depend on its decoding."""
     return storage.read_json(storage.join(path, CONFIG))["sha256"][WEIGHTS][:12]
 
 
 def _decoding_of(config: dict[str, Any]) -> Decoding:
-    """The decoding of a configuration, still without its language model."""
-    calibration = {name: Calibration(**found) if found else None for name, found in config["calibration"].items()}
+    """Returns the decoding of a configuration, without its language model."""
+    calibration = {name: Calibration(**values) if values else None for name, values in config["calibration"].items()}
     return Decoding(
         lm_weight=float(config["decoding"]["lm_weight"]),
         length_bonus=float(config["decoding"]["length_bonus"]),
@@ -134,11 +137,11 @@ def _decoding_of(config: dict[str, Any]) -> Decoding:
 
 
 def _model_id(config: dict[str, Any]) -> str:
-    """Of a bundle with this configuration: what decides its readings, hashed."""
-    deciding = {
+    """Returns a hash of the entries of a configuration that affect predictions."""
+    relevant = {
         name: config[name] for name in ("architecture", "charset", "canvas", "decoding", "calibration", "sha256")
     }
-    return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+    return sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _read(path: str, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A web page that reads line images, on this machine alone: what is read, how surely, and where."""
+"""A local web page that recognizes line images and shows texts, confidences and character positions."""
 
 import csv
 import logging
@@ -28,33 +28,34 @@ log = logging.getLogger(__name__)
 
 NUM_CANDIDATES = 5
 MOST_FILES = 1000
-"""Images that are read at once; `transcribe` takes as many as there are."""
+"""Maximum number of images per upload; `transcribe` has no limit."""
 FRAME_HEIGHT, LABEL_HEIGHT = 200, 34
-"""Pixels of the picture with the frames, at least, and of the letters below it."""
+"""Minimum height of the framed picture, and height of the strip with the letters below it, in pixels."""
 GREEN, AMBER, RED = (40, 140, 60), (200, 130, 0), (190, 60, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
     model: str = SHIPPED_WORD
-    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
+    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped`, the bundle in the package."""
     lexicon: str | None = None
-    """File of known names, one a line or `name,count`: candidates among them are raised, others are not forbidden."""
+    """File of known names, one per line, as `name` or `name,count`. Their probability rises; other texts stay
+    possible."""
     precision: float = 0.99
-    """Share of right texts, 0 to 1, among those that need no review."""
+    """Share of correct texts, 0 to 1, to reach among those that need no review."""
     port: int = 7860
-    """Of the page on this machine's loopback."""
+    """Port of the page on this machine's loopback interface; 0 lets Gradio choose one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.precision <= 1:
-            raise UserError(f"--precision must lie in 0 to 1, not {self.precision}")
+            raise UserError(f"--precision must be between 0 and 1, not {self.precision}")
         if not 0 <= self.port < 65536:
-            raise UserError(f"--port must lie in 0 to 65535, not {self.port}")
+            raise UserError(f"--port must be between 0 and 65535, not {self.port}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What came of one image, as in a transcript."""
+    """Result for one image, as in a transcript."""
 
     name: str
     text: str | None = None
@@ -65,15 +66,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """More of one image than its row."""
+    """Results for one image that its row does not show."""
 
     alternatives: tuple[tuple[str, float], ...] = ()
     picture: np.ndarray | None = None
-    """(H, W, 3) uint8, with a frame where each character was read: green where the model is sure, else amber or red."""
+    """(H, W, 3) uint8, with a frame around each character: green for a high confidence, else amber or red."""
 
 
 class Reader:
-    """Reads the bytes of image files as `transcribe` does."""
+    """Recognizes image files, given as bytes, as `transcribe` does."""
 
     def __init__(self, settings: DemoSettings) -> None:
         lexicon = storage.absolute(settings.lexicon) if settings.lexicon else None
@@ -83,43 +84,43 @@ class Reader:
         )
 
     def read(self, files: Sequence[tuple[str, bytes]]) -> list[tuple[Row, Details]]:
-        """A row and its details for each named file, in their order; a bad file has an error in its row."""
+        """Returns a row and details for each (name, bytes) in order; the row of an unreadable file has an error."""
         canvas = self.recognizer.canvas
         lines = list(lines_of((data for _, data in files), canvas))
         images = [line.image for line in lines if line.image is not None]
         number = 1 if self.recognizer.is_greedy else NUM_CANDIDATES
         stacked = np.stack(images) if images else np.empty((0, canvas.height, canvas.width), np.uint8)
         readings = iter(self.recognizer.read_lines(stacked, num_best=number, characters=True))
-        found = []
+        results = []
         for (name, data), line in zip(files, lines, strict=True):
             if line.image is None or line.height is None or line.width is None:
-                found.append((Row(name=name, error=f"{line.reason}: {line.detail}", needs_review=True), Details()))
+                results.append((Row(name=name, error=f"{line.reason}: {line.detail}", needs_review=True), Details()))
                 continue
             reading = next(readings)
             needs_review = None if self.threshold is None else reading.confidence < self.threshold
             row = Row(name=name, text=reading.text, confidence=reading.confidence, needs_review=needs_review)
             characters = placed_characters(reading, canvas, line.height, line.width)
             details = Details(alternatives=reading.alternatives, picture=framed(data, characters))
-            found.append((row, details))
-        return found
+            results.append((row, details))
+        return results
 
 
 def framed(data: bytes, characters: list[dict[str, Any]]) -> np.ndarray:
-    """The written part of an image file's picture, with a frame for each character and what it was read as below."""
+    """Returns the written part of an image, with a frame around each character and the recognized letter below it."""
     picture = decode(data)
     height, width = picture.shape
     right = max((c["right"] for c in characters), default=width)
     picture = picture[:, : min(width, right + height // 2)]
-    times = max(1.0, FRAME_HEIGHT / height)
-    picture = cv2.resize(picture, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+    scale = max(1.0, FRAME_HEIGHT / height)
+    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     height, width = picture.shape
     page = np.full((height + LABEL_HEIGHT, width, 3), 255, np.uint8)
     page[:height] = picture[:, :, None]
     for c in characters:
         color = GREEN if c["confidence"] >= 0.9 else AMBER if c["confidence"] >= 0.5 else RED
-        left, right = round(c["left"] * times), round(c["right"] * times)
+        left, right = round(c["left"] * scale), round(c["right"] * scale)
         cv2.rectangle(page, (left, 1), (max(right, left + 4), height - 2), color, 2)
-        if c["character"].isascii():  # what OpenCV has glyphs for
+        if c["character"].isascii():  # OpenCV has no other glyphs
             place = (left, height + LABEL_HEIGHT - 9)
             cv2.putText(page, c["character"], place, cv2.FONT_HERSHEY_SIMPLEX, 0.9, color, 2, cv2.LINE_AA)
     return page
@@ -134,13 +135,13 @@ def answer(needs_review: bool | None) -> str:
 
 
 def draw_sample(rng: np.random.Generator) -> tuple[str, bytes]:
-    """A name and its drawn picture as a PNG file."""
+    """Returns a name and an image of it as a PNG file."""
     name = Names.draw(int(rng.integers(1 << 16))).draw_one(rng)
     return name, encode_png(draw_line(name, rng))
 
 
 def to_csv(rows: Sequence[Row], folder: str) -> str:
-    """Path of a CSV file with the rows, in a folder."""
+    """Writes the rows to a new CSV file in the folder and returns its path."""
     with tempfile.NamedTemporaryFile(
         "w", dir=folder, suffix=".csv", delete=False, newline="", encoding="utf-8"
     ) as file:
@@ -151,7 +152,7 @@ def to_csv(rows: Sequence[Row], folder: str) -> str:
 
 
 def ink_of(drawing: dict[str, Any] | None) -> bytes:
-    """What a sketchpad gives as a PNG file, dark on white and cut out to the strokes. Raises UserError without one."""
+    """Returns a drawing as a PNG file, dark on white, cropped to the strokes. Raises UserError if it is empty."""
     composite = None if drawing is None else drawing["composite"]
     if composite is None:
         raise UserError("nothing is drawn yet")
@@ -167,25 +168,25 @@ def ink_of(drawing: dict[str, Any] | None) -> bytes:
 
 
 class Answers:
-    """What the page shows for what is given to it. Raises UserError for what its user can mend."""
+    """Event handlers of the page. Each returns what the page shows, or raises UserError for a mistake of the user."""
 
     def __init__(self, settings: DemoSettings, folder: str) -> None:
         self.reader, self.folder, self.rng = Reader(settings), folder, np.random.default_rng()
 
     def show(self, files: Sequence[tuple[str, bytes]]) -> list[Any]:
-        """Of the first file all, of each a row: on the page, in a CSV file, and for `show_one`."""
-        found = self.reader.read(files)
-        rows = [row for row, _ in found]
+        """Returns the values of `show_one` for the first file, then the table, the CSV file's path and all results."""
+        results = self.reader.read(files)
+        rows = [row for row, _ in results]
         table = [[r.name, r.text or r.error, percent(r.confidence), answer(r.needs_review)] for r in rows]
-        return [*show_one(*found[0]), table, to_csv(rows, self.folder), found]
+        return [*show_one(*results[0]), table, to_csv(rows, self.folder), results]
 
     def read_files(self, paths: list[str] | None) -> list[Any]:
         if not paths:
             raise UserError("choose an image first")
         if len(paths) > MOST_FILES:
-            raise UserError(f"{len(paths)} images are too many here: jobs/transcribe.py takes any number")
+            raise UserError(f"{len(paths)} images exceed the limit of {MOST_FILES}: use jobs/transcribe.py")
         if large := [path for path in paths if Path(path).stat().st_size > MAX_BYTES]:
-            raise UserError(f"{Path(large[0]).name} has more than {MAX_BYTES >> 20} MiB")
+            raise UserError(f"{Path(large[0]).name} is larger than {MAX_BYTES >> 20} MiB")
         return self.show([(Path(path).name, Path(path).read_bytes()) for path in paths])
 
     def read_pasted(self, path: str | None) -> list[Any]:
@@ -205,81 +206,82 @@ def show_one(row: Row, details: Details) -> list[Any]:
 
 
 def new_page(settings: DemoSettings, folder: str) -> Any:
-    """The page, as Gradio's Blocks; what it writes lies in a folder. Raises UserError where Gradio is not installed."""
+    """Returns the page as Gradio's Blocks; its files go to the folder. Raises UserError if Gradio is not installed."""
     try:
         import gradio as gr
     except ImportError as error:
-        raise UserError("this needs the package gradio: pip install 'hwr_ray[demo]'") from error
+        raise UserError("the demo needs the package gradio: pip install 'hwr_ray[demo]'") from error
     answers = Answers(settings, folder)
 
-    def told(read: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-        """The same, with a mistake of the page's user as a sentence on it."""
+    def with_errors(handler: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        """Returns the handler with a UserError shown on the page."""
 
-        @wraps(read)
-        def asked(*given: Any) -> list[Any]:
+        @wraps(handler)
+        def wrapper(*args: Any) -> list[Any]:
             try:
-                return read(*given)
+                return handler(*args)
             except UserError as error:
                 raise gr.Error(str(error), print_exception=False) from error
 
-        return asked
+        return wrapper
 
-    def choose(found: list[tuple[Row, Details]], event: gr.SelectData) -> list[Any]:
-        return show_one(*found[event.index[0]])
+    def select(results: list[tuple[Row, Details]], event: gr.SelectData) -> list[Any]:
+        return show_one(*results[event.index[0]])
 
     with gr.Blocks(title="hwr_ray", analytics_enabled=False, delete_cache=(60, 600)) as page:
         gr.Markdown(
-            "# Handwritten names\nUpper-case names, one line each, dark on light. Images stay on the machine that "
-            "serves this page and are deleted after about ten minutes."
+            "# Handwritten names\nRecognizes uppercase names, one line per image, dark on light. Images stay on the "
+            "machine that serves this page and are deleted after about ten minutes."
         )
         with gr.Tab("Images"):
-            files = gr.File(label="Drop one or many images", file_count="multiple", type="filepath", height=180)
+            files = gr.File(label="Drop one or more images", file_count="multiple", type="filepath", height=180)
         with gr.Tab("Paste"):
             pasted = gr.Image(label="Paste an image", sources=["clipboard", "upload"], type="filepath", image_mode=None)
         with gr.Tab("Draw"):
             pad = gr.Sketchpad(
-                label="Take the brush and write a name in capitals",
+                label="Select the brush and write a name in capital letters",
                 type="numpy",
                 canvas_size=(640, 200),
                 brush=gr.Brush(default_size=5, colors=["#000000"], color_mode="fixed"),
             )
-            read_pad = gr.Button("Read the drawing")
+            read_pad = gr.Button("Recognize the drawing")
         with gr.Tab("Sample"):
-            sample = gr.Button("Draw a name and read it")
+            sample = gr.Button("Recognize a generated name")
         with gr.Row():
             text = gr.Textbox(label="Text", elem_id="text", interactive=False)
             confidence = gr.Textbox(label="Confidence", elem_id="confidence", interactive=False)
             review = gr.Textbox(label="Needs review", elem_id="review", interactive=False)
-        gr.Markdown("Where each character was read: green where the model is sure of it, else amber or red.")
+        gr.Markdown("Character positions. Frames are green for high, amber for medium and red for low confidence.")
         picture = gr.Image(label="Frames", show_label=False, interactive=False, format="png", buttons=["fullscreen"])
-        others = gr.Dataframe(label="Runners-up", headers=["text", "share"], interactive=False)
+        others = gr.Dataframe(label="Alternatives", headers=["text", "share"], interactive=False)
         table = gr.Dataframe(
-            label="All images: choose a row to see more of it",
+            label="All images: select a row to see its details",
             headers=["image", "text or error", "confidence", "needs review"],
             interactive=False,
             elem_id="table",
         )
         download = gr.DownloadButton("Download as CSV", elem_id="download")
-        found, of_one = gr.State([]), [text, confidence, review, picture, others]
-        shown = [*of_one, table, download, found]
-        # Where it is not said, each part of the page shows on its own that something is awaited, or went wrong.
-        files.upload(told(answers.read_files), files, shown, api_name="read", show_progress_on=text)
-        pasted.input(told(answers.read_pasted), pasted, shown, api_name="read_one", show_progress_on=text)
-        read_pad.click(told(answers.read_drawing), pad, shown, api_visibility="private", show_progress_on=text)
-        sample.click(told(answers.read_sample), None, shown, api_name="sample", show_progress_on=text)
-        table.select(choose, found, of_one, api_visibility="private")
+        results, of_one = gr.State([]), [text, confidence, review, picture, others]
+        shown = [*of_one, table, download, results]
+        # Without show_progress_on, every output would show progress and errors of its own.
+        files.upload(with_errors(answers.read_files), files, shown, api_name="read", show_progress_on=text)
+        pasted.input(with_errors(answers.read_pasted), pasted, shown, api_name="read_one", show_progress_on=text)
+        read_pad.click(with_errors(answers.read_drawing), pad, shown, api_visibility="private", show_progress_on=text)
+        sample.click(with_errors(answers.read_sample), None, shown, api_name="sample", show_progress_on=text)
+        table.select(select, results, of_one, api_visibility="private")
     return page
 
 
 def demo(settings: DemoSettings, server_name: str | None = "127.0.0.1") -> None:
-    """Serves the page until Ctrl-C; nothing that was uploaded or read stays on the disk, or in a browser.
+    """Serves the page until Ctrl-C. No upload or result stays on disk or in a browser.
 
-    It listens on loopback; without a `server_name`, where Gradio's own environment variables say.
+    The page listens on loopback by default; a `server_name` of None leaves the address to Gradio's environment
+    variables.
     """
     with tempfile.TemporaryDirectory(prefix="hwr-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is there
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio checks its own server at the start
         page = new_page(settings, folder)
         _, url, _ = page.launch(
             server_name=server_name,
@@ -288,8 +290,8 @@ def demo(settings: DemoSettings, server_name: str | None = "127.0.0.1") -> None:
             quiet=True,
             prevent_thread_lock=True,
             max_file_size=MAX_BYTES,
-            run_history=False,  # by default a browser keeps what was read
+            run_history=False,  # by default a browser keeps the results
         )
         print(url, file=sys.__stdout__, flush=True)
-        log.info("serving until Ctrl-C")
+        log.info("press Ctrl-C to stop")
         page.block_thread()

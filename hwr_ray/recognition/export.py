@@ -1,4 +1,4 @@
-"""A bundle's network as a file for programs without this package: ONNX or TorchScript, checked against the original."""
+"""Export of a bundle's network for programs without this package: ONNX or TorchScript, checked on drawn lines."""
 
 import io
 import logging
@@ -27,26 +27,26 @@ log = logging.getLogger(__name__)
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt"}
 NUM_CHECKED = 64
-"""Drawn lines that both must read alike."""
+"""Number of drawn lines on which the export must agree with the original."""
 MOST_LETTERS = 8
 TOLERANCE = 1e-3
-"""Of the confidences, and of the probabilities of the classes in each frame."""
+"""Maximum difference in a confidence, or in the probability of a class in a frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
     out: str
-    """Folder or URI for the network and reading.json, which says how to use it."""
+    """Folder or URI for the network and reading.json, which describes its input and output."""
     model: str = SHIPPED_WORD
-    """A bundle, such as RUN/best (jobs/train.py), or `shipped`: the one that comes with the package."""
+    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped`, the bundle in the package."""
     format: Literal["onnx", "torchscript"] = "onnx"
-    """`onnx` needs the extra `export`."""
+    """Format of the network; `onnx` needs the extra `export`."""
     overwrite: bool = False
-    """Replace an export that is there."""
+    """Replace an existing export."""
 
 
 def export(settings: ExportSettings) -> str:
-    """Writes the export of the settings and returns its path. Raises UserError for what its user can mend."""
+    """Writes the export and returns its path. Raises UserError for mistakes of the user."""
     bundle = load_bundle(bundle_path(settings.model))
     data, read = (to_onnx if settings.format == "onnx" else to_torchscript)(bundle)
     parity = compare(bundle, read, drawn_lines(bundle))
@@ -64,7 +64,7 @@ def export(settings: ExportSettings) -> str:
         }
         storage.write_json(storage.join(out, "reading.json"), metadata)
     log.info(
-        "%d drawn lines read alike; largest difference of a confidence %.1e, of a frame's probability %.1e",
+        "the export agrees on %d drawn lines; largest difference in a confidence %.1e, in a frame's probability %.1e",
         parity["lines"],
         parity["confidence"],
         parity["probability"],
@@ -73,11 +73,11 @@ def export(settings: ExportSettings) -> str:
 
 
 Read = Callable[[np.ndarray], np.ndarray]
-"""Line images (N, H, W) uint8 to log-probabilities (N, T, C) float32."""
+"""Function that maps line images (N, H, W) uint8 to log-probabilities (N, T, C) float32."""
 
 
 def to_onnx(bundle: Bundle) -> tuple[bytes, Read]:
-    """The network as an ONNX file, for any number of lines at once, and how ONNX Runtime reads with it."""
+    """Returns the network as an ONNX file for any batch size, and a function that runs it in ONNX Runtime."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -86,9 +86,8 @@ def to_onnx(bundle: Bundle) -> tuple[bytes, Read]:
         ) from error
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of the exporter that is to go: the newer one fixes the number of lines in GRUs
+        # The older exporter warns that it is deprecated, but the newer one fixes the batch size of GRUs.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             Head(bundle.model).eval(),
             (_example(bundle),),
@@ -103,10 +102,10 @@ def to_onnx(bundle: Bundle) -> tuple[bytes, Read]:
 
 
 def to_torchscript(bundle: Bundle) -> tuple[bytes, Read]:
-    """The network as a TorchScript file, for any number of lines at once, and how it reads."""
+    """Returns the network as a TorchScript file for any batch size, and a function that runs it."""
     file = io.BytesIO()
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing a GRU, whose checks hold for any batch
+        warnings.simplefilter("ignore")  # tracing warns about checks of the GRU, which hold for any batch
         torch.jit.save(torch.jit.trace(Head(bundle.model).eval(), (_example(bundle),), check_trace=False), file)
     file.seek(0)
     script = torch.jit.load(file)
@@ -123,7 +122,7 @@ def _example(bundle: Bundle) -> torch.Tensor:
 
 
 def drawn_lines(bundle: Bundle, *, seed: int = 0) -> np.ndarray:
-    """NUM_CHECKED line images (N, H, W) uint8 of words drawn with the charset's letters, noise where none is known."""
+    """Returns NUM_CHECKED images (N, H, W) uint8 of words in the charset's letters, or noise if none can be drawn."""
     rng, canvas = np.random.default_rng(seed), bundle.canvas
     letters = [character for character in bundle.codec.charset if character in DRAWABLE and character != " "]
     if not letters:
@@ -133,14 +132,14 @@ def drawn_lines(bundle: Bundle, *, seed: int = 0) -> np.ndarray:
 
 
 def compare(bundle: Bundle, read: Read, images: np.ndarray) -> dict[str, float]:
-    """The largest differences from the original in float32, over all lines at once and one line alone.
+    """Returns the largest differences from the original in float32, over a batch of all lines and a single line.
 
-    Raises RuntimeError where a text differs, or a confidence by more than TOLERANCE.
+    Raises RuntimeError if a text differs, or if a confidence or probability differs by more than TOLERANCE.
     """
     with torch.inference_mode():
         expected = Head(bundle.model).eval()(torch.from_numpy(images))
     together, alone = torch.tensor(read(images)), torch.tensor(read(images[:1]))
-    readings, truth = (read_log_probs(found, bundle.codec) for found in (torch.cat([together, alone]), expected))
+    readings, truth = (read_log_probs(probs, bundle.codec) for probs in (torch.cat([together, alone]), expected))
     pairs = list(zip(readings, [*truth, truth[0]], strict=True))
     parity = {
         "lines": len(images),
@@ -149,5 +148,5 @@ def compare(bundle: Bundle, read: Read, images: np.ndarray) -> dict[str, float]:
     }
     differing = sum(ours.text != theirs.text for ours, theirs in pairs)
     if differing or max(parity["confidence"], parity["probability"]) > TOLERANCE:
-        raise RuntimeError(f"the export reads {differing} of {len(pairs)} drawn lines differently: {parity}")
+        raise RuntimeError(f"the export recognizes {differing} of {len(pairs)} drawn lines differently: {parity}")
     return parity

@@ -1,4 +1,4 @@
-"""Line images in, texts with confidences out; knows no Ray."""
+"""Recognition of line images as texts with confidences; does not depend on Ray."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -25,24 +25,23 @@ from hwr_ray.text.codec import Codec
 
 @dataclass(frozen=True)
 class Comparison:
-    """A text against what the model reads greedily in its line image."""
+    """A text compared with the model's greedy reading of its line image."""
 
     reading: Reading
     prediction_log_prob: float
     """Natural logarithm of the probability of the reading's text."""
     text_log_prob: float
-    """Of the text; -inf where the model has no way to write it."""
+    """Natural logarithm of the probability of the text; -inf if the model cannot output it."""
 
 
 class Recognizer:
-    """A bundle, by default the one that comes with the package, that is loaded once and reads images.
+    """Recognizes line images with a bundle, by default the one that comes with the package.
 
-    `device` is torch's; so many lines of a batch are read at once; `greedy` leaves the language model out; `names` is a
-    file of known names, one a line or `name,count`; so large a share of the texts that need no review is right
-    (`precision`, 0 to 1).
+    The bundle is loaded once. `device` is a torch device, and `batch_size` the number of lines per batch. `greedy`
+    disables the language model. `lexicon` is a file of known names, one per line, as `name` or `name,count`.
+    `precision` is the share of correct texts, 0 to 1, to reach among those that need no review.
 
-    Raises UserError where there is no such bundle, or known names are given and it has no language model to mix them
-    into.
+    Raises UserError if the bundle does not exist, or if a lexicon is given but decoding uses no language model.
     """
 
     def __init__(
@@ -67,23 +66,26 @@ class Recognizer:
     def read(
         self, images: Iterable[np.ndarray | Image.Image], *, num_best: int = 1, characters: bool = False
     ) -> list[Reading]:
-        """Readings of images of one line each, of any size, which stay in their order: arrays or Pillow's (see `grey`).
+        """Returns a reading for each image of a single line, in order.
 
-        Each has num_best - 1 alternatives (a greedy reading has none), and its characters where those are asked for.
-        Raises TypeError or ValueError for what is no such image.
+        Images are numpy arrays or Pillow images of any size (see `grey`). Each reading has up to num_best - 1
+        alternatives (none if decoding is greedy), and its characters if requested. Raises TypeError or ValueError for
+        an unsupported image.
         """
         lines = [fit(grey(image), self.canvas) for image in images]
-        found = self.read_lines(np.stack(lines), num_best=num_best, characters=characters) if lines else []
-        return [replace(reading, review_threshold=self.review_threshold) for reading in found]
+        readings = self.read_lines(np.stack(lines), num_best=num_best, characters=characters) if lines else []
+        return [replace(reading, review_threshold=self.review_threshold) for reading in readings]
 
     def read_files(self, paths: Iterable[str | Path], *, num_best: int = 1, characters: bool = False) -> list[Reading]:
-        """The same of image files, by path or URI. Raises UserError, which names the file, where one can't be read."""
+        """Returns a reading for each image file, by path or URI. Raises UserError naming a file that can't be read."""
         images = [_decoded(str(path)) for path in paths]
         return self.read(images, num_best=num_best, characters=characters)
 
     def read_lines(self, images: np.ndarray, *, num_best: int = 1, characters: bool = False) -> list[Reading]:
-        """Readings, as `read` gives them but without a threshold, of line images (N, H, W) uint8 on the bundle's
-        canvas, 255 paper."""
+        """Returns readings as `read` does, but without a review threshold.
+
+        `images` is (N, H, W) uint8 on the bundle's canvas, 255 paper.
+        """
         if not len(images):
             return []
         log_probs = self.network(images)
@@ -98,7 +100,7 @@ class Recognizer:
         return with_characters(readings, log_probs.cpu().numpy(), self._shortcut()(images).cpu().numpy(), self.codec)
 
     def compare(self, images: np.ndarray, texts: list[str]) -> list[Comparison]:
-        """Each text (N) against the greedy reading, whatever the decoder, of its line image (N, H, W) uint8."""
+        """Compares each text (N) with the greedy reading of its image (N, H, W) uint8, whatever the decoder."""
         return compare_log_probs(self.network(images), self.codec, texts) if len(images) else []
 
 
@@ -112,28 +114,28 @@ def _decoded(path: str) -> np.ndarray:
 
 
 def compare_log_probs(log_probs: Tensor, codec: Codec, texts: list[str]) -> list[Comparison]:
-    """Texts (N) against the greedy readings of lines; `log_probs` is (N, T, C) float32."""
+    """Compares texts (N) with the greedy readings of lines; `log_probs` is (N, T, C) float32."""
     readings = read_log_probs(log_probs, codec)
     predictions = text_log_probs(log_probs, codec, [reading.text for reading in readings])
     lines = zip(readings, texts, predictions, text_log_probs(log_probs, codec, texts), strict=True)
-    # The same text has the same probability, to the last bit.
-    return [Comparison(read, p, p if text == read.text else q) for read, text, p, q in lines]
+    # Equal texts get the same value, to the last bit.
+    return [Comparison(reading, p, p if text == reading.text else q) for reading, text, p, q in lines]
 
 
 def read_log_probs(log_probs: Tensor, codec: Codec) -> list[Reading]:
-    """Greedy readings (N): the likeliest class of each frame, collapsed; `log_probs` is (N, T, C) float32."""
+    """Returns the greedy readings (N): the collapsed most probable path; `log_probs` is (N, T, C) float32."""
     labels, lengths = greedy_labels(log_probs.argmax(-1).cpu().numpy())
     probs = np.exp(log_probs.cpu().numpy(), dtype=np.float64)
-    # A third of the time of ctc_losses on a CPU; those hold texts that are all but impossible, too.
+    # Takes a third of the time of ctc_losses on a CPU; text_log_probs needs those for nearly impossible texts.
     confidences = np.exp(ctc_log_probs(probs, labels[:, None], lengths[:, None])[:, 0]).clip(max=1)
     lines = zip(labels.tolist(), lengths.tolist(), confidences.tolist(), strict=True)
     return [Reading(codec.decode(line[:length]), confidence) for line, length, confidence in lines]
 
 
 def text_log_probs(log_probs: Tensor, codec: Codec, texts: list[str]) -> list[float]:
-    """Log-probability (N) of each line's text, summed over alignments; `log_probs` is (N, T, C) float32.
+    """Returns the log-probability (N) of each line's text, summed over alignments; `log_probs` is (N, T, C) float32.
 
-    -inf for a text that can't be written: it needs more than T frames, or has a character that the charset lacks.
+    It is -inf for a text that needs more than T frames or contains a character outside the charset.
     """
     can_spell = [not codec.unknown(text) for text in texts]
     labels = [codec.encode(text) if known else [] for text, known in zip(texts, can_spell, strict=True)]

@@ -1,1 +1,1 @@
-"""Pages and figures that people look at."""
+"""Reports as HTML pages with plots."""

@@ -1,4 +1,4 @@
-"""A training run's figures, epoch by epoch, as a picture."""
+"""Plot of the metrics of a training run by epoch."""
 
 import io
 from typing import Any
@@ -12,7 +12,7 @@ NAME = "curves.png"
 
 
 def write_curves(out: str, history: list[dict[str, Any]]) -> None:
-    """Draws the metrics of a run's epochs into its folder."""
+    """Writes a plot of the metrics of a run's epochs as curves.png into its folder."""
     epochs = [row["epoch"] for row in history]
     best = min(history, key=lambda row: row["cer"])
     figure = Figure(figsize=(10, 6), layout="constrained")
@@ -24,15 +24,15 @@ def write_curves(out: str, history: list[dict[str, Any]]) -> None:
     errors.set_ylabel("%")
     errors.legend(frameon=False)
     loss.plot(epochs, [row["loss"] for row in history], color=GOOD)
-    loss.set_title("Training loss a character")
+    loss.set_title("Training loss per character")
     loss.set_yscale("log")
-    rate.plot(epochs, [row["learning_rate"] for row in history], color=GOOD, label="learning rate at the epoch's end")
-    rate.set_title("Learning rate, and norm of the gradient")
+    rate.plot(epochs, [row["learning_rate"] for row in history], color=GOOD, label="learning rate at epoch end")
+    rate.set_title("Learning rate and gradient norm")
     norm = rate.twinx()
     norm.plot(epochs, [row["gradient_norm"] for row in history], color=BAD, label="gradient norm")
     rate.legend(handles=[*rate.lines, *norm.lines], frameon=False, loc="upper right")
     speed.plot(epochs, [row["lines_per_second"] for row in history], color=GOOD)
-    speed.set_title("Training lines a second")
+    speed.set_title("Training throughput in lines per second")
     speed.set_ylim(bottom=0)
     for axes in figure.axes:
         axes.spines["top"].set_visible(False)

@@ -1,4 +1,4 @@
-"""What HTML reports are made of: plots and pictures inlined, templates filled."""
+"""Rendering of self-contained HTML reports from templates, with inlined plots and images."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from hwr_ray.images.lines import Canvas, encode_png, fit
 
 LARGEST_PICTURE = Canvas(64, 640)
-"""Larger pictures are shrunk to it: 80 of them stay below 5 MB even if they hold noise."""
+"""Size to which larger images are shrunk: 80 of them stay below 5 MB even if they contain noise."""
 COLORS = {
     "paper": ("#fbfbfa", "#15181c"),
     "card": ("#ffffff", "#1e2227"),
@@ -24,7 +24,7 @@ COLORS = {
     "bad": ("#b8441f", "#ef8a66"),
     "pale": ("#b9c6d6", "#4a5766"),
 }
-"""Of pages and plots, in the light and in the dark; a plot is drawn in the first ones."""
+"""Colors of pages and plots in light and in dark mode; plots are drawn with the light ones."""
 GOOD, BAD, PALE, SOFT, CARD = (COLORS[name][0] for name in ("good", "bad", "pale", "soft", "card"))
 
 
@@ -36,33 +36,33 @@ def new_figure() -> tuple[Figure, Any]:
 
 
 def data_uri(content: Figure | np.ndarray) -> str:
-    """A plot (as SVG, light or dark as the page is) or a grey picture (as PNG), inlined."""
+    """Returns a data URI of a plot (SVG in the color scheme of the page) or of a grayscale image (PNG)."""
     if isinstance(content, Figure):
         buffer = io.StringIO()
-        with matplotlib.rc_context({"svg.hashsalt": "hwr_ray"}):  # without it the ids in the file are random
+        with matplotlib.rc_context({"svg.hashsalt": "hwr_ray"}):  # makes ids in the file deterministic
             content.savefig(buffer, format="svg", dpi=200, metadata={"Date": None}, transparent=True)
-        return f"data:image/svg+xml;base64,{base64.b64encode(_in_both_lights(buffer.getvalue()).encode()).decode()}"
+        return f"data:image/svg+xml;base64,{base64.b64encode(_themed(buffer.getvalue()).encode()).decode()}"
     if LARGEST_PICTURE.scale_for(*content.shape) < 1:
         content = fit(content, LARGEST_PICTURE)
     return f"data:image/png;base64,{base64.b64encode(encode_png(content)).decode()}"
 
 
-def _in_both_lights(svg: str) -> str:
-    """A plot whose colors are those of the page that shows it."""
+def _themed(svg: str) -> str:
+    """Returns the plot with its colors replaced by the CSS variables of the page that shows it."""
     for name, (light, _) in COLORS.items():
         svg = svg.replace(light, f"var(--{name})")
-    style = f"<style>{color_variables('svg')} svg {{ fill: var(--ink) }}</style>"  # text has no color of its own
+    style = f"<style>{color_variables('svg')} svg {{ fill: var(--ink) }}</style>"  # text has no color attribute
     return svg.replace("<defs>", f"<defs>{style}", 1)
 
 
 def color_variables(selector: str) -> str:
-    """CSS that sets a variable for each of COLORS."""
+    """Returns CSS that sets a variable for each of COLORS, in light and in dark mode."""
     light, dark = ("; ".join(f"--{name}: {pair[i]}" for name, pair in COLORS.items()) for i in (0, 1))
     return f"{selector} {{ {light} }} @media (prefers-color-scheme: dark) {{ {selector} {{ {dark} }} }}"
 
 
 def visible(character: str) -> str:
-    """The character, or a stand-in where it would not be seen on its own."""
+    """Returns the character, or a replacement if it is invisible on its own."""
     if character == " ":
         return "␣"
     if unicodedata.combining(character):

@@ -1,1 +1,1 @@
-"""Drawn handwriting."""
+"""Rendering of synthetic handwriting."""

@@ -1,4 +1,4 @@
-"""School forms with one handwritten field, drawn as grey pictures."""
+"""School forms with one handwritten field, drawn as grayscale images."""
 
 import unicodedata
 from dataclasses import dataclass, replace
@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 from hwr_ray.synthetic.glyphs import MARKS, Writer, write
 
 OVERSAMPLING = 4
-"""Strokes are drawn black or white on so many times the pixels, then shrunk, as the real scans seem to have been."""
+"""Factor by which strokes are drawn larger, in pure black and white, before they are shrunk. The real scans seem to
+have been shrunk in the same way."""
 WORD_BASELINE = 10
-"""Row of a printed word's picture that its letters stand on."""
+"""Row of the baseline in the image of a printed word."""
 
 
 class Printed(NamedTuple):
@@ -28,30 +29,30 @@ class Printed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A crop of a school form with one field to write in. Lengths in pixels."""
+    """A crop of a school form with one field to write in. Lengths are in pixels."""
 
     height: int
     width: int
     left: float
-    """Of the first letter's box."""
+    """Left edge of the first letter's box."""
     baseline: float
     pitch: float
-    """From box to box."""
+    """Distance from one letter's box to the next."""
     printed: tuple[Printed, ...] = ()
     neighbours: tuple[tuple[str, float, float], ...] = ()
-    """Text, left and baseline of what the same pupil wrote on the lines around, cut at the crop's edge."""
+    """Text, left edge and baseline of the same pupil's writing on adjacent lines, cut at the edge of the crop."""
     stamp: tuple[str, int, int] | None = None
-    """Digits printed upwards at the left edge, their x and top y."""
+    """Digits printed upwards along the left edge, with their x and top y."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Form":
-        """One of the three templates, as often and as large as they are among 4,000 lines of the Kaggle set."""
+        """Draws one of three templates, with frequencies and sizes as in 4,000 lines of the Kaggle data set."""
         draw = (_draw_narrow, _draw_bare, _draw_wide)[rng.choice(3, p=[0.38, 0.29, 0.33])]
         return draw(rng)
 
 
 def _draw_narrow(rng: np.random.Generator) -> Form:
-    """284 pixels wide: a NOM or PRENOM line cut close, a NOM with its heading, or a PRENOM with all around it."""
+    """Draws a form 284 pixels wide: a tightly cut NOM or PRENOM, a NOM with heading, or a PRENOM with surroundings."""
     kind = rng.choice(["close", "nom", "prenom"], p=[0.55, 0.24, 0.21])
     is_nom = kind == "nom" or (kind == "close" and rng.random() < 0.5)
     if kind == "close":
@@ -77,14 +78,14 @@ def _draw_narrow(rng: np.random.Generator) -> Form:
 
 
 def _draw_bare(rng: np.random.Generator) -> Form:
-    """324 x 44 pixels, nothing printed."""
+    """Draws a form of 324 x 44 pixels with nothing printed."""
     return Form(
         height=44, width=324, left=rng.normal(6.5, 1.3), baseline=rng.normal(28.2, 1.4), pitch=rng.normal(17.7, 0.3)
     )
 
 
 def _draw_wide(rng: np.random.Generator) -> Form:
-    """388 pixels wide: "NOM :" or "PRENOM :" in bold before the name, and a number up the left edge."""
+    """Draws a form 388 pixels wide: bold "NOM :" or "PRENOM :" before the name, a number along the left edge."""
     is_nom = bool(rng.random() < 0.49)
     shift = rng.normal(0 if rng.random() < 0.6 else 11, 1.5)
     if is_nom:
@@ -120,10 +121,10 @@ def _school_code(rng: np.random.Generator) -> str:
 def draw_line(
     text: str, rng: np.random.Generator, *, form: Form | None = None, writer: Writer | None = None
 ) -> np.ndarray:
-    """A grey picture (H, W) uint8 of a handwritten text, black on white, on a school form.
+    """Returns a grayscale image (H, W) uint8 of a handwritten text, black on white, on a school form.
 
-    All of the text is between the left and the right edge, however long it is; letters shrink where they must. Accents
-    are drawn where the text has them. Raises ValueError at a character that has no glyph.
+    The whole text lies between the left and the right edge; letters shrink if it is too long. The accents of the text
+    are drawn. Raises ValueError for a character without a glyph.
     """
     form = form or Form.draw(rng)
     writer = writer or Writer.draw(rng)
@@ -131,7 +132,7 @@ def draw_line(
 
 
 def draw_scribble(rng: np.random.Generator) -> np.ndarray:
-    """A grey picture (H, W) uint8 of a field that nobody can read: zigzags over one another."""
+    """Returns a grayscale image (H, W) uint8 of an illegible field: overlapping zigzags."""
     form, writer = Form.draw(rng), Writer.draw(rng)
     strokes = []
     for _ in range(rng.integers(3, 7)):
@@ -142,7 +143,7 @@ def draw_scribble(rng: np.random.Generator) -> np.ndarray:
 
 
 def _fitted(text: str, form: Form, writer: Writer, rng: np.random.Generator) -> list[np.ndarray]:
-    """The text's strokes, squeezed until the whole pen stays 1 pixel inside the crop's left and right edge."""
+    """Returns the strokes of the text, squeezed to keep the pen 1 pixel inside the left and right edge of the crop."""
     boxes = sum(character not in MARKS for character in unicodedata.normalize("NFD", text))
     pitch = min(form.pitch, (form.width - form.left - 4) / max(boxes, 1))
     writer = replace(writer, width=min(writer.width, 1.25 * pitch / writer.height))
@@ -186,14 +187,14 @@ def _draw_crop(strokes: list[np.ndarray], form: Form, writer: Writer, rng: np.ra
 
 @cache
 def printed_word(text: str, *, is_bold: bool = False) -> np.ndarray:
-    """The picture (14, W) uint8 of a word as forms print it, capitals 9 pixels high, black on white."""
+    """Returns the image (14, W) uint8 of a word as printed on forms, black on white, with capitals 9 pixels high."""
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     font = ImageFont.truetype(
         str(fonts / ("DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf")), 50 if is_bold else 52
     )
     picture = Image.new("L", (int(font.getlength(text)) + 8, 14 * 4), 255)
     ImageDraw.Draw(picture).text((0, WORD_BASELINE * 4), text, fill=0, font=font, anchor="ls")
-    # Regular DejaVu runs narrower than the forms' sans-serif face, bold DejaVu wider.
+    # Regular DejaVu is narrower than the sans-serif font of the forms, bold DejaVu is wider.
     width = round(picture.width / 4 * (0.8 if is_bold else 1.04))
     return cv2.resize(np.asarray(picture), (width, 14), interpolation=cv2.INTER_AREA)
 
@@ -203,7 +204,7 @@ def _printed_digits(digits: str) -> np.ndarray:
 
 
 def _stamp(picture: np.ndarray, word: np.ndarray, x: int, y: int) -> None:
-    """Darkens the picture by the word whose top left corner is at (x, y), cut where it leaves the picture."""
+    """Darkens `picture` by `word`, whose top left corner is at (x, y), clipping the word at the edges."""
     target = picture[max(y, 0) : max(y + word.shape[0], 0), max(x, 0) : max(x + word.shape[1], 0)]
     word = word[max(-y, 0) :, max(-x, 0) :][: target.shape[0], : target.shape[1]]
     np.minimum(target, word, out=target)

@@ -1,4 +1,4 @@
-"""Handwriting: single-stroke letters, set by a writer with a hand of their own."""
+"""Handwriting made of single-stroke glyphs, which each writer varies in their own style."""
 
 import unicodedata
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A glyph is a string of strokes parted by "|", a stroke one of points: two hexadecimal digits each, x then y, in a grid
-# where capitals reach from y = 0 down to the baseline y = 8, small letters start at 3 and descend to b. A stroke that
-# starts with "~" is a smooth curve through its points, any other has corners.
+# A glyph is a string of strokes separated by "|". A stroke is a list of points, each of two hexadecimal digits, x then
+# y, on a grid where capitals extend from y = 0 down to the baseline y = 8; lowercase letters start at 3 and descend to
+# b. A stroke that starts with "~" is a smooth curve through its points; any other consists of straight lines.
 CAPITALS = {
     "A": ("08 30 68|15 55", "~08 14 30 52 68|15 65", "~08 03 20 40 63 68|05 65", "08 20 40 68|15 55"),
     "B": ("00 08|~00 40 52 34 04|~04 44 66 48 08", "08 00|~00 30 52 24 14|~24 55 57 38 08"),
@@ -82,23 +82,23 @@ BORROWED = {
     **{"I": 0.4, "A": 0.04, "E": 0.05, "H": 0.02, "L": 0.01, "M": 0.03, "N": 0.06},
     **{"R": 0.04, "T": 0.05, "U": 0.05, "Y": 0.08, "B": 0.02, "D": 0.02, "G": 0.02},
 }
-"""How often writers of capitals take the shape of the small letter instead, most of all a dotted i."""
+"""Probability that a writer of capitals uses the shape of the lowercase letter, highest for a dotted i."""
 MARKS = {"\u0301": "32 50", "\u0300": "20 42", "\u0302": "12 30 52", "\u0308": "11 12|51 52", "\u0327": "~38 49 3b 1b"}
-"""Combining accents; all but the cedilla stand in the box above the letter's."""
+"""Combining accents; all but the cedilla are drawn in the box above that of the letter."""
 
 DRAWABLE = frozenset(CAPITALS) | frozenset(SMALL_LETTERS) | frozenset(MARKS) | {" "}
 POINTS_PER_SPAN = 4
 
 
 class Glyph(NamedTuple):
-    """Strokes as `basis @ control`; heights of a capital are the unit, y is 0 on the baseline and negative above it."""
+    """Strokes as `basis @ control`. The unit is the height of a capital; y is 0 on the baseline and negative above."""
 
     control: np.ndarray
-    """(points, 2), x centred on 0; a writer moves these."""
+    """Control points (points, 2), x centered on 0, which a writer moves."""
     basis: np.ndarray
-    """(drawn points, points)."""
+    """Weights (drawn points, points) of the control points."""
     ends: tuple[int, ...]
-    """Where one stroke's drawn points end and the next one's start."""
+    """Index of the end of the drawn points of each stroke."""
 
 
 @cache
@@ -119,7 +119,7 @@ def parse_glyph(code: str) -> Glyph:
 
 
 def _basis(num_points: int, is_smooth: bool) -> np.ndarray:
-    """Weights (drawn, num_points) of the control points: a Catmull-Rom spline through them, or straight lines."""
+    """Returns weights (drawn points, num_points) for a Catmull-Rom spline through the points, or for straight lines."""
     t = np.arange(POINTS_PER_SPAN)[:, None] / POINTS_PER_SPAN
     if is_smooth:
         weights = np.hstack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]) / 2
@@ -136,30 +136,30 @@ def _basis(num_points: int, is_smooth: bool) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """One hand. Lengths in pixels of the line image, or in heights of a capital where said so."""
+    """The style of one writer. Lengths are in pixels of the line image, or in heights of a capital where stated."""
 
     height: float
-    """Of a capital."""
+    """Height of a capital."""
     width: float
-    """Of a letter, against that of the glyph."""
+    """Width of a letter relative to its glyph."""
     pen: float
-    """Width of a stroke where the pen is pressed lightly; it is half a pixel more where it isn't."""
+    """Width of a lightly pressed stroke; other strokes are half a pixel wider."""
     slant: float
-    """To the right, for one height up."""
+    """Shift to the right per unit of height."""
     tilt: float
-    """Rise of the baseline for one pixel to the right."""
+    """Rise of the baseline per pixel to the right."""
     unevenness: float
-    """How far points, sizes and positions stray, in heights of a capital."""
+    """Random variation of points, sizes and positions, in heights of a capital."""
     fading: float
-    """How patchy a weak pen or a hard scan leaves the ink: 0 not at all, 1 nothing left."""
+    """Patchiness of the ink, as from a weak pen or a harsh scan: 0 for none, 1 for no ink left."""
     smallness: float
-    """Factor on how often small letters stand for capitals."""
+    """Factor on the probability of lowercase shapes (BORROWED)."""
     habits: np.ndarray
-    """(128,) uniform in 0..1: which variant of each character the writer uses."""
+    """Choice of the variant of each character, (128,) uniform in 0..1."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Writer":
-        """A writer like the pupils of the Kaggle forms: sizes, pens and slants were measured on 4,000 lines there."""
+        """Draws a writer like the pupils of the Kaggle forms; sizes, pens and slants were measured on 4,000 lines."""
         pen = float(np.clip(0.65 * np.exp(0.5 * rng.standard_normal()), 0.4, 2.8))
         return cls(
             height=float(np.clip(rng.normal(11.5, 1.9), 7, 17)),
@@ -174,7 +174,7 @@ class Writer:
         )
 
     def glyph(self, character: str) -> tuple[Glyph, float]:
-        """The writer's shape of a character, and the factor on its height that a borrowed small letter gets."""
+        """Returns the writer's shape of a character and the factor on its height, above 1 for a borrowed shape."""
         if character in SMALL_LETTERS:
             return self._variant(SMALL_LETTERS[character], character), 1.0
         small = character.lower()
@@ -189,9 +189,9 @@ class Writer:
 def write(
     text: str, writer: Writer, rng: np.random.Generator, *, left: float, baseline: float, pitch: float
 ) -> list[np.ndarray]:
-    """The strokes of a text, each (points, 2) in pixels, x then y, its letters `pitch` apart in boxes from `left` on.
+    """Returns the strokes of a text, each (points, 2) in pixels, x then y.
 
-    Raises ValueError at a character that has no glyph.
+    The boxes of the letters start at `left` and are `pitch` apart. Raises ValueError for a character without a glyph.
     """
     strokes: list[np.ndarray] = []
     position = -1
@@ -210,7 +210,7 @@ def write(
         if character in MARKS and character != "\u0327":
             points[:, 1] = points[:, 1] * 0.6 - 0.7
         points *= (1 + 2 * writer.unevenness * noise[:2]) * (writer.width, stretch)
-        points[:, 0] += 0.8 * writer.unevenness * noise[2] * np.sin(np.pi * points[:, 1])  # bows what is upright
+        points[:, 0] += 0.8 * writer.unevenness * noise[2] * np.sin(np.pi * points[:, 1])  # bends vertical strokes
         points[:, 0] -= (writer.slant + writer.unevenness * noise[3]) * (points[:, 1] + 0.5)
         points *= writer.height
         centre = left + (position + 0.5) * pitch

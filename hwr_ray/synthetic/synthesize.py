@@ -1,4 +1,4 @@
-"""A drawn data set in the Kaggle layout: names on school forms, with a known number of faulty rows."""
+"""The `synthesize` job: draws a data set of names on school forms in the Kaggle layout, with known faulty rows."""
 
 import csv
 import io
@@ -28,10 +28,10 @@ Fault = Literal[
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 FAULT_SHARE = 0.006
-"""Rows of each fault, against all rows of a split."""
+"""Share of the rows of a split that have a given fault."""
 MIN_ROWS_WITH_FAULTS = 50
 MAX_LENGTH = 20
-"""Characters of a label, but for the rows that are too long."""
+"""Maximum number of characters in a label, except in rows with the fault `too_long`."""
 LOCALES = ("fr_FR",) * 5 + ("fr_CA", "it_IT", "es_ES", "de_DE", "pt_PT", "nl_NL", "tr_TR", "en_US", "hr_HR", "ro_RO")
 NAMES_PER_LOCALE = 600
 JPEG_QUALITY = (88, 96)
@@ -41,28 +41,28 @@ SECONDS_BETWEEN_REPORTS = 2.0
 @dataclass(frozen=True, kw_only=True)
 class SynthesisSettings:
     out: str
-    """Folder to write the data set into."""
+    """Output folder of the data set."""
     lines: int = 5000
-    """Rows of all three splits: 80 % to train on, 10 % to validate, 10 % to test."""
+    """Rows of all three splits: 80 % training, 10 % validation, 10 % test."""
     seed: int = 0
-    """The same seed draws the same bytes."""
+    """Random seed; the same seed produces identical files."""
     overwrite: bool = False
-    """Replace --out where it exists."""
+    """Replace an existing data set in --out."""
 
     def __post_init__(self) -> None:
         if self.lines < 10:
-            raise UserError(f"--lines must be at least 10, one for each split, not {self.lines}")
+            raise UserError(f"--lines must be at least 10 (each split needs a row), not {self.lines}")
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, not {self.seed}")
 
     def rows(self) -> dict[str, int]:
-        """How many rows each split gets."""
+        """Returns the number of rows of each split."""
         tenth = self.lines // 10
         return dict(zip(SPLITS, (self.lines - 2 * tenth, tenth, tenth), strict=True))
 
 
 class Names(NamedTuple):
-    """Faker's names in capitals, with the accents that can be drawn."""
+    """Names from Faker in capitals, with the accents that can be drawn."""
 
     first: tuple[str, ...]
     last: tuple[str, ...]
@@ -79,7 +79,7 @@ class Names(NamedTuple):
         return cls(*(tuple(name for name in map(_in_capitals, names) if name) for names in (first, last)))
 
     def draw_one(self, rng: np.random.Generator) -> str:
-        """A first or last name of at most MAX_LENGTH characters, at times a compound one."""
+        """Returns a first or last name of at most MAX_LENGTH characters, sometimes a compound name."""
         while True:
             kind = rng.random()
             first, last = (names[rng.integers(len(names))] for names in (self.first, self.last))
@@ -101,7 +101,7 @@ class Names(NamedTuple):
 
 
 def _in_capitals(name: str) -> str:
-    """The name in capitals, in composed characters; accents without a stroke are dropped, "" where a letter is none."""
+    """Returns the name in composed capitals without accents that have no stroke, or "" if a letter has no glyph."""
     decomposed = unicodedata.normalize("NFKD", name.upper().replace("’", "'").replace("' ", "'"))
     kept = "".join(c for c in decomposed if c in MARKS or not unicodedata.combining(c))
     is_name = all(c in DRAWABLE and not c.isdigit() for c in kept) and len(without_accents(kept)) >= 2
@@ -113,7 +113,7 @@ def without_accents(text: str) -> str:
 
 
 def draw_row(names: Names, fault: Fault | None, rng: np.random.Generator) -> tuple[str, bytes | None]:
-    """The label of a row and the bytes of its JPEG file, None where there is to be none."""
+    """Returns the label of a row and the bytes of its JPEG file, or None if the image is to be missing."""
     text = names.draw_one(rng)
     if fault == "lowercase":
         text = text.title()
@@ -126,7 +126,7 @@ def draw_row(names: Names, fault: Fault | None, rng: np.random.Generator) -> tup
         return "EMPTY", encode_jpeg(draw_line("", rng), rng)
     if fault == "missing_image":
         return label, None
-    # The labels of the real set lack the accents that pupils wrote.
+    # The labels of the Kaggle data set omit the accents that pupils wrote.
     picture = encode_jpeg(draw_line(text if rng.random() < 0.5 else label, rng), rng)
     if fault == "undecodable_image":
         picture = _cut(picture, rng)
@@ -134,13 +134,13 @@ def draw_row(names: Names, fault: Fault | None, rng: np.random.Generator) -> tup
 
 
 def encode_jpeg(picture: np.ndarray, rng: np.random.Generator) -> bytes:
-    """A grey picture (H, W) uint8 as a JPEG file of three equal channels."""
+    """Returns a grayscale image (H, W) uint8 as a JPEG file with three equal channels."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG_QUALITY))]
     return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR), quality)[1].tobytes()
 
 
 def _cut(jpeg: bytes, rng: np.random.Generator) -> bytes:
-    """The file's first part: it ends in the header, or halfway through the pixels, where OpenCV decodes it still."""
+    """Returns the file cut off in its header, or within the pixels, where OpenCV still decodes it."""
     scan = jpeg.index(b"\xff\xda")
     if rng.random() < 0.5:
         return jpeg[: rng.integers(2, scan)]
@@ -148,7 +148,7 @@ def _cut(jpeg: bytes, rng: np.random.Generator) -> bytes:
 
 
 def assign_faults(rows: int, rng: np.random.Generator) -> dict[int, Fault]:
-    """Which rows, counted from 1, have which fault: each fault as often, at most one a row."""
+    """Returns the fault of each faulty row, by row number from 1: all faults equally often, at most one per row."""
     if rows < MIN_ROWS_WITH_FAULTS:
         return {}
     each = max(1, round(rows * FAULT_SHARE))
@@ -157,7 +157,7 @@ def assign_faults(rows: int, rng: np.random.Generator) -> dict[int, Fault]:
 
 
 def synthesize(settings: SynthesisSettings) -> str:
-    """Writes the label CSVs, the images and synthesis.json, which tells the settings and counts the faulty rows."""
+    """Writes label CSVs, images and synthesis.json, with settings and counts of faulty rows, and returns the folder."""
     start = time.monotonic()
     report = _progress(settings.lines)
     names = Names.draw(settings.seed)
@@ -179,7 +179,7 @@ def synthesize(settings: SynthesisSettings) -> str:
 def _write_split(
     folder: str, split: str, rows: int, names: Names, seed: tuple[int, int], report: Callable[[], None]
 ) -> dict[str, int]:
-    """Writes one CSV and its images; returns the number of rows and of each fault."""
+    """Writes one CSV and its images. Returns the number of rows and of each fault."""
     faults = assign_faults(rows, np.random.default_rng((*seed, 0)))
     labels = io.StringIO(newline="")
     table = csv.writer(labels, lineterminator="\n")
@@ -196,7 +196,7 @@ def _write_split(
 
 
 def _progress(total: int) -> Callable[[], None]:
-    """A function to call after each line, which logs the rate every other second."""
+    """Returns a function to call after each line; it logs the rate every SECONDS_BETWEEN_REPORTS."""
     start = last = time.monotonic()
     done = 0
 
@@ -206,6 +206,6 @@ def _progress(total: int) -> Callable[[], None]:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_REPORTS:
             last = now
-            log.info("%d of %d lines, %.0f a second", done, total, done / (now - start))
+            log.info("%d of %d lines, %.0f lines/s", done, total, done / (now - start))
 
     return report

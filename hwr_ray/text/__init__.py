@@ -1,1 +1,1 @@
-"""Characters and how wrong they are."""
+"""Text codec and error metrics."""

@@ -1,4 +1,4 @@
-"""Character error rate and exact match, from counts that are added over lines and divided once."""
+"""Character error rate and exact match, from counts that are summed over lines and divided once."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import editdistance
 import numpy as np
 
 Interval = tuple[float, float]
-"""Ends of a 95 % interval."""
+"""Lower and upper end of a 95 % interval."""
 LEAST_LINES, LEAST_WRONG_LINES = 10, 5
-"""Below them a bootstrap claims too much: 3 lines read right would have a CER of 0 % for certain."""
+"""Number of lines, and of wrong lines, below which a bootstrap interval is too narrow: for 3 lines without errors it
+would be 0 % to 0 %."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What scoring a set of lines counts. Counts of disjoint sets add up to the counts of their union."""
+    """Counts from scoring a set of lines. The counts of disjoint sets add up to those of their union."""
 
     num_lines: int = 0
     num_exact: int = 0
-    """Lines whose prediction equals the text."""
+    """Lines whose prediction equals the true text."""
     num_characters: int = 0
-    """Characters of the texts."""
+    """Characters of the true texts."""
     num_edits: int = 0
-    """Insertions, deletions and substitutions from prediction to text (Levenshtein)."""
+    """Insertions, deletions and substitutions between predictions and true texts (Levenshtein)."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -38,21 +39,21 @@ class Counts:
 
     @property
     def cer(self) -> float:
-        """Character error rate: edits by characters of the truth, 0 or more. Raises ValueError without characters."""
+        """Character error rate: edits per true character, 0 or more. Raises ValueError without characters."""
         if not self.num_characters:
-            raise ValueError("no character to score: the texts are empty")
+            raise ValueError("no characters to score: the texts are empty")
         return self.num_edits / self.num_characters
 
     @property
     def exact_match(self) -> float:
-        """Share of lines read without an error, 0 to 1. Raises ValueError without lines."""
+        """Fraction of lines without an error, 0 to 1. Raises ValueError without lines."""
         if not self.num_lines:
-            raise ValueError("no line to score")
+            raise ValueError("no lines to score")
         return self.num_exact / self.num_lines
 
 
 def count(texts: Sequence[str], predictions: Sequence[str]) -> Counts:
-    """Counts of predictions against their texts. Raises ValueError where their numbers differ."""
+    """Returns the counts of predictions against their true texts. Raises ValueError if their numbers differ."""
     return _counts(texts, edit_distances(texts, predictions))
 
 
@@ -66,12 +67,15 @@ def _counts(texts: Sequence[str], edits: Sequence[int]) -> Counts:
 
 
 def edit_distances(texts: Sequence[str], predictions: Sequence[str]) -> list[int]:
-    """Levenshtein distance of each prediction to its text."""
+    """Returns the Levenshtein distance of each prediction to its true text."""
     return [editdistance.eval(text, prediction) for text, prediction in zip(texts, predictions, strict=True)]
 
 
 def confusions(texts: Sequence[str], predictions: Sequence[str]) -> Counter[tuple[str, str]]:
-    """How often which character of a text was read as which; '' stands for none. They sum to the edit distances."""
+    """Returns the number of edits by pair (true, predicted character), with '' for no character.
+
+    The numbers sum to the sum of the edit distances.
+    """
     pairs: Counter[tuple[str, str]] = Counter()
     for text, prediction in zip(texts, predictions, strict=True):
         if text != prediction:
@@ -80,15 +84,16 @@ def confusions(texts: Sequence[str], predictions: Sequence[str]) -> Counter[tupl
 
 
 def edits_between(text: str, prediction: str) -> list[tuple[str, str]]:
-    """A shortest list of edits as pairs (true, read), in reading order: ('A', 'B'), ('A', '') lost, ('', 'B') added.
+    """Returns a shortest list of edits as pairs (true, predicted character), in reading order.
 
-    Where several lists are equally short, a substitution is taken rather than a loss, a loss rather than an addition.
+    ('A', 'B') is a substitution, ('A', '') a deletion and ('', 'B') an insertion. Among equally short lists,
+    substitutions are preferred to deletions and deletions to insertions.
     """
-    # cost[i][j] is the distance of the first i characters of the text to the first j of the prediction.
+    # cost[i][j] is the distance between the first i characters of the text and the first j of the prediction.
     cost = [[i + j for j in range(len(prediction) + 1)] for i in range(len(text) + 1)]
     for i, true in enumerate(text, start=1):
-        for j, read in enumerate(prediction, start=1):
-            cost[i][j] = min(cost[i - 1][j - 1] + (true != read), cost[i - 1][j] + 1, cost[i][j - 1] + 1)
+        for j, predicted in enumerate(prediction, start=1):
+            cost[i][j] = min(cost[i - 1][j - 1] + (true != predicted), cost[i - 1][j] + 1, cost[i][j - 1] + 1)
     edits = []
     i, j = len(text), len(prediction)
     while i or j:
@@ -106,23 +111,24 @@ def edits_between(text: str, prediction: str) -> list[tuple[str, str]]:
 
 
 def confusion_table(texts: Sequence[str], predictions: Sequence[str], *, most: int = 50) -> dict[str, Any]:
-    """The `most` frequent confusions as `pairs` (true, read, count), and how many there are in all.
+    """Returns the `most` frequent confusions as `pairs` (true, read, count), with their totals.
 
-    `total` is the number of edits, `num_pairs` that of different pairs.
+    `total` is the number of edits, `num_pairs` the number of different pairs.
     """
     pairs = confusions(texts, predictions)
     ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
     return {
         "total": pairs.total(),
         "num_pairs": len(pairs),
-        "pairs": [{"true": true, "read": read, "count": number} for (true, read), number in ordered[:most]],
+        "pairs": [{"true": true, "read": predicted, "count": number} for (true, predicted), number in ordered[:most]],
     }
 
 
 def figures(texts: Sequence[str], edits: Sequence[int], *, seed: int) -> dict[str, Any]:
-    """Counts of at least one line, `cer` and `exact_match`, and their 95 % intervals `cer_ci` and `exact_match_ci`.
+    """Returns the counts, `cer` and `exact_match`, with the 95 % intervals `cer_ci` and `exact_match_ci`.
 
-    `edits` are the edit distances of the lines. Without a character there is no CER: it and its interval are None.
+    Requires at least one line. `edits` are the edit distances of the lines. `cer` and `cer_ci` are None if the texts
+    have no characters.
     """
     counts = _counts(texts, edits)
     return {
@@ -135,30 +141,33 @@ def figures(texts: Sequence[str], edits: Sequence[int], *, seed: int) -> dict[st
 
 
 def wilson_interval(hits: int, trials: int) -> Interval:
-    """95 % score interval of a proportion (Wilson 1927). Valid also if all or none are hits."""
+    """Returns the 95 % score interval of a proportion (Wilson 1927), which is valid even if all or none are hits.
+
+    Raises ValueError if `hits` is not between 0 and `trials`, or if there are no trials.
+    """
     if not 0 <= hits <= trials or not trials:
-        raise ValueError(f"{hits} hits of {trials} trials are no proportion")
-    from scipy.stats import binomtest  # takes long to import, and only evaluations need it
+        raise ValueError(f"{hits} hits of {trials} trials are not a proportion")
+    from scipy.stats import binomtest  # slow to import, and only evaluations need it
 
     interval = binomtest(hits, trials).proportion_ci(0.95, method="wilson")
-    # At either end the formula is 0 or 1 but for the last bits of a float.
+    # At the ends the formula gives 0 or 1 only up to rounding errors.
     return (float(interval.low) if hits else 0.0, float(interval.high) if hits < trials else 1.0)
 
 
 def cer_interval(texts: Sequence[str], edits: Sequence[int], *, seed: int, num_samples: int = 2000) -> Interval:
-    """95 % interval of the CER: a percentile bootstrap over lines (Efron 1979), or a wider one where lines are few.
+    """Returns the 95 % interval of the CER: a percentile bootstrap (Efron 1979), or a wider interval for few lines.
 
-    Lines, not characters, are drawn with replacement: the errors of a line hang together. Below LEAST_LINES or
-    LEAST_WRONG_LINES the share of wrong lines bounds the CER instead: a wrong line has one edit or more and, as a
-    rule, no more than characters.
+    The bootstrap draws lines, not characters, with replacement, because the errors within a line are correlated. Below
+    LEAST_LINES or LEAST_WRONG_LINES the interval of the fraction of wrong lines bounds the CER instead: a wrong line
+    has at least one edit and usually at most as many edits as characters.
     """
     counts = _counts(texts, edits)
     if counts.num_lines < LEAST_LINES or counts.num_lines - counts.num_exact < LEAST_WRONG_LINES:
         right_low, right_high = wilson_interval(counts.num_exact, counts.num_lines)
         low, high = (1 - right_high) * counts.num_lines / counts.num_characters, 1 - right_low
         return (min(low, counts.cer), max(high, counts.cer))
-    # Lines that agree in length and edits are drawn by their number: the same bootstrap, at a cost that
-    # doesn't grow with the number of lines.
+    # Lines equal in length and edits are drawn as one count: the same bootstrap, at a cost that does not grow with the
+    # number of lines.
     kinds, numbers = np.unique(
         [(len(text), wrong) for text, wrong in zip(texts, edits, strict=True)], axis=0, return_counts=True
     )

@@ -1,8 +1,8 @@
-"""One way to write a text."""
+"""Text normalization."""
 
 import unicodedata
 
 
 def normalize(text: str) -> str:
-    """The text with composed characters (Unicode NFC), no outer spaces and single inner ones: what a reader can see."""
+    """Returns the text in Unicode NFC, stripped and with single inner spaces: texts that look the same become equal."""
     return " ".join(unicodedata.normalize("NFC", text).split())

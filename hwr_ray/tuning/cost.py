@@ -1,4 +1,4 @@
-"""What a network costs: its multiply-adds for an input, its parameters, its speed."""
+"""The cost of a network: multiply-adds, number of parameters, throughput."""
 
 import statistics
 import time
@@ -16,34 +16,35 @@ from hwr_ray.text.codec import Codec
 
 
 def size_of(settings: ModelSettings, charset: str, canvas: Canvas) -> tuple[int, int]:
-    """Multiply-adds for a line of the canvas, and parameters, of the network that the settings describe."""
+    """Returns the multiply-adds per line of the canvas and the number of parameters of the settings' network."""
     model = new_model(settings, Codec(charset), canvas).eval()
     return multiply_adds(model, torch.zeros(1, 1, canvas.height, canvas.width)), num_parameters(model)
 
 
 def multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-adds of the convolutions, linear layers and GRUs in one forward pass, in the mode the model is in.
+    """Returns the multiply-adds of convolutions, linear layers and GRUs in one forward pass.
 
-    On the CPU, torch's own counter sees a GRU as the matrix products that it is made of (tests/tuning/test_cost.py
-    compares with sums by hand). cuDNN's GRU is a single operation that it passes over, hence the ValueError elsewhere.
+    The pass uses the model's current mode, training or evaluation. On the CPU, torch's counter counts a GRU as its
+    matrix products (tests/tuning/test_cost.py compares with sums by hand). cuDNN's GRU is a single operation that the
+    counter ignores, hence the ValueError on other devices.
     """
     devices = {tensor.device.type for tensor in (*model.parameters(), *inputs)}
     if devices != {"cpu"}:
         raise ValueError(f"multiply-adds are counted on the CPU, not on {', '.join(sorted(devices))}")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*inputs)
-    return counter.get_total_flops() // 2  # it counts the multiplication and the addition
+    return counter.get_total_flops() // 2  # a multiply-add counts as two operations
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Trained numbers of all of the model's modules, whether or not a forward pass uses them."""
+    """Returns the number of parameters of all modules, whether or not a forward pass uses them."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def throughput(bundle_path: str, images: np.ndarray, *, repeats: int = 3) -> float:
-    """Line images (N, H, W) uint8 that a bundle reads greedily a second on one core: median after a warm-up.
+    """Returns the line images per second that a bundle recognizes greedily on one core: median after a warm-up.
 
-    Sets torch's threads of this process to one.
+    `images` is (N, H, W) uint8. Sets the number of torch's threads in this process to one.
     """
     torch.set_num_threads(1)
     recognizer = Recognizer(bundle_path, greedy=True)

@@ -1,4 +1,4 @@
-"""Two objectives, cost and error, both the lower the better: which points are worth their cost, which to take."""
+"""The Pareto front of cost and error, both minimized, and the choice of a point on it."""
 
 import re
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from hwr_ray.errors import UserError
 
 Point = tuple[float, float]
-"""Cost, error."""
+"""Cost and error."""
 
 
 def pareto_front(points: Sequence[Point]) -> list[int]:
-    """Indices of the points that no other equals or beats in both, the cheapest first; of equal points the first."""
+    """Returns the indices of the points that no other equals or beats in both, cheapest first; of equal points, the
+    first."""
     members: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (*points[i], i)):
         if not members or points[i][1] < points[members[-1]][1]:
@@ -19,35 +20,35 @@ def pareto_front(points: Sequence[Point]) -> list[int]:
 
 
 def knee_point(points: Sequence[Point]) -> int:
-    """Index of the point of the front that lies farthest below the line between the front's ends.
+    """Returns the index of the point of the front that is farthest below the line between the front's ends.
 
-    Of a front of one or two points it is the one with the least error.
+    For a front of one or two points it is the one with the lowest error.
     """
     members = pareto_front(points)
-    (low, high), (dear, least) = points[members[0]], points[members[-1]]
+    (min_cost, max_error), (max_cost, min_error) = points[members[0]], points[members[-1]]
 
     def depth(i: int) -> float:
         cost, error = points[i]
-        # Both run from 0 to 1 along the front, so that the line is cost + error = 1.
-        return 1 - (cost - low) / (dear - low) - (error - least) / (high - least)
+        # Both are scaled to 0..1 over the front, so that the line is cost + error = 1.
+        return 1 - (cost - min_cost) / (max_cost - min_cost) - (error - min_error) / (max_error - min_error)
 
     return max(members, key=depth) if len(members) > 2 else members[-1]
 
 
 def parse_choice(text: str) -> float | str:
-    """`best`, `knee`, or the number of `budget=NUMBER`. Raises UserError for anything else."""
+    """Returns `best`, `knee`, or the number of `budget=NUMBER`. Raises UserError for any other text."""
     if text in ("best", "knee"):
         return text
-    found = re.fullmatch(r"budget=(\d+(\.\d*)?)", text)
-    if not found:
-        raise UserError(f"--choose is best, knee or budget=NUMBER, not {text}")
-    return float(found[1])
+    match = re.fullmatch(r"budget=(\d+(\.\d*)?)", text)
+    if not match:
+        raise UserError(f"--choose must be best, knee or budget=NUMBER, not {text}")
+    return float(match[1])
 
 
 def choose(points: Sequence[Point], choice: float | str) -> int:
-    """Index of the chosen one of the points, of which there is one at least; a number is the most that it may cost.
+    """Returns the index of the point chosen by `best`, `knee` or a maximum cost. `points` must not be empty.
 
-    Raises UserError where all cost more.
+    Raises UserError if all points cost more.
     """
     if choice == "knee":
         return knee_point(points)

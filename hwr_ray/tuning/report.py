@@ -1,4 +1,4 @@
-"""Report of a sweep: a table, an HTML file that needs no other, and what each setting does."""
+"""Report of a sweep: a CSV table and a self-contained HTML page with the effect of each setting."""
 
 import statistics
 from typing import Any
@@ -17,16 +17,16 @@ from hwr_ray.tuning.search_space import Space, default_values
 from hwr_ray.tuning.trials import Ledger, Trial, table
 
 FEW_TRIALS = 4
-"""Fewer say nothing about the effect of a setting."""
+"""Minimum number of trials for showing the effects of settings."""
 MOST_GROUPS = 4
-"""A setting with more values is told in thirds."""
+"""Maximum number of values to show one by one; the values of a setting with more are grouped into thirds."""
 
 
 def write_sweep_report(out: str, ledger: Ledger, space: Space, base: TrainSettings, figures: dict[str, Any]) -> None:
-    """Writes `trials.csv` and `report.html` of a sweep in the folder `out`.
+    """Writes `trials.csv` and `report.html` of a sweep to the folder `out`.
 
-    `figures` holds `choose`, the number of the `chosen` trial or None, what its `decoder` was fitted to, and the CERs
-    of the `repeats` of trials by their numbers.
+    `figures` contains `choose`, `chosen` (the number of the chosen trial, or None), `decoder` (the figures of its
+    decoder fit) and `repeats` (the CERs of the repeats, by trial number).
     """
     trials, finished = [trial for _, trial in sorted(ledger.trials.items())], ledger.in_state("finished")
     points = [(trial.multiply_adds / 1e6, trial.best["cer"]) for trial in finished]
@@ -44,7 +44,7 @@ def write_sweep_report(out: str, ledger: Ledger, space: Space, base: TrainSettin
         chosen=ledger.trials.get(figures["chosen"]),
         members={trial.number for trial in members},
         against=against_hand_set(finished, space, base),
-        repeats={number: found for number, cers in figures["repeats"].items() if (found := spread(cers))},
+        repeats={number: stats for number, cers in figures["repeats"].items() if (stats := spread(cers))},
         overhead=statistics.median(overheads) if overheads else None,
         curves=_plot_curves(trials, figures["chosen"]) if any(trial.epochs for trial in trials) else None,
         front=_plot_front(ledger, members, figures["chosen"]) if finished else None,
@@ -57,7 +57,7 @@ def write_sweep_report(out: str, ledger: Ledger, space: Space, base: TrainSettin
 
 
 def spread(cers: list[float]) -> dict[str, float] | None:
-    """Number, mean, standard deviation (0 of a single one) and extremes of some CERs; None without any."""
+    """Returns number, mean, standard deviation (0 for a single value) and extremes of the CERs; None for no CERs."""
     if not cers:
         return None
     deviation = statistics.stdev(cers) if len(cers) > 1 else 0.0
@@ -71,13 +71,14 @@ def spread(cers: list[float]) -> dict[str, float] | None:
 
 
 def hand_set_trial(trials: list[Trial], space: Space, base: TrainSettings) -> Trial | None:
-    """The trial of the hand-set recipe, where it is among them."""
+    """Returns the trial of the hand-set recipe, or None."""
     values = default_values(space, base)
     return next((trial for trial in trials if trial.values == values), None)
 
 
 def against_hand_set(finished: list[Trial], space: Space, base: TrainSettings) -> dict[str, Trial | None] | None:
-    """The trial of the hand-set recipe, None where there is none; and the best of the others that costs no more."""
+    """Returns the trial of the hand-set recipe and the best other trial that costs no more, if there is one; None if
+    the hand-set recipe is not among the finished trials."""
     hand_set = hand_set_trial(finished, space, base)
     if not hand_set:
         return None
@@ -88,16 +89,18 @@ def against_hand_set(finished: list[Trial], space: Space, base: TrainSettings) -
 
 
 def comparable(ledger: Ledger) -> tuple[int, list[tuple[Trial, float]]]:
-    """The last epoch that all trials reached which did not fail, and these trials with their CER after it."""
+    """Returns the last epoch that all trials except failed ones reached, and these trials with their CER after it."""
     trials = [trial for trial in ledger.in_state("finished", "stopped") if trial.epochs]
     epoch = min((len(trial.epochs) for trial in trials), default=0)
     return epoch, [(trial, trial.epochs[epoch - 1]["cer"]) for trial in trials]
 
 
 def effects(known: list[tuple[Trial, float]], space: Space) -> list[dict[str, Any]]:
-    """Of each setting that varies, the most important first: its share in the variance of the CER (fANOVA, Hutter et
-    al. 2014; without what it does together with others; None where all CERs are equal), and groups of trials with their
-    mean CER and its 95 % t interval."""
+    """Returns the effect on the CER of each setting that varies, the most important setting first.
+
+    `importance` is the setting's share of the variance of the CER without interactions (fANOVA, Hutter et al. 2014), or
+    None if all CERs are equal. `groups` are the groups of trials with their mean CER and its 95 % t interval.
+    """
     varied = [name for name in space if len({trial.values[name] for trial, _ in known}) > 1]
     shares = importances(known, space, varied)
     rows = []
@@ -119,7 +122,7 @@ def effects(known: list[tuple[Trial, float]], space: Space) -> list[dict[str, An
 
 
 def importances(known: list[tuple[Trial, float]], space: Space, varied: list[str]) -> dict[str, float]:
-    """Shares in the variance of the CER by Optuna's fANOVA, their sum at most 1; none where there is no variance."""
+    """Returns shares of the variance of the CER by Optuna's fANOVA, with a sum of at most 1; empty if all are equal."""
     if not varied or len({cer for _, cer in known}) < 2:
         return {}
     study = optuna.create_study()
@@ -129,13 +132,14 @@ def importances(known: list[tuple[Trial, float]], space: Space, varied: list[str
 
 
 def group_labels(values: list[Any]) -> list[str]:
-    """Of each value the group that it is in: the value itself where there are few, else a third of them by size."""
+    """Returns the group of each value: the value itself if it is a string or distinct values are few, else its third
+    by size."""
     distinct = sorted(set(values), key=str)
     if len(distinct) <= MOST_GROUPS or isinstance(values[0], str):
         return [_short(value) for value in values]
     thirds = np.searchsorted(np.quantile(values, [1 / 3, 2 / 3]), values)
-    members = [[value for value, other in zip(values, thirds, strict=True) if other == third] for third in range(3)]
-    labels = [f"{_short(min(found))} to {_short(max(found))}" if found else "" for found in members]
+    groups = [[value for value, other in zip(values, thirds, strict=True) if other == third] for third in range(3)]
+    labels = [f"{_short(min(group))} to {_short(max(group))}" if group else "" for group in groups]
     return [labels[third] for third in thirds]
 
 
@@ -144,7 +148,7 @@ def _short(value: Any) -> str:
 
 
 def _interval(cers: list[float]) -> tuple[float, float] | None:
-    """Of the mean; None of a single value."""
+    """Returns the 95 % t interval of the mean; None for a single value."""
     if len(cers) < 2:
         return None
     half = stats.t.ppf(0.975, len(cers) - 1) * statistics.stdev(cers) / len(cers) ** 0.5
@@ -161,7 +165,7 @@ def _plot_curves(trials: list[Trial], chosen: int | None) -> str:
         axes.plot(epochs, [100 * cer for cer in cers], color=color, marker=".", ms=4, **style)
     for color, label in ((BAD, "chosen"), (GOOD, "finished"), (PALE, "stopped, failed or unfinished")):
         axes.plot([], [], color=color, label=label)
-    axes.set(xlabel="epoch", ylabel="CER of the validation lines in %", yscale="log")
+    axes.set(xlabel="epoch", ylabel="validation CER in %", yscale="log")
     axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.legend(frameon=False)
@@ -172,20 +176,20 @@ def _plot_front(ledger: Ledger, members: list[Trial], chosen: int | None) -> str
     figure, axes = new_figure()
     for state, color in (("stopped", PALE), ("finished", GOOD)):
         trials = [trial for trial in ledger.in_state(state) if trial.epochs]
-        axes.scatter(*_places(trials), color=color, s=22, label=state, zorder=2)
-    axes.step(*_places(members), where="post", color=GOOD, lw=1, label="front")
+        axes.scatter(*_coordinates(trials), color=color, s=22, label=state, zorder=2)
+    axes.step(*_coordinates(members), where="post", color=GOOD, lw=1, label="Pareto front")
     if chosen is not None:
         trial = ledger.trials[chosen]
-        axes.scatter(*_places([trial]), color=BAD, s=60, marker="D", label="chosen", zorder=3)
+        axes.scatter(*_coordinates([trial]), color=BAD, s=60, marker="D", label="chosen", zorder=3)
     for trial in members:
-        (x,), (y,) = _places([trial])
+        (x,), (y,) = _coordinates([trial])
         axes.annotate(str(trial.number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="million multiply-adds a line", ylabel="lowest CER in %")
+    axes.set(xlabel="million multiply-adds per line", ylabel="lowest CER in %")
     axes.legend(frameon=False)
     return data_uri(figure)
 
 
-def _places(trials: list[Trial]) -> tuple[list[float], list[float]]:
+def _coordinates(trials: list[Trial]) -> tuple[list[float], list[float]]:
     return [trial.multiply_adds / 1e6 for trial in trials], [100 * trial.best["cer"] for trial in trials]
 
 
@@ -205,10 +209,10 @@ def _plot_parallel(known: list[tuple[Trial, float]], space: Space) -> str:
         axes.plot(line, color=matplotlib.colormaps["viridis"](0.25 + 0.6 * float(order[i])), lw=width, alpha=0.85)
     for x, (name, values) in enumerate(columns.items()):
         axes.axvline(x, color="black", lw=0.8)
-        told = {round(float(height), 3): _short(value) for height, value in zip(heights[name], values, strict=True)}
+        labels = {round(float(height), 3): _short(value) for height, value in zip(heights[name], values, strict=True)}
         if not isinstance(values[0], str | bool):
-            told = {height: told[height] for height in (min(told), max(told))}
-        for height, text in told.items():
+            labels = {height: labels[height] for height in (min(labels), max(labels))}
+        for height, text in labels.items():
             axes.annotate(text, (x, height), xytext=(4, 2), textcoords="offset points", fontsize=8)
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_yticks([])
@@ -218,7 +222,7 @@ def _plot_parallel(known: list[tuple[Trial, float]], space: Space) -> str:
 
 
 def _heights(values: list[Any], *, is_log: bool) -> np.ndarray:
-    """Where the values stand on an axis from 0 to 1; texts at equal distances."""
+    """Returns the positions of the values on an axis from 0 to 1; strings are equally spaced."""
     if isinstance(values[0], str):
         distinct = sorted(set(values))
         numbers = np.array([distinct.index(value) for value in values], float)

@@ -1,4 +1,4 @@
-"""Trials under Ray Tune: each a training run in a folder of its own, all of them in the books."""
+"""Trials under Ray Tune: each is a training run in its own folder, recorded in a ledger."""
 
 import logging
 import math
@@ -29,17 +29,18 @@ from hwr_ray.tuning.trials_view import TrialsView
 log = logging.getLogger(__name__)
 
 TRIAL_CPUS = 0.25
-"""Logical CPUs of the process that follows a trial's workers."""
+"""Logical CPUs of the process that supervises a trial's workers."""
 REDUCTION = 2
-"""ASHA goes on with one in so many trials at each rung; each rung has so many times the epochs of the one before."""
-BROKEN_OFF = "broken off: the time was over"
-"""The reason of a trial that the same command goes on with."""
+"""ASHA's reduction factor: at each rung one in this many trials continues, to this many times the epochs."""
+INTERRUPTED = "interrupted: time budget reached"
+"""Reason of an interrupted trial, which the same command resumes."""
 
 
 def asha_scheduler(epochs: int, grace_epochs: int | None, ledger: Ledger) -> TrialScheduler:
-    """Ray's ASHA as if it had seen the epochs of the trials that are over; none where grace leaves it no epoch.
+    """Returns Ray's ASHA, with the epochs of ended trials replayed to it, or a scheduler that stops no trial if the
+    grace period leaves no epoch.
 
-    The last epoch has no rung: a trial that gets there ends by itself, with its best bundle written.
+    The last epoch has no rung: a trial that reaches it ends by itself, after it has written its best bundle.
     """
     grace = grace_epochs or max(1, epochs // 4)
     if epochs <= grace:
@@ -62,7 +63,7 @@ def asha_scheduler(epochs: int, grace_epochs: int | None, ledger: Ledger) -> Tri
 
 
 class _Asha(ASHAScheduler):
-    """Ray's, which lets a trial pass that tells again what it had told before an interruption."""
+    """Ray's ASHA, which never stops a trial at an epoch that it reports again after an interruption."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
@@ -70,7 +71,7 @@ class _Asha(ASHAScheduler):
 
 
 class Sweep:
-    """Trials under Ray Tune, written to a ledger."""
+    """Runs trials under Ray Tune and records them in a ledger."""
 
     def __init__(
         self, base: TrainSettings, prepared: Prepared, folder: str, run_id: str, at_once: int, owner: OwnershipToken
@@ -87,21 +88,21 @@ class Sweep:
         limit: int,
         deadline: float = math.inf,
     ) -> None:
-        """Goes on with unfinished trials, then tries what is proposed until there are `limit` trials, or until the
-        deadline on the monotonic clock, in seconds."""
+        """Resumes unfinished trials, then runs proposed ones until there are `limit` trials, or until the deadline, in
+        seconds of the monotonic clock."""
         unfinished = self.ledger.in_state("unfinished")
-        to_come = len(unfinished) + max(0, limit - len(self.ledger.trials))
+        remaining = len(unfinished) + max(0, limit - len(self.ledger.trials))
         seconds = deadline - time.monotonic()
-        if not to_come or seconds <= 0:
+        if not remaining or seconds <= 0:
             return
         for trial in unfinished:
             trial.reason = None
             self.ledger.save(trial)
-        at_once = min(self.at_once, to_come)
-        state = storage.join(self.ledger.folder, "state")  # Ray Tune's own; nothing is read from it
+        at_once = min(self.at_once, remaining)
+        state = storage.join(self.ledger.folder, "state")  # Ray Tune's own state, which is never read
         storage.delete(state)
-        # Ray Tune would write files of its own for each trial, turn an interrupt into a normal end, and say that the
-        # results are in its own folder.
+        # Otherwise Ray Tune writes its own files for each trial, turns an interrupt into a normal end, and prints that
+        # the results are in its own folder.
         os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
         with TrialsView(self.ledger, self.base.epochs, limit) as view:
@@ -109,7 +110,7 @@ class Sweep:
             ray.tune.Tuner(
                 ray.tune.with_resources(self.trainable(at_once), {"CPU": TRIAL_CPUS}),
                 tune_config=ray.tune.TuneConfig(
-                    num_samples=to_come,
+                    num_samples=remaining,
                     search_alg=_Proposals(self, propose, unfinished),
                     scheduler=scheduler,
                     max_concurrent_trials=at_once,
@@ -120,16 +121,16 @@ class Sweep:
                 ),
             ).fit()
         storage.delete(state)
-        broken_off = self.ledger.in_state("unfinished")
-        for trial in broken_off:
-            trial.reason = BROKEN_OFF
+        interrupted = self.ledger.in_state("unfinished")
+        for trial in interrupted:
+            trial.reason = INTERRUPTED
             self.ledger.save(trial)
-            record.give_back(trial)
-        if broken_off:
-            log.info("%d trials are broken off: the same command goes on with them", len(broken_off))
+            record.release(trial)
+        if interrupted:
+            log.info("%d trials were interrupted: run the same command to resume them", len(interrupted))
 
     def trainable(self, at_once: int) -> Callable[[dict[str, Any]], None]:
-        """The function that Ray Tune runs for each trial."""
+        """Returns the function that Ray Tune runs for each trial."""
         base, prepared, folder, run_id = self.base, self.prepared, self.ledger.folder, self.run_id
         owner = self.ledger.owner
 
@@ -137,7 +138,7 @@ class Sweep:
             configure_data()
             out = run_folder(folder, config["number"])
             trial = read_trial(out)
-            for row in read_history(out):  # of an interrupted trial; its workers go on from their checkpoint
+            for row in read_history(out):  # of an interrupted trial, whose workers resume from their checkpoint
                 ray.tune.report({**row, "is_replayed": True})
             try:
                 fit(
@@ -156,19 +157,19 @@ class Sweep:
                 failures = list(getattr(error, "worker_failures", {}).values())
                 cause = failures[0] if failures else getattr(error, "controller_failure", error)
                 lines = str(cause).strip().splitlines() or [type(cause).__name__]
-                is_traceback = any(line.startswith('  File "') for line in lines)  # as Ray passes on what workers raise
+                is_traceback = any(line.startswith('  File "') for line in lines)  # from a worker, passed on by Ray
                 reason = lines[-1 if is_traceback else 0]
-                said = f"{reason}\n\n{traceback.format_exc()}"
-                storage.write_bytes(storage.join(out, FAILURE), said.encode())
+                text = f"{reason}\n\n{traceback.format_exc()}"
+                storage.write_bytes(storage.join(out, FAILURE), text.encode())
                 raise
             storage.write_bytes(storage.join(out, FINISHED), b"")
 
         return run_trial
 
     def new_trial(self, values: dict[str, Any]) -> Trial:
-        """A trial of those values, with the next number, written to the ledger."""
+        """Creates a trial with these values and the next number, and writes it to the ledger."""
         from hwr_ray.tuning.cost import (
-            size_of,  # with torch: the trials' processes, which import this module, need none
+            size_of,  # imports torch, which the trials' processes do not need
         )
 
         model = settings_of(self.base, values).model
@@ -185,10 +186,10 @@ class Sweep:
 
 
 class _Reports(TuneReportCallback):
-    """Tells Ray Tune, from Ray Train's controller, of the epochs of the trial whose run is in a folder.
+    """Reports the epochs of the trial in `out` from Ray Train's controller to Ray Tune.
 
-    A sweep takes away the workers of a trial that is over while the controller still lives. It would start new ones, in
-    a placement group that the sweep does not know.
+    When a trial has ended, the sweep removes its workers while the controller is still alive. The controller would
+    start new workers, in a placement group that is unknown to the sweep.
     """
 
     def __init__(self, out: str) -> None:
@@ -196,18 +197,18 @@ class _Reports(TuneReportCallback):
         self.out = out
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """What it raises ends the controller."""
+        """Raises RuntimeError, which ends the controller, if the trial has ended."""
         try:
             reason = read_trial(self.out).reason
-        except OSError as error:  # which may pass; workers that were lost are to be started again
+        except OSError as error:  # may be temporary: let the controller restart the lost workers
             log.warning("%s: %s", self.out, error)
             return
         if reason:
-            raise RuntimeError(f"the trial is over, its workers are not started again: {reason}")
+            raise RuntimeError(f"the trial has ended, so its workers are not restarted: {reason}")
 
 
 class _Proposals(Searcher):
-    """Numbers of trials for Ray Tune: the unfinished ones, then new ones."""
+    """Gives Ray Tune the numbers of the trials to run: unfinished ones first, then new ones."""
 
     def __init__(self, sweep: Sweep, propose: Callable[[int], dict[str, Any]], unfinished: list[Trial]) -> None:
         super().__init__(metric="cer", mode="min")
@@ -223,17 +224,17 @@ class _Proposals(Searcher):
         pass
 
     def save(self, checkpoint_path: str) -> None:
-        """The ledger holds all."""
+        """Does nothing, because the ledger stores all trials."""
 
 
 class _Record(ray.tune.Callback):
-    """Writes what Ray Tune tells of its trials to the ledger."""
+    """Records Ray Tune's trials in the ledger."""
 
     def __init__(self, ledger: Ledger, learn: Callable[[Trial], None], view: TrialsView, *, resumed: set[int]) -> None:
         self.ledger, self.learn, self.view, self.resumed = ledger, learn, view, resumed
         self.started: dict[int, float] = {}
-        self.held: dict[int, str] = {}
-        """Of each trial, Ray's id of the placement group of its workers."""
+        self.placement_groups: dict[int, str] = {}
+        """Ray's id of the placement group of each trial's workers, by trial number."""
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         known = self.ledger.trials[trial.config["number"]]
@@ -245,7 +246,7 @@ class _Record(ray.tune.Callback):
         known.epochs.append({name: result[name] for name in KEPT})
         self.view.advanced(known)
         if group := result.get("placement_group"):
-            self.held[known.number] = group
+            self.placement_groups[known.number] = group
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         known = self.ledger.trials[trial.config["number"]]
@@ -254,8 +255,8 @@ class _Record(ray.tune.Callback):
         else:
             last = known.epochs[-1]["epoch"]
             known.state, known.reason = "stopped", f"ASHA: in the worse half after epoch {last}"
-        # Ray Tune passes over an epoch that was made known just before an interruption, and the run's own list of them
-        # may still lack the last.
+        # Ray Tune skips an epoch that was reported just before an interruption, and the run's own metrics may not have
+        # the last epoch yet.
         rows = {row["epoch"]: row for row in [*known.epochs, *read_history(self.ledger.path(known))]}
         epochs = sorted(epoch for epoch in rows if last is None or epoch <= last)
         known.epochs = [{name: rows[epoch][name] for name in KEPT} for epoch in epochs]
@@ -263,25 +264,24 @@ class _Record(ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         known = self.ledger.trials[trial.config["number"]]
-        told = storage.join(self.ledger.path(known), FAILURE)
+        failure = storage.join(self.ledger.path(known), FAILURE)
         known.state, known.reason = "failed", "its process died"
-        if storage.is_file(told):
-            known.reason = storage.read_bytes(told).decode().splitlines()[0]
+        if storage.is_file(failure):
+            known.reason = storage.read_bytes(failure).decode().splitlines()[0]
         self._close(known)
 
-    def give_back(self, known: Trial) -> None:
-        """Frees what the workers of a trial hold, and ends them, where they still do.
+    def release(self, known: Trial) -> None:
+        """Removes the placement group of a trial's workers, if there is one, which ends the workers.
 
-        Ray Train's own cleaner asks the dashboard, which may not be there, and gives up where a machine has two
-        clusters.
+        Ray Train's own cleaner needs the dashboard, which may be missing, and gives up if a machine has two clusters.
         """
-        if group := self.held.pop(known.number, None):
+        if group := self.placement_groups.pop(known.number, None):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
 
     def _close(self, known: Trial) -> None:
         if known.number in self.started and known.number not in self.resumed:  # it may have failed to start
             known.seconds = time.monotonic() - self.started[known.number]
         self.ledger.save(known)
-        self.give_back(known)  # after the trial is known to be over: see _Reports
+        self.release(known)  # after the ledger shows that the trial has ended: see _Reports
         self.learn(known)
         self.view.ended(known)

@@ -1,4 +1,4 @@
-"""The books of a sweep: a folder a trial, with what was tried and what came of it."""
+"""The ledger of a sweep: one folder per trial, with its settings and results."""
 
 import re
 import statistics
@@ -11,62 +11,64 @@ from hwr_ray.files import storage
 from hwr_ray.files.ownership import OwnershipToken
 
 FINISHED, FAILURE = "finished", "failure.txt"
-"""Files of a trial that was trained to its end, and of one that failed."""
+"""Files that mark a trial as trained to the end, and as failed."""
 KEPT = ("epoch", "loss", "cer", "exact_match", "seconds", "validation_seconds", "lines_per_second")
-"""What is kept of each epoch's metrics."""
+"""Metrics of each epoch that the ledger keeps."""
 
 
 @dataclass
 class Trial:
+    """A trial of a sweep, as stored in its trial.json."""
+
     number: int
     values: dict[str, Any]
-    """Of what the sweep varies."""
+    """Values of the varied settings."""
     conv_widths: list[int]
     multiply_adds: int
-    """Of reading a line."""
+    """Multiply-adds per line."""
     num_parameters: int
     state: str = "unfinished"
-    """`unfinished`, `finished` (all its epochs, or patience ran out), `stopped` (by ASHA), `failed`."""
+    """`unfinished`, `finished` (reached its last epoch, or patience ran out), `stopped` (by ASHA) or `failed`."""
     reason: str | None = None
-    """Why it was stopped or broken off, or failed."""
+    """Reason why the trial was stopped or interrupted, or why it failed."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     seconds: float | None = None
-    """From its start to its end, of a trial that was not interrupted."""
+    """Seconds from start to end; None for a trial that was interrupted."""
     throughput: float | None = None
-    """Lines a second on one core, read greedily."""
+    """Lines per second on one core, decoded greedily."""
 
     @property
     def best(self) -> dict[str, Any]:
-        """The metrics of the epoch with the lowest CER; empty before the first."""
+        """The metrics of the epoch with the lowest CER; empty before the first epoch."""
         return min(self.epochs, key=lambda row: row["cer"], default={})
 
     @property
     def overhead(self) -> float | None:
-        """Seconds beyond its epochs, each counted as the median one: the first is longer by what starts in it."""
+        """Seconds outside the epochs, each counted with the median duration, because the first includes start-up."""
         if self.seconds is None or not self.epochs:
             return None
         seconds = [row["seconds"] + row["validation_seconds"] for row in self.epochs]
         return self.seconds - len(seconds) * statistics.median(seconds)
 
     def describe(self) -> str:
-        """What is tried, in one line."""
+        """Returns the varied settings and the cost in one line."""
         values = (
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self.values.items()
         )
-        return f"{', '.join(values)}: {self.multiply_adds / 1e6:.0f} M multiply-adds a line"
+        return f"{', '.join(values)}: {self.multiply_adds / 1e6:.0f} M multiply-adds per line"
 
 
 def run_folder(folder: str, number: int) -> str:
-    """Folder of a trial's run in the sweep's folder of trials."""
+    """Returns the folder of a trial's run in `folder`, the sweep's folder of trials."""
     return storage.join(folder, f"{number:03d}")
 
 
 def read_trial(path: str) -> Trial:
-    """The trial whose run is in a folder."""
-    found = storage.read_json(storage.join(path, "trial.json"))
-    found.pop("placement_group", None)  # of sweeps that were begun before 7acfb2c
-    return Trial(**found)
+    """Reads the trial from the folder of its run."""
+    entries = storage.read_json(storage.join(path, "trial.json"))
+    entries.pop("placement_group", None)  # in sweeps that were started before 7acfb2c
+    return Trial(**entries)
 
 
 class Ledger:
@@ -89,7 +91,7 @@ class Ledger:
         storage.write_json(storage.join(self.path(trial), "trial.json"), asdict(trial))
 
     def reopen_failed(self) -> None:
-        """Makes unfinished trials of those that failed."""
+        """Marks failed trials as unfinished."""
         for trial in self.in_state("failed"):
             storage.delete_file(storage.join(self.path(trial), FAILURE))
             trial.state, trial.reason, trial.seconds = "unfinished", None, None
@@ -100,7 +102,7 @@ class Ledger:
 
 
 def table(trials: list[Trial], *, on_pareto_front: set[int], chosen: int | None) -> pd.DataFrame:
-    """A row a trial, with the numbers of those on the front and of the chosen one marked."""
+    """Returns one row per trial, with marks for the trials on the Pareto front and for the chosen one."""
     return pd.DataFrame(
         {
             "trial": trial.number,

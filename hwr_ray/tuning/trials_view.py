@@ -1,4 +1,4 @@
-"""A sweep as it goes: a table that is redrawn on a terminal, a line for each epoch in a log."""
+"""Progress of a sweep: a live table on a terminal, otherwise a log line per epoch."""
 
 import logging
 import sys
@@ -13,11 +13,11 @@ from hwr_ray.tuning.trials import Ledger, Trial
 log = logging.getLogger(__name__)
 
 BEST_SHOWN = 10
-"""Trials that are over in the table: those with the lowest CER."""
+"""Maximum number of ended trials in the table: those with the lowest CER."""
 
 
 class TrialsView:
-    """Shows the trials of a ledger while it is entered."""
+    """Context manager that shows the trials of a ledger."""
 
     def __init__(self, ledger: Ledger, epochs: int, limit: int) -> None:
         self.ledger, self.epochs, self.limit = ledger, epochs, limit
@@ -45,8 +45,8 @@ class TrialsView:
     def ended(self, trial: Trial) -> None:
         self.running.pop(trial.number, None)
         best = f", CER {100 * trial.best['cer']:.2f} %" if trial.epochs else ""
-        why = f" ({trial.reason})" if trial.reason else ""
-        self._show(f"trial {trial.number} {trial.state}{best}{why}")
+        reason = f" ({trial.reason})" if trial.reason else ""
+        self._show(f"trial {trial.number} {trial.state}{best}{reason}")
 
     def _show(self, line: str) -> None:
         if self.live:
@@ -55,14 +55,14 @@ class TrialsView:
             log.info("%s", line)
 
     def table(self) -> Table:
-        """The trials that run, then the best of those that are over."""
-        over = self.ledger.in_state("finished", "stopped", "failed")
-        rows = [*self.running.values(), *sorted(over, key=lambda t: t.best.get("cer", 2.0))[:BEST_SHOWN]]
-        table = Table(title=f"{len(over)} of {self.limit} trials are over")
-        for name in ("trial", "state", "epoch", "CER %", "best %", "what"):
-            table.add_column(name, justify="left" if name in ("state", "what") else "right")
+        """Returns a table of the running trials, followed by the best ended ones."""
+        ended = self.ledger.in_state("finished", "stopped", "failed")
+        rows = [*self.running.values(), *sorted(ended, key=lambda t: t.best.get("cer", 2.0))[:BEST_SHOWN]]
+        table = Table(title=f"{len(ended)} of {self.limit} trials have ended")
+        for name in ("trial", "state", "epoch", "CER %", "best %", "settings"):
+            table.add_column(name, justify="left" if name in ("state", "settings") else "right")
         for trial in rows:
-            state = "runs" if trial.number in self.running else trial.state
+            state = "running" if trial.number in self.running else trial.state
             last, best = (f"{100 * row['cer']:.2f}" for row in (trial.epochs[-1], trial.best)) if trial.epochs else "––"
             table.add_row(str(trial.number), state, str(len(trial.epochs)), last, best, trial.describe())
         return table

@@ -1,4 +1,4 @@
-"""Environments in which no Ray can be joined or started: each is told in a sentence, or gone around, within seconds."""
+"""Tests of environments in which Ray can't be joined or started: a clear error, or a way around, within seconds."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from hwr_ray.errors import UserError
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    """No address, and a temporary folder of the test's own."""
+    """Removes the address and sets a temporary folder for the test."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 0.5)
@@ -22,15 +22,15 @@ def environment(monkeypatch, tmp_path):
 
 @pytest.fixture
 def dead_address():
-    """A port of this machine where nothing listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{taken.getsockname()[1]}"
+    """The address of a local port where nothing listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 @pytest.fixture
 def silent_address():
-    """A port where something takes connections and says nothing, as a stopped head does."""
+    """The address of a port that accepts connections and never responds, like that of a stopped head."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
@@ -44,8 +44,8 @@ def live_address():
     server.stop(None).wait()
 
 
-def leave(folder: Path, address: str) -> None:
-    """As `ray start` leaves the address of its head."""
+def record(folder: Path, address: str) -> None:
+    """Writes the address of a head like `ray start`."""
     (folder / "ray").mkdir()
     (folder / "ray/ray_current_cluster").write_text(address)
 
@@ -61,7 +61,7 @@ def test_only_a_server_that_speaks_answers(live_address, dead_address, silent_ad
 
 def test_a_running_ray_is_found_where_ray_start_left_its_address(live_address, tmp_path, monkeypatch):
     assert find_ray() is None
-    leave(tmp_path, live_address)
+    record(tmp_path, live_address)
     assert find_ray() == live_address
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert find_ray() == live_address
@@ -71,25 +71,25 @@ def test_a_running_ray_is_found_where_ray_start_left_its_address(live_address, t
 
 @pytest.mark.parametrize("content", ["", "head", "a..b:6379"])
 def test_an_address_file_that_holds_no_address_stops_no_job(content, tmp_path):
-    leave(tmp_path, content)
+    record(tmp_path, content)
     assert find_ray() is None
 
 
 def test_auto_where_no_ray_runs_is_refused(dead_address, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(UserError, match="RAY_ADDRESS=auto, and no Ray runs on this machine"):
+    with pytest.raises(UserError, match="RAY_ADDRESS=auto, but no Ray runs on this machine"):
         find_ray()
-    leave(tmp_path, dead_address)
-    with pytest.raises(UserError, match="RAY_ADDRESS=auto, and no Ray runs on this machine"):
+    record(tmp_path, dead_address)
+    with pytest.raises(UserError, match="RAY_ADDRESS=auto, but no Ray runs on this machine"):
         find_ray()
 
 
 @pytest.mark.parametrize("kind", ["dead", "silent"])
 def test_the_address_of_a_head_that_is_gone_is_named_and_passed_over(kind, tmp_path, caplog, request):
-    gone = request.getfixturevalue(f"{kind}_address")
-    leave(tmp_path, gone)
+    address = request.getfixturevalue(f"{kind}_address")
+    record(tmp_path, address)
     assert find_ray() is None
-    assert f"no Ray answers at {gone}, the address in {tmp_path}/ray/ray_current_cluster" in caplog.text
+    assert f"no Ray answers at {address}, the address in {tmp_path}/ray/ray_current_cluster" in caplog.text
 
 
 @pytest.mark.parametrize("prefix", ["", "ray://"])
@@ -104,7 +104,7 @@ def test_a_named_address_that_does_not_answer_is_refused(prefix, dead_address, l
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "head", "head:port", ":6379", "a b:1"])
 def test_what_is_no_address_is_refused(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError, match="is no address of a Ray, such as HOST:6379"):
+    with pytest.raises(UserError, match="is not an address like HOST:6379"):
         find_ray()
 
 
@@ -115,7 +115,7 @@ def test_a_temporary_folder_whose_path_is_too_long_gives_way_to_a_short_one(tmp_
     assert own_folder() == short
     assert f"Ray keeps its files in {short}, not in {tmp_path}/ray: its path is too long" in caplog.text
     monkeypatch.setattr(ray_address, "SHORT_FOLDER", str(tmp_path / "longer"))
-    with pytest.raises(UserError, match="set RAY_TMPDIR to a folder that can be written, with a path of at most"):
+    with pytest.raises(UserError, match="set RAY_TMPDIR to a writable folder with a path of at most"):
         own_folder()
 
 
@@ -132,13 +132,13 @@ def test_a_temporary_folder_that_cannot_be_written_gives_way_to_a_short_one(tmp_
 
 
 def test_a_path_that_is_just_short_enough_holds_a_socket(tmp_path):
-    """The kernel's own limit."""
-    room = LONGEST_SOCKET - len(SESSION_SOCKET)
-    for length, fits in ((room, True), (room + 1, False)):
+    """LONGEST_SOCKET is the kernel's own limit."""
+    longest = LONGEST_SOCKET - len(SESSION_SOCKET)
+    for length, fits in ((longest, True), (longest + 1, False)):
         path = "/tmp/" + "x" * (length - len("/tmp/")) + SESSION_SOCKET  # noqa: S108
-        with socket.socket(socket.AF_UNIX) as tried:
+        with socket.socket(socket.AF_UNIX) as unix_socket:
             try:
-                tried.bind(path)
+                unix_socket.bind(path)
             except FileNotFoundError:
                 is_short = True
             except OSError as error:

@@ -1,4 +1,4 @@
-"""What a long job tells of how far it is, on a clock that the test turns."""
+"""Tests of the progress of a long job, on a simulated clock."""
 
 import io
 import re
@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from hwr_ray.cluster import progress as progress_module
-from hwr_ray.cluster.progress import Progress, ten_seconds
+from hwr_ray.cluster.progress import Progress, log_elapsed
 
 
 class Clock:
@@ -30,8 +30,8 @@ class Terminal(io.StringIO):
 
 
 def test_the_rate_and_the_time_left_count_from_the_first_items_of_this_run(clock):
-    progress = Progress("images", lambda: 10_000, done=3900)  # of a run before
-    clock.now += 500  # Ray's workers start
+    progress = Progress("images", lambda: 10_000, done=3900)  # of an earlier run
+    clock.now += 500  # while Ray's workers start
     progress.advance(100)
     assert progress.line(0.0) == "4,000 of 10,000 images"
     progress.advance(1000)
@@ -40,7 +40,7 @@ def test_the_rate_and_the_time_left_count_from_the_first_items_of_this_run(clock
 
 def test_a_loss_counts_anew_from_what_remains(clock):
     progress = Progress("lines", lambda: 1000)
-    for number in (100, 100, -50, 60):  # workers were lost, and with them what came after the last checkpoint
+    for number in (100, 100, -50, 60):  # workers were lost, with their progress since the last checkpoint
         clock.now += 10
         progress.advance(number)
     assert progress.line(clock.now - progress.start) == "210 of 1,000 lines, 6.0 a second, 0:02:12 left"
@@ -74,12 +74,12 @@ def test_a_log_gets_a_line_each_ten_seconds(clock, caplog):
 def test_what_takes_long_is_named_each_ten_seconds_until_it_is_over(caplog, monkeypatch):
     caplog.set_level("INFO")
     monkeypatch.setattr(progress_module, "LOG_SECONDS", 0.01)
-    told = threading.Event()
-    monkeypatch.setattr(progress_module.log, "info", lambda *words: told.set() if "starting Ray" in words else None)
-    with ten_seconds("starting Ray"):
-        assert told.wait(60)
-    told.clear()
-    assert not told.wait(0.1)
+    is_logged = threading.Event()
+    monkeypatch.setattr(progress_module.log, "info", lambda *args: is_logged.set() if "starting Ray" in args else None)
+    with log_elapsed("starting Ray"):
+        assert is_logged.wait(60)
+    is_logged.clear()
+    assert not is_logged.wait(0.1)
 
 
 def test_a_terminal_gets_a_bar_that_is_redrawn_each_second_and_lines_above_it(clock, caplog, monkeypatch):

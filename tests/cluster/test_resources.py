@@ -1,4 +1,4 @@
-"""What a job asks of a cluster before it starts, against clusters that only pretend to be there."""
+"""Tests of the checks of a job's needs before it starts, with simulated clusters."""
 
 from io import StringIO
 
@@ -19,30 +19,30 @@ from hwr_ray.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("settings", "wrong", "said"),
+    ("settings", "arguments", "message"),
     [
         (ClusterSettings, {"wait_minutes": -1}, "--wait-minutes must not be negative, not -1"),
         (WorkerSettings, {"wait_minutes": -1}, "--wait-minutes must not be negative, not -1"),
         (WorkerSettings, {"cpus_per_worker": 0}, "--cpus-per-worker must be positive, not 0"),
     ],
 )
-def test_settings_that_no_cluster_can_fulfil_are_refused(settings, wrong, said):
-    with pytest.raises(UserError, match=said):
-        settings(**wrong)
+def test_settings_that_no_cluster_can_fulfil_are_refused(settings, arguments, message):
+    with pytest.raises(UserError, match=message):
+        settings(**arguments)
 
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """A function that pretends a cluster of nodes with these resources."""
+    """A function that simulates a cluster of nodes with these resources."""
 
-    def pretend(*resources, busy_cpus=0):
+    def simulate(*resources, busy_cpus=0):
         total = {key: sum(node.get(key, 0) for node in resources) for key in ("CPU", "GPU")}
         monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": r} for r in resources])
         monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: total)
         monkeypatch.setattr(cluster.ray, "available_resources", lambda: {**total, "CPU": total["CPU"] - busy_cpus})
 
     monkeypatch.setattr(cluster, "RELEASE_SECONDS", 0)
-    return pretend
+    return simulate
 
 
 def test_two_half_workers_and_their_reader_fit_on_two_cpus(nodes):
@@ -94,7 +94,7 @@ def test_the_processes_of_a_node_share_the_cores_that_they_may_use(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert [threads_among(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
-    # What a container may use, in the kernel's words: 250 of every 100 milliseconds.
+    # The CPU quota of a container in the kernel's format: 250 ms of CPU time in every 100 ms.
     quota = {"/sys/fs/cgroup/cpu.max": "250000 100000"}
     monkeypatch.setattr("os.path.exists", lambda path: path in quota)
     monkeypatch.setattr("builtins.open", lambda path, *_: StringIO(quota[path]))
@@ -104,13 +104,13 @@ def test_the_processes_of_a_node_share_the_cores_that_they_may_use(monkeypatch):
 @pytest.mark.parametrize(
     ("cpus", "gpus", "needs", "expected"),
     [
-        ([2], [0], {}, 1),  # 1 CPU beside the reader's, 0.75 a trial
+        ([2], [0], {}, 1),  # 1 CPU besides the reader's, 0.75 per trial
         ([3], [0], {}, 2),
         ([4], [0], {}, 4),
         ([4], [0], {"num_workers": 2}, 2),
         ([1.5], [0], {}, 0),
-        ([16], [0], {"cpus_per_worker": 0.1}, 16),  # a core a worker
-        ([1, 1], [0, 0], {}, 0),  # a trial's two parts could leave no node a whole CPU
+        ([16], [0], {"cpus_per_worker": 0.1}, 16),  # a core per worker
+        ([1, 1], [0, 0], {}, 0),  # the two parts of a trial could leave no whole CPU on any node
         ([2, 2], [0, 0], {}, 2),
         ([0, 8], [0, 2], {"gpus_per_worker": 1}, 2),
         ([8], [3], {"gpus_per_worker": 1, "num_workers": 2}, 1),
@@ -127,7 +127,7 @@ def test_however_jobs_come_to_lie_a_whole_cpu_stays_free_on_some_node(seed):
     cpus = rng.integers(1, 9, rng.integers(1, 5)).astype(float).tolist()
     needs = Needs(num_workers=int(rng.integers(1, 4)), cpus_per_worker=0.5, other_cpus=0.25)
     free, parts = list(cpus), [0.25, *[0.5] * needs.num_workers] * jobs_at_once(cpus, [0] * len(cpus), needs)
-    for part in parts:  # the worst way: each where most is free
+    for part in parts:  # the worst placement: each part on the node with the most free CPUs
         fitting = [node for node in range(len(free)) if free[node] >= part]
         node = max(fitting, key=lambda node: free[node])
         free[node] -= part

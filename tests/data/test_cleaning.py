@@ -1,4 +1,4 @@
-"""The cleaning rules, one label at a time."""
+"""Tests of the cleaning rules on single labels."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from hwr_ray.text.normalization import normalize
 
 STRICT = CleaningSettings(max_length=10, charset="ABCDEMNPRTUYL")
 
-LABELS = [  # label, why a training row with it leaves
+LABELS = [  # label, reason to reject a training row with it
     ("ANNA", None),
     ("", "missing_text"),
     ("UNREADABLE", "unreadable"),
@@ -20,11 +20,11 @@ LABELS = [  # label, why a training row with it leaves
     ("ABCDEABCDEA", "too_long"),
     ("ABCDEABCDE", None),
     ("ZOE", "unknown_character"),
-    # The first rule that holds names the row.
+    # The first rule that matches gives the reason.
     ("abcdeabcdez", "lowercase"),
     ("ZZZZZZZZZZZ", "too_long"),
     ("UNREADABLE X", "too_long"),
-    # Words that other tools take for a missing value.
+    # Words that other tools treat as missing values.
     ("NA", None),
 ]
 

@@ -1,4 +1,4 @@
-"""Label CSVs, good and bad, written by hand."""
+"""Tests of reading valid and invalid label CSVs, written by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ HEADER = "FILENAME,IDENTITY\n"
 
 
 def read(folder: Path, content: str | bytes, *, rows_per_table: int = 4096, **changes: Any) -> list[dict[str, Any]]:
-    """The rows of a CSV with this content."""
+    """Returns the rows of a label CSV with this content."""
     (folder / "labels.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     settings = {"csv": str(folder / "labels.csv"), "images": str(folder), "split": "train", **changes}
     tables = list(read_rows(LabelFile(**settings), rows_per_table=rows_per_table))
@@ -64,7 +64,7 @@ def test_labels_come_as_they_are_meant(tmp_path, content, texts):
         (HEADER, "no rows"),
         ("FILE,IDENTITY\na,A\n", "no column FILENAME.*FILE, IDENTITY"),
         ("FILENAME;IDENTITY\na;A\n", "no column FILENAME.*separated by ';'"),
-        (HEADER + 'a,"ANNA\nb,BOB\n', "line 3"),  # a quote that is never closed would swallow b
+        (HEADER + 'a,"ANNA\nb,BOB\n', "line 3"),  # an unclosed quote would swallow b
         (HEADER + "a," + "A" * 200_000 + "\n", "line 2"),
     ],
     ids=["empty", "blank", "header only", "no column", "semicolons", "open quote", "huge field"],

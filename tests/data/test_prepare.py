@@ -1,4 +1,4 @@
-"""Cleaning, decoding and fitting a table of rows, without Ray."""
+"""Tests of cleaning, decoding and fitting a table of rows, without Ray."""
 
 import pickle
 from collections import Counter
@@ -24,7 +24,7 @@ from hwr_ray.images.lines import Canvas, decode, encode_png, fit
 
 CANVAS = Canvas(16, 64)
 
-LINES = [  # id, label, reason that the CSV gave, reason that it leaves with
+LINES = [  # id, label, reason from the CSV, final reason
     ("a.png", "ANNA", None, None),
     ("b.png", " BOB  DOE ", None, None),
     ("c.png", "eve", None, "lowercase"),
@@ -63,10 +63,11 @@ def prepare(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def test_every_row_comes_back_once_with_its_own_reason(rows):
-    found = pa.Table.from_pylist(prepare(rows), schema=ROWS)
-    assert found["row"].to_pylist() == list(range(1, len(LINES) + 1))
-    assert found["reason"].to_pylist() == [reason for *_, reason in LINES]
-    assert found.select(["split", "id", "path", "text"]) == rows.select(["split", "id", "path", "text"])
+    prepared_rows = pa.Table.from_pylist(prepare(rows), schema=ROWS)
+    assert prepared_rows["row"].to_pylist() == list(range(1, len(LINES) + 1))
+    assert prepared_rows["reason"].to_pylist() == [reason for *_, reason in LINES]
+    unchanged = ["split", "id", "path", "text"]
+    assert prepared_rows.select(unchanged) == rows.select(unchanged)
 
 
 def test_kept_rows_hold_the_normalized_label_the_first_size_and_the_fitted_picture(rows):
@@ -93,8 +94,8 @@ def test_a_row_does_not_depend_on_its_neighbours(rows, cut, monkeypatch):
 
 
 def test_what_is_written_is_each_split_and_the_rejected_in_their_order(tmp_path, rows):
-    dealt = rows.set_column(0, "split", pa.array(["train", "validation", "train"] * 3))
-    ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS).write(prepare(dealt), "0.parquet")
+    mixed = rows.set_column(0, "split", pa.array(["train", "validation", "train"] * 3))
+    ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS).write(prepare(mixed), "0.parquet")
     expected = {"train": [("a.png", "ANNA"), ("e.png", "NULL")], "validation": [("b.png", "BOB DOE")]}
     for split, lines in expected.items():
         table = pq.read_table(tmp_path / "out" / split / "0.parquet", partitioning=None)
@@ -105,9 +106,9 @@ def test_what_is_written_is_each_split_and_the_rejected_in_their_order(tmp_path,
             assert row["image"] == fit(decode(Path(row["path"]).read_bytes()), CANVAS).tobytes()
     table = pq.read_table(tmp_path / "out/rejected/0.parquet", partitioning=None)
     assert table.schema.equals(prepared.REJECTED)
-    left = [(number, *line[:2], line[3]) for number, line in enumerate(LINES, start=1) if line[3]]
-    assert list(zip(*table.select(["row", "id", "text", "reason"]).to_pydict().values(), strict=True)) == left
-    assert table["split"].to_pylist() == [dealt["split"].to_pylist()[number - 1] for number, *_ in left]
+    rejected_rows = [(number, *line[:2], line[3]) for number, line in enumerate(LINES, start=1) if line[3]]
+    assert list(zip(*table.select(["row", "id", "text", "reason"]).to_pydict().values(), strict=True)) == rejected_rows
+    assert table["split"].to_pylist() == [mixed["split"].to_pylist()[number - 1] for number, *_ in rejected_rows]
     details = dict(zip(table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True))
     assert details["undecodable_image"] == "the file is not an image" and details["lowercase"] is None
 
@@ -119,8 +120,8 @@ def test_shards_that_are_written_again_replace_themselves(tmp_path, draw_text):
     )
     (tmp_path / "b.csv").write_text("FILENAME,IDENTITY\na.png,BOB\n")
     files = [LabelFile(csv=str(tmp_path / f"{x}.csv"), images=str(tmp_path), split="train") for x in "ab"]
-    carried = pa.Table.from_pylist([{"number": n, **asdict(file)} for n, file in enumerate(files)])
-    shards = list(_shards_of(carried, rows_per_shard=2))
+    table = pa.Table.from_pylist([{"number": n, **asdict(file)} for n, file in enumerate(files)])
+    shards = list(_shards_of(table, rows_per_shard=2))
     names = [name for table in shards for name in table["name"].to_pylist()]
     assert names == ["00-000000.parquet", "00-000001.parquet", "01-000000.parquet"]
     writer = ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS)
@@ -139,25 +140,25 @@ def test_shards_that_are_written_again_replace_themselves(tmp_path, draw_text):
 def test_what_a_killed_process_left_half_written_is_no_part_of_the_data_set(tmp_path, rows):
     writer, out = ShardWriter(str(tmp_path / "out"), CleaningSettings(), CANVAS), str(tmp_path / "out")
     statistics = writer.write(prepare(rows), "0.parquet")
-    left = tmp_path / "out/train/1.parquet.partial-0a1b2c3d"
-    left.write_bytes(b"PAR1 and no end")
+    partial = tmp_path / "out/train/1.parquet.partial-0a1b2c3d"
+    partial.write_bytes(b"PAR1 and no end")
     check_whole(out, statistics)
-    assert not left.exists()
+    assert not partial.exists()
     (tmp_path / "out/train/0.parquet").unlink()
     with pytest.raises(RuntimeError, match="0 of 3 train rows"):
         check_whole(out, statistics)
 
 
 def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):
-    asked = Counter()
+    requested = Counter()
 
     def no_files(_folder, names):
-        asked.update(names)
+        requested.update(names)
         return iter([b""] * len(names))
 
     monkeypatch.setattr("hwr_ray.data.prepare.read_files", no_files)
     prepare(rows)
-    assert asked == Counter(["a.png", "b.png", "gone.png", "bad.png", "e.png"])
+    assert requested == Counter(["a.png", "b.png", "gone.png", "bad.png", "e.png"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tallies of parts add up to the statistics of the whole, in any order."""
+"""Tests of statistics: those of parts add up to those of the whole, in any order."""
 
 from collections import Counter
 from typing import Any
@@ -64,7 +64,7 @@ def test_the_digest_does_not_depend_on_the_order_of_rows():
         [{**ROWS[0], "content": [b"1x", b""]}, *ROWS[1:]],
         [{**ROWS[0], "content": [b"1", b"y"]}, {**ROWS[1], "content": [b"2", b"x"]}, *ROWS[2:]],
     ],
-    ids=["a row less", "a row twice", "another image", "bytes moved to another part", "images swapped"],
+    ids=["row missing", "row twice", "another image", "bytes moved to another part", "images swapped"],
 )
 def test_the_digest_changes_with_the_content(rows):
     assert statistics(rows).digest != statistics(ROWS).digest

@@ -1,4 +1,4 @@
-"""Where each letter stands, against every path of a short lattice."""
+"""Compares alignments with all paths of a short lattice."""
 
 from itertools import product
 
@@ -13,14 +13,14 @@ FRAMES, CLASSES = 6, 3
 
 
 def frames_of(path: tuple[int, ...]) -> list[list[int]]:
-    """The first frame of each label of a path, and the one after its last."""
-    spans, before = [], 0
+    """Returns the first frame of each label of a path, and the one after its last."""
+    spans, previous = [], 0
     for t, label in enumerate(path):
-        if label and label != before:
+        if label and label != previous:
             spans.append([t, t + 1])
         elif label:
             spans[-1][1] = t + 1
-        before = label
+        previous = label
     return spans
 
 

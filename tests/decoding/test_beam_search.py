@@ -1,4 +1,4 @@
-"""The beam search, against all texts of small lines, each weighed over all its paths."""
+"""Compares the beam search with all texts of short lines, each summed over all its paths."""
 
 import itertools
 
@@ -14,11 +14,11 @@ from hwr_ray.decoding.ngram import fit_language_model
 from hwr_ray.text.codec import BLANK, Codec, collapse
 
 EVERYTHING = {"beam_width": 4000, "num_best": 700, "min_prob": 0.0, "max_gap": np.inf}
-"""Settings with which nothing is given up on lines of 5 frames."""
+"""Settings that prune nothing on lines of 5 frames."""
 
 
 def random_lines(seed, *, num_lines=8, frames=5, num_classes=4, peak=2.0):
-    """Log-probabilities (N, T, C) float32; the larger the peak, the surer of their best class the frames are."""
+    """Returns log-probabilities (N, T, C) float32; a larger `peak` makes the best class of a frame more probable."""
     logits = np.random.default_rng(seed).normal(size=(num_lines, frames, num_classes)) * peak
     return torch.from_numpy(logits).float().log_softmax(-1).numpy()
 
@@ -36,7 +36,7 @@ def model_of(num_classes):
 
 
 def text_probabilities(line):
-    """Every text of a line (T, C) with its probability, by adding up all paths."""
+    """Returns the probability of every text of a line (T, C), summed over all paths."""
     texts = {}
     for path in itertools.product(range(line.shape[1]), repeat=len(line)):
         text = tuple(collapse(path))
@@ -44,8 +44,8 @@ def text_probabilities(line):
     return texts
 
 
-def found(hypotheses, n):
-    """The candidates of a line as a list of (labels, CTC log-probability, score)."""
+def candidates_of(hypotheses, n):
+    """Returns the candidates of line `n` as a list of (labels, CTC log-probability, score)."""
     return [
         (tuple(labels[:length].tolist()), ctc, score)
         for labels, length, ctc, score in zip(
@@ -68,7 +68,7 @@ def test_a_beam_of_everything_finds_all_texts_with_their_probabilities(frames, n
     for n, line in enumerate(lines):
         probs = {text: p for text, p in text_probabilities(line).items() if p > 0}
         scores = {t: np.log(p) + lm_weight * model.log_prob(t) + bonus * len(t) for t, p in probs.items()}
-        candidates = found(hypotheses, n)
+        candidates = candidates_of(hypotheses, n)
         assert len(candidates) == len(probs)
         assert {text: ctc for text, ctc, _ in candidates} == pytest.approx({t: np.log(p) for t, p in probs.items()})
         assert {text: score for text, _, score in candidates} == pytest.approx(scores)
@@ -84,9 +84,9 @@ def test_a_beam_of_a_few_prefixes_finds_the_best_of_all_texts():
 
 
 def test_the_best_text_need_not_be_that_of_the_best_path():
-    # Graves et al. 2006: blank-blank has 0.6 * 0.6 = 0.36, but A is spelled by three paths, 0.24 + 0.24 + 0.16 = 0.64.
-    hypotheses = beam_search(line_of([0.6, 0.4], [0.6, 0.4]))
-    assert [(text, round(float(np.exp(ctc)), 6)) for text, ctc, _ in found(hypotheses, 0)] == [((1,), 0.64), ((), 0.36)]
+    # Graves et al. 2006: blank-blank has 0.6 * 0.6 = 0.36, but A has three paths, 0.24 + 0.24 + 0.16 = 0.64.
+    candidates = candidates_of(beam_search(line_of([0.6, 0.4], [0.6, 0.4])), 0)
+    assert [(text, round(float(np.exp(ctc)), 6)) for text, ctc, _ in candidates] == [((1,), 0.64), ((), 0.36)]
 
 
 @pytest.mark.parametrize("peak", [0.1, 1, 3, 10, 60])
@@ -100,14 +100,14 @@ def test_the_best_candidate_never_scores_below_the_greedy_reading(peak, beam_wid
         for n, line in enumerate(lines):
             greedy = collapse(line.argmax(-1).tolist())
             exact = -torch_loss(line, greedy)
-            candidates = {text: (ctc, score) for text, ctc, score in found(hypotheses, n)}
+            candidates = {text: (ctc, score) for text, ctc, score in candidates_of(hypotheses, n)}
             assert candidates[tuple(greedy)][0] == pytest.approx(exact, abs=1e-3)
             score = candidates[tuple(greedy)][0] + lm_weight * model.log_prob(greedy) + bonus * len(greedy)
             assert hypotheses.scores[n, 0] >= score - 1e-9
 
 
 def torch_loss(line, labels):
-    """PyTorch's CTC loss of a line (T, C)."""
+    """Returns PyTorch's CTC loss of a line (T, C)."""
     log_probs = torch.from_numpy(line).double()[:, None]
     lengths = torch.tensor([len(line)]), torch.tensor([len(labels)])
     return F.ctc_loss(log_probs, torch.tensor([labels]), *lengths, blank=BLANK, reduction="sum").item()
@@ -118,7 +118,7 @@ def test_candidates_are_distinct_sorted_and_as_probable_as_pytorch_finds_them(pe
     lines = random_lines(3, num_lines=20, frames=60, num_classes=11, peak=peak)
     hypotheses = beam_search(lines, beam_width=8)
     for n, line in enumerate(lines):
-        candidates = found(hypotheses, n)
+        candidates = candidates_of(hypotheses, n)
         assert len({text for text, *_ in candidates}) == len(candidates) > 1
         assert (np.diff([score for *_, score in candidates]) <= 0).all()
         for text, ctc, _ in candidates:
@@ -128,14 +128,14 @@ def test_candidates_are_distinct_sorted_and_as_probable_as_pytorch_finds_them(pe
 def test_repeated_letters_need_a_blank_between_them():
     apart = line_of([0.1, 0.9], [0.9, 0.1], [0.1, 0.9])
     together = line_of([0.1, 0.9], [0.1, 0.9], [0.1, 0.9])
-    assert found(beam_search(apart), 0)[0][:1] == ((1, 1),)
-    assert found(beam_search(together), 0)[0][:1] == ((1,),)
-    assert np.exp(found(beam_search(apart), 0)[0][1]) == pytest.approx(0.9**3)  # AA has one path: A, blank, A
+    assert candidates_of(beam_search(apart), 0)[0][:1] == ((1, 1),)
+    assert candidates_of(beam_search(together), 0)[0][:1] == ((1,),)
+    assert np.exp(candidates_of(beam_search(apart), 0)[0][1]) == pytest.approx(0.9**3)  # AA has one path: A, blank, A
 
 
 def test_a_line_of_blanks_reads_as_nothing():
     hypotheses = beam_search(line_of(*[[1, 0, 0]] * 30))
-    assert found(hypotheses, 0) == [((), 0.0, 0.0)]
+    assert candidates_of(hypotheses, 0) == [((), 0.0, 0.0)]
     assert (hypotheses.labels == BLANK).all()
     assert not hypotheses.lengths.any()
 
@@ -150,8 +150,8 @@ def test_a_hypothesis_that_is_missing_has_no_labels_and_no_score():
 def test_the_language_model_turns_a_doubtful_letter():
     model = fit_language_model({"AB": 100}, Codec("AB"), min_count=1)
     doubtful = line_of([0.01, 0.98, 0.01], [0.98, 0.01, 0.01], [0.02, 0.51, 0.47])
-    assert found(beam_search(doubtful), 0)[0][0] == (1, 1)
-    assert found(beam_search(doubtful, language_model=model, lm_weight=0.5), 0)[0][0] == (1, 2)
+    assert candidates_of(beam_search(doubtful), 0)[0][0] == (1, 1)
+    assert candidates_of(beam_search(doubtful, language_model=model, lm_weight=0.5), 0)[0][0] == (1, 2)
 
 
 def test_a_length_bonus_favours_longer_texts():
@@ -186,7 +186,7 @@ def test_no_lines_and_no_frames_are_no_special_cases(shape):
 def test_long_lines_do_not_underflow():
     line = random_lines(4, num_lines=1, frames=3000, num_classes=11, peak=0.1)
     hypotheses = beam_search(line, beam_width=4, num_best=1)
-    text, ctc, _ = found(hypotheses, 0)[0]
+    text, ctc, _ = candidates_of(hypotheses, 0)[0]
     assert ctc < -750  # exp(-745) is the smallest float64
     assert ctc == pytest.approx(-torch_loss(line[0], list(text)), rel=1e-9)
 

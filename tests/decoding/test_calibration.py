@@ -1,4 +1,4 @@
-"""Calibrated confidences, against drawn readings of which the true chance is known."""
+"""Tests calibration on simulated confidences whose true probability is known."""
 
 import numpy as np
 import pytest
@@ -13,44 +13,44 @@ from hwr_ray.decoding.calibration import (
 
 
 def overconfident(num: int, *, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Readings whose true chance is known: the decoder doubles its logit and adds 1. Told, true, right."""
+    """Returns reported confidences, true ones and whether texts are correct: reported logit = 2 * true logit + 1."""
     rng = np.random.default_rng(seed)
     true = rng.beta(3, 1.2, num)
-    told = 1 / (1 + np.exp(-(2 * np.log(true / (1 - true)) + 1)))
-    return told, true, rng.random(num) < true
+    reported = 1 / (1 + np.exp(-(2 * np.log(true / (1 - true)) + 1)))
+    return reported, true, rng.random(num) < true
 
 
 def test_the_fit_finds_the_distortion_that_was_put_in():
-    told, _, is_right = overconfident(50_000, seed=0)
-    calibration = fit_calibration(told, is_right)
+    reported, _, is_right = overconfident(50_000, seed=0)
+    calibration = fit_calibration(reported, is_right)
     assert calibration.slope == pytest.approx(0.5, abs=0.02)
     assert calibration.intercept == pytest.approx(-0.5, abs=0.04)
 
 
 def test_calibrated_confidences_are_the_true_chances_on_other_readings():
-    told, _, is_right = overconfident(5_000, seed=1)
-    calibration = fit_calibration(told, is_right)
-    new_told, new_true, new_right = overconfident(5_000, seed=2)
-    calibrated = calibration.apply(new_told)
+    reported, _, is_right = overconfident(5_000, seed=1)
+    calibration = fit_calibration(reported, is_right)
+    new_reported, new_true, new_right = overconfident(5_000, seed=2)
+    calibrated = calibration.apply(new_reported)
     assert np.abs(calibrated - new_true).max() < 0.05
-    assert calibration_error(new_told, new_right) > 0.05
+    assert calibration_error(new_reported, new_right) > 0.05
     assert calibration_error(calibrated, new_right) < 0.025
 
 
 def test_the_error_after_is_that_of_readings_the_calibration_has_not_seen():
-    told, _, is_right = overconfident(5_000, seed=4)
-    before, after = errors_before_and_after(told, is_right)
-    assert before == calibration_error(told, is_right) > 0.05
+    reported, _, is_right = overconfident(5_000, seed=4)
+    before, after = errors_before_and_after(reported, is_right)
+    assert before == calibration_error(reported, is_right) > 0.05
     assert after < 0.025
 
 
 @pytest.mark.parametrize("precision", [0.8, 0.9, 0.95])
 def test_the_lines_that_pass_the_review_threshold_have_the_precision(precision):
-    told, _, is_right = overconfident(20_000, seed=5)
-    calibration = fit_calibration(told, is_right)
+    reported, _, is_right = overconfident(20_000, seed=5)
+    calibration = fit_calibration(reported, is_right)
     threshold, share = calibration.review_threshold(precision)
-    new_told, _, new_right = overconfident(20_000, seed=6)
-    passes = calibration.apply(new_told) >= threshold
+    new_reported, _, new_right = overconfident(20_000, seed=6)
+    passes = calibration.apply(new_reported) >= threshold
     assert new_right[passes].mean() == pytest.approx(precision, abs=0.015)
     assert passes.mean() == pytest.approx(share, abs=0.02)
     assert new_right.mean() < precision
@@ -64,8 +64,8 @@ def test_no_line_passes_where_even_the_surest_are_not_sure_enough_and_all_where_
 
 
 def test_the_order_by_confidence_stays():
-    told = np.sort(np.random.default_rng(3).random(100))
-    assert (np.diff(Calibration(slope=0.3, intercept=-2).apply(told)) > 0).all()
+    reported = np.sort(np.random.default_rng(3).random(100))
+    assert (np.diff(Calibration(slope=0.3, intercept=-2).apply(reported)) > 0).all()
 
 
 def test_certainty_maps_into_0_to_1():
@@ -91,7 +91,7 @@ def test_the_error_is_the_mean_gap_by_hand():
 
 
 def test_an_error_of_no_reading_is_refused():
-    with pytest.raises(ValueError, match="no reading"):
+    with pytest.raises(ValueError, match="at least one text"):
         calibration_error(np.array([]), np.array([], bool))
 
 

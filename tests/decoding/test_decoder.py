@@ -1,4 +1,4 @@
-"""Decoding with a language model: what is chosen, what is told, what a bundle keeps of it."""
+"""Tests decoding with a language model: the fit, the readings, and saving it in a bundle."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +26,18 @@ DECODING = Decoding(language_model=MODEL, lm_weight=0.5)
 
 
 def lines_of(texts: list[str], *, doubt: float, seed: int = 0) -> np.ndarray:
-    """Log-probabilities (N, T, C) of lines that a model reads nearly as their texts: where a frame is in doubt, the
-    next letter of the charset has more than the right one."""
+    """Returns log-probabilities (N, T, C) that favor the texts, except in doubtful frames.
+
+    A frame is doubtful with probability `doubt`: it favors the next letter of the charset over the correct one.
+    """
     rng = np.random.default_rng(seed)
     probabilities = np.full((len(texts), FRAMES, CODEC.num_classes), 0.01)
     for line, text in zip(probabilities, texts, strict=True):
-        for place, label in enumerate(CODEC.encode(text)):
+        for position, label in enumerate(CODEC.encode(text)):
             is_doubtful = rng.random() < doubt
-            line[2 * place, label] = 0.44 if is_doubtful else 0.95
+            line[2 * position, label] = 0.44 if is_doubtful else 0.95
             if is_doubtful:
-                line[2 * place, label % 3 + 1] = 0.53
+                line[2 * position, label % 3 + 1] = 0.53
         line[[t for t in range(FRAMES) if t % 2 or t >= 2 * len(text)], 0] = 0.95
     return np.log(probabilities / probabilities.sum(-1, keepdims=True)).astype(np.float32)
 
@@ -47,19 +49,19 @@ def greedy(log_probs: np.ndarray) -> list[Reading]:
 def test_the_language_model_mends_doubtful_letters():
     lines = lines_of(TEXTS * 20, doubt=0.2)
     wrong = sum(reading.text != text for reading, text in zip(greedy(lines), TEXTS * 20, strict=True))
-    mended = DECODING.search(lines, CODEC)
+    decoded = DECODING.search(lines, CODEC)
     assert wrong > 10
-    assert sum(reading.text != text for reading, text in zip(mended, TEXTS * 20, strict=True)) < wrong / 2
+    assert sum(reading.text != text for reading, text in zip(decoded, TEXTS * 20, strict=True)) < wrong / 2
 
 
 def test_the_fit_takes_the_language_model_where_it_reads_better_and_leaves_it_where_not():
     lines = lines_of(TEXTS * 20, doubt=0.2)
-    taken = fit_decoding(lines, greedy(lines), TEXTS * 20, CODEC, MODEL)
-    assert taken.language_model is MODEL and taken.lm_weight > 0
-    others = ["CBA", "BAC", "ACB"] * 20  # which the model has never met, and every frame is sure
-    sure = lines_of(others, doubt=0)
-    left = fit_decoding(sure, greedy(sure), others, CODEC, MODEL)
-    assert left.language_model is None
+    decoding = fit_decoding(lines, greedy(lines), TEXTS * 20, CODEC, MODEL)
+    assert decoding.language_model is MODEL and decoding.lm_weight > 0
+    others = ["CBA", "BAC", "ACB"] * 20  # unknown to the language model, and no frame is doubtful
+    certain = lines_of(others, doubt=0)
+    decoding = fit_decoding(certain, greedy(certain), others, CODEC, MODEL)
+    assert decoding.language_model is None
 
 
 def test_alternatives_are_the_next_candidates_with_shares_of_1():

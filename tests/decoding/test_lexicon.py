@@ -1,4 +1,4 @@
-"""Lists of names, good and bad, and what they do to a text's probability."""
+"""Tests valid and invalid lexicon files, and their effect on a text's probability."""
 
 import logging
 import math
@@ -47,16 +47,16 @@ def test_names_are_read_with_and_without_counts(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("ANNA\nBETH,many\n", "line 2: 'many' is no count"),
-        ("ANNA,0\n", "line 1: '0' is no count"),
-        ("ANNA,-1\n", "line 1: '-1' is no count"),
-        ("ANNA,1.5\n", "line 1: '1.5' is no count"),
-        ("ANNA,\n", "line 1: '' is no count"),
-        ("\nANNA,BETH,3\n", "line 2: a name and a count were expected, not 3 fields"),
-        (",3\n", "line 1: there is a count and no name"),
+        ("ANNA\nBETH,many\n", "line 2: 'many' is not a count"),
+        ("ANNA,0\n", "line 1: '0' is not a count"),
+        ("ANNA,-1\n", "line 1: '-1' is not a count"),
+        ("ANNA,1.5\n", "line 1: '1.5' is not a count"),
+        ("ANNA,\n", "line 1: '' is not a count"),
+        ("\nANNA,BETH,3\n", "line 2: expected a name and a count, not 3 fields"),
+        (",3\n", "line 1: the name is missing"),
         (b"ANNA\nBETH\nNO\xcb\n", "line 3: not UTF-8"),
-        ("\n \n", "holds no name"),
-        ("", "holds no name"),
+        ("\n \n", "contains no names"),
+        ("", "contains no names"),
     ],
 )
 def test_a_bad_list_is_refused_with_its_file_and_line(tmp_path, content, sentence):

@@ -1,4 +1,4 @@
-"""The n-gram model, against probabilities worked by hand and sums over all texts."""
+"""Compares the n-gram model with probabilities computed by hand and with sums over all texts."""
 
 import itertools
 import logging
@@ -26,7 +26,7 @@ def probability(model, text, codec=CODEC):
 
 
 def ngrams_of(model):
-    """The n-grams in the tensors, as tuples of labels; the charset's size + 1 stands for the start."""
+    """Returns the n-grams in the tensors as tuples of labels; the charset's size + 1 stands for the start."""
     tensors = model.to_tensors()
     ngrams, labels = [()], iter(tensors["labels"].tolist())
     for node, num in enumerate(tensors["num_followers"].tolist()):
@@ -35,36 +35,36 @@ def ngrams_of(model):
 
 
 def witten_bell(texts, text, order, num_labels):
-    """P(text) from Chen & Goodman's formula (1998, 2.5), read letter by letter from the texts themselves."""
+    """Returns P(text) by Chen & Goodman's formula (1998, 2.5), with counts taken directly from the texts."""
 
     def prob(context, letter):
         shorter = prob(context[1:], letter) if context else 1 / num_labels
-        found = [
+        followers = [
             (padded[i], n)
             for other, n in texts.items()
             for padded in [f"<{other}>"]
             for i in range(max(1, len(context)), len(padded))
             if padded[i - len(context) : i] == context
         ]
-        if not found:
+        if not followers:
             return shorter
-        types = len({follower for follower, _ in found})
-        here = sum(n for follower, n in found if follower == letter)
-        return (here + types * shorter) / (sum(n for _, n in found) + types)
+        types = len({follower for follower, _ in followers})
+        occurrences = sum(n for follower, n in followers if follower == letter)
+        return (occurrences + types * shorter) / (sum(n for _, n in followers) + types)
 
     padded = f"<{text}>"
     return math.prod(prob(padded[max(0, i - order + 1) : i], padded[i]) for i in range(1, len(padded)))
 
 
 def test_a_probability_worked_by_hand():
-    # Of A, A, AB: 7 followers of 3 kinds (3 A, 1 B, 3 ends) and a uniform 1/3 each, so P(A) = (3 + 3 / 3) / (7 + 3).
+    # A, A, AB: 7 followers of 3 types (3 A, 1 B, 3 ends) and a uniform prior of 1/3, so P(A) = (3 + 3 / 3) / (7 + 3).
     model = fit_language_model(["A", "A", "AB"], Codec("AB"), order=1, min_count=1)
     expected = {"A": 0.4 * 0.4, "AB": 0.4 * 0.2 * 0.4, "": 0.4}
     assert {text: probability(model, text, Codec("AB")) for text in expected} == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_bigram_worked_by_hand():
-    # Every text of 2 starts with A: T = 1, so P(A | start) = (2 + P(A)) / 3, where P(A) = (2 + 2 / 2) / (4 + 2).
+    # Both texts start with A: T = 1, so P(A | start) = (2 + P(A)) / 3, where P(A) = (2 + 2 / 2) / (4 + 2).
     # The same holds for the end after A.
     model = fit_language_model({"A": 2}, Codec("A"), order=2, min_count=1)
     assert probability(model, "A", Codec("A")) == pytest.approx((2.5 / 3) ** 2, rel=1e-3)
@@ -93,15 +93,15 @@ def test_the_probabilities_of_all_texts_sum_to_one(seed):
     ended, longest = 0.0, 8
     for length in range(longest + 1):
         ended += sum(probability(model, "".join(t), codec) for t in itertools.product("AB", repeat=length))
-    going_on = np.zeros(len(model.next_state))  # probability of each state after as many letters without an end
-    going_on[model.start] = 1
+    unfinished = np.zeros(len(model.next_state))  # probability of each state of a text that has not ended
+    unfinished[model.start] = 1
     for _ in range(longest + 1):
-        after = np.zeros_like(going_on)
+        after = np.zeros_like(unfinished)
         for label in (1, 2):
-            np.add.at(after, model.next_state[:, label], going_on * np.exp(model.log_probs[:, label]))
-        going_on = after
-    assert 0 < going_on.sum() < 1
-    assert ended + going_on.sum() == pytest.approx(1, abs=1e-5)
+            np.add.at(after, model.next_state[:, label], unfinished * np.exp(model.log_probs[:, label]))
+        unfinished = after
+    assert 0 < unfinished.sum() < 1
+    assert ended + unfinished.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_model_of_nothing_finds_all_letters_and_the_end_equally_probable():
@@ -123,7 +123,7 @@ def test_an_ngram_of_fewer_labels_than_the_limit_is_not_in_the_model():
     ngrams = {"".join(map(chr, ngram)) for ngram in ngrams_of(model)}
     assert ngrams
     assert min(sum(n for text, n in padded.items() if ngram in text) for ngram in ngrams) >= 10
-    assert start + "".join(map(chr, LETTERS.encode("ZOE"))) in ngrams  # held by ten
+    assert start + "".join(map(chr, LETTERS.encode("ZOE"))) in ngrams  # in ten labels
 
 
 def test_models_tell_nothing_of_which_rare_name_they_were_fitted_on():
@@ -146,7 +146,7 @@ def test_a_model_is_the_same_after_its_tensors_were_stored(tmp_path):
 
 def test_tensors_that_are_no_trie_are_refused():
     tensors = fit_language_model(random_texts(5), CODEC, min_count=3).to_tensors()
-    with pytest.raises(ValueError, match="no trie"):
+    with pytest.raises(ValueError, match="not a trie"):
         from_tensors({**tensors, "labels": tensors["labels"][:-1]})
 
 
@@ -176,5 +176,5 @@ def test_damaged_tensors_are_refused(name, place, value):
     tensors = fit_language_model({"A": 2, "AB": 1}, Codec("AB"), order=2, min_count=1).to_tensors()
     damaged = tensors[name].copy()
     damaged[place] = value
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match="no trie"):
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="not a trie"):
         from_tensors({**tensors, name: damaged})

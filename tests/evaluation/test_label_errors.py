@@ -1,4 +1,4 @@
-"""The ranking of training lines, and which bundles may make it."""
+"""Tests of the ranking of training lines and of the bundles that it accepts."""
 
 import math
 import re
@@ -17,7 +17,7 @@ MALICIOUS = "<script>alert(1)</script>"
 
 
 def compared(*lines: tuple[str, str, str, float, float]) -> pa.Table:
-    """A table of (id, text, prediction, text_log_prob, prediction_log_prob) in the order of the actors' columns."""
+    """Returns a table of (id, text, prediction, text_log_prob, prediction_log_prob) with the columns of the actors."""
     rows = [
         {"id": id, "path": f"/{id}", "text": text, "height": 20, "width": 90, "prediction": read}
         | {"confidence": math.exp(p), "text_log_prob": q, "prediction_log_prob": p, "fold": 1}
@@ -31,7 +31,7 @@ LINES = compared(
     ("e", "ANNA", "ANNA", -0.1, -0.1),
     ("d", "BOB", "BOBO", -9.5, -0.25),
     ("b", "ÄNNE", "ANNE", -math.inf, -0.5),
-    ("c", "CLEO", "CLEA", -1.0, -2.0),  # the greedy reading is not the likeliest text
+    ("c", "CLEO", "CLEA", -1.0, -2.0),  # the greedy prediction is not the likeliest text
     ("a", MALICIOUS, "EVE", -math.inf, -3.0),
     ("f", "IDA", "IRA", -7.0, -0.5),
     ("0", "IDA", "IDA", -5.0, -5.0),
@@ -72,12 +72,12 @@ def test_bundles_are_taken_in_the_order_of_their_folds():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ([bundle("a", 1, None)], "a was not trained as a fold"),
-        ([bundle("a", 2, 0), ("b", {})], "b was not trained as a fold"),
+        ([bundle("a", 1, None)], "a was trained without --fold"),
+        ([bundle("a", 2, 0), ("b", {})], "b was trained without --fold"),
         ([bundle("a", 2, 0), bundle("b", 2, 1, "other")], "b was trained on another data set than prepared"),
-        ([bundle("a", 2, 0), bundle("b", 3, 1)], "b is one of 3 folds and a one of 2"),
-        ([bundle("a", 2, 0), bundle("b", 2, 0)], "a and b are both of --fold 0"),
-        ([bundle("a", 3, 2), bundle("b", 3, 0)], "no bundle is of --fold 1: train it with .*--num-folds 3 --fold 1"),
+        ([bundle("a", 2, 0), bundle("b", 3, 1)], "b was trained with --num-folds 3, but a with --num-folds 2"),
+        ([bundle("a", 2, 0), bundle("b", 2, 0)], "a and b both have --fold 0"),
+        ([bundle("a", 3, 2), bundle("b", 3, 0)], "--fold 1 is missing: train it with .*--num-folds 3 --fold 1"),
     ],
 )
 def test_bundles_that_are_not_one_for_each_fold_are_refused(given, sentence):
@@ -109,4 +109,4 @@ def test_the_sheet_shows_the_lines_whose_reading_is_likelier_than_their_label_in
 @pytest.mark.parametrize(("row", "is_shown"), [(0, False), (1, True), (3, False), (4, True)])
 def test_one_line_of_any_score_has_a_sheet(tmp_path, row, is_shown):
     page = page_of(tmp_path, rank(LINES.slice(row, 1)))
-    assert ("no reading is likelier than its label" in page) != is_shown
+    assert ("no prediction is likelier than its label" in page) != is_shown

@@ -1,4 +1,4 @@
-"""Figures over groups of lines, against groups made by hand."""
+"""Tests of the metrics of subgroups on groups made by hand."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +11,14 @@ COUNTS = ("num_lines", "num_exact", "num_characters", "num_edits")
 
 
 def evaluated(*lines, widths=None):
-    """A table of (text, prediction)."""
+    """Returns a table of evaluated lines, given as (text, prediction)."""
     texts, predictions = zip(*lines, strict=True)
     columns = {"text": texts, "num_edits": edit_distances(texts, predictions), "width": widths or [284] * len(texts)}
     return pa.table(columns)
 
 
 def groups(rows, name):
-    """The counts of each group of a slice."""
+    """Returns the counts of each group of an attribute."""
     return {row["group"]: tuple(row[c] for c in COUNTS) for row in rows if row["attribute"] == name}
 
 

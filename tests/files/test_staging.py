@@ -1,4 +1,4 @@
-"""Folders that appear whole: however their writers end, and on storage without renames."""
+"""Tests that staged folders appear atomically, however their writers end, even on storage without renames."""
 
 import sys
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def test_a_staged_folder_whose_block_raises_leaves_nothing(storage_root, error):
 def test_a_folder_that_holds_something_is_refused_and_left_alone(storage_root):
     out = storage.join(storage_root, "out")
     write_run(out, "old")
-    with pytest.raises(UserError, match=r"out exists already.*--overwrite"):
+    with pytest.raises(UserError, match=r"out already exists.*--overwrite"):
         write_run(out, "new")
     assert storage.list_files(storage_root) == ["out/deep/old", "out/mark", "out/old"]
 
@@ -72,17 +72,17 @@ def test_a_run_whose_folder_another_run_took_over_ends_and_leaves_the_other_ones
 
 def test_a_run_does_not_replace_what_another_finished_meanwhile(storage_root):
     out = storage.join(storage_root, "out")
-    with pytest.raises(UserError, match="exists already"), staged(out, mark="mark", overwrite=False):
+    with pytest.raises(UserError, match="already exists"), staged(out, mark="mark", overwrite=False):
         storage.write_bytes(storage.join(out, "mark"), b"other")
     assert storage.list_files(storage_root) == ["out/mark"]
 
 
 @contextmanager
-def cut_off(num_calls: int) -> Iterator[None]:
-    """The process is killed at its n-th copy or deletion of a file, if it comes to that."""
+def killed_at(num_calls: int) -> Iterator[None]:
+    """Simulates a kill of the process at its `num_calls`-th copy or deletion of a file, if there are so many."""
     locate, calls = storage.locate, count(1)
 
-    class CutOff:
+    class KillingFileSystem:
         def __init__(self, filesystem):
             self.filesystem = filesystem
 
@@ -99,37 +99,36 @@ def cut_off(num_calls: int) -> Iterator[None]:
             return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(staging, "locate", lambda path: (CutOff(locate(path)[0]), locate(path)[1]))
+        patch.setattr(staging, "locate", lambda path: (KillingFileSystem(locate(path)[0]), locate(path)[1]))
         patch.setattr(staging, "delete", lambda folder: None if sys.exc_info()[0] is Killed else delete(folder))
         with suppress(Killed):
             yield
 
 
 class Killed(BaseException):
-    """After it nothing is cleared away, as after a real kill."""
+    """Nothing is cleaned up after it, as after a real kill."""
 
 
 delete = storage.delete
-WHOLE = (["deep/old", "mark", "old"], ["deep/new", "mark", "new"])
+COMPLETE = (["deep/old", "mark", "old"], ["deep/new", "mark", "new"])
 
 
 @pytest.mark.parametrize("num_calls", range(1, 14))
 def test_a_move_on_an_object_store_that_is_cut_off_anywhere_loses_no_folder_nor_shows_half_of_one(num_calls):
-    """memory:// has no renames here, as s3:// has none: files are copied one by one. What puts a folder back is cut off
-    on the way, too."""
-    for again in range(1, 8):
+    """Like s3://, memory:// has no renames here: files are copied one by one. The recovery is killed as well."""
+    for recovery_calls in range(1, 8):
         out = f"memory://staging-{next(NUMBERS)}/out"
         write_run(out, "old")
-        with cut_off(num_calls):
+        with killed_at(num_calls):
             write_run(out, "new", overwrite=True)
-        assert "mark" not in storage.list_files(out) or storage.list_files(out) in WHOLE
-        with cut_off(again):
+        assert "mark" not in storage.list_files(out) or storage.list_files(out) in COMPLETE
+        with killed_at(recovery_calls):
             recover(out, "mark")
-        assert "mark" not in storage.list_files(out) or storage.list_files(out) in WHOLE
+        assert "mark" not in storage.list_files(out) or storage.list_files(out) in COMPLETE
         recover(out, "mark")
-        assert storage.list_files(out) in WHOLE
+        assert storage.list_files(out) in COMPLETE
         write_run(out, "new", overwrite=True)
-        assert storage.list_files(out) == WHOLE[1] and not storage.list_files(f"{out}.replaced")
+        assert storage.list_files(out) == COMPLETE[1] and not storage.list_files(f"{out}.replaced")
 
 
 def test_a_folder_of_another_kind_is_never_replaced(storage_root):
@@ -153,10 +152,10 @@ def test_what_a_killed_run_left_is_not_taken_over(storage_root):
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused_and_an_empty_folder_is_taken(tmp_path):
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("kept")
     with pytest.raises(UserError, match="is a file"):
         write_run(str(tmp_path / "file"), "new", overwrite=True)
     (tmp_path / "empty").mkdir()
     write_run(str(tmp_path / "empty"), "new")
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "kept"
     assert (tmp_path / "empty" / "new").exists()

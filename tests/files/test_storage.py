@@ -1,4 +1,4 @@
-"""Files and folders by path and by URI, on this machine and in fsspec's memory."""
+"""Tests of files and folders by path and by URI, on local disk and in fsspec's memory."""
 
 import errno
 import os
@@ -59,8 +59,8 @@ def test_links_are_followed_but_not_for_ever_and_a_link_to_nothing_is_a_file(tmp
     for link, target in (("in/2023", "archive"), ("in/deep/up", "in"), ("archive/back", "in"), ("in/gone", "nothing")):
         (tmp_path / link).symlink_to(tmp_path / target)
     (tmp_path / "in/b").symlink_to(tmp_path / "archive/c")
-    found = storage.list_files(str(tmp_path / "in"))
-    assert found == ["2023/c", "a", "b", "deep/b", "gone"]
+    files = storage.list_files(str(tmp_path / "in"))
+    assert files == ["2023/c", "a", "b", "deep/b", "gone"]
 
 
 def test_what_is_no_file_is_not_listed(tmp_path):
@@ -74,7 +74,7 @@ def test_a_folder_that_can_not_be_listed_is_named_and_not_passed_over(tmp_path, 
     (tmp_path / "deep/er/a.png").touch()
     scan = os.scandir
 
-    def scandir(path):  # whoever runs the tests may be allowed to read everything
+    def scandir(path):  # the user of the tests may be allowed to read everything
         if str(path).endswith("er"):
             raise PermissionError(errno.EACCES, "Permission denied")
         return scan(path)
@@ -108,7 +108,7 @@ def test_a_path_within_a_folder_is_told_from_there(tmp_path, monkeypatch, path, 
 
 
 def test_two_writers_of_a_file_do_not_meet_in_a_half_one(tmp_path, monkeypatch):
-    """The second begins while the first is about to give its file its name."""
+    """The second writer starts just before the first one renames its file."""
     path, move = str(tmp_path / "a"), fs.LocalFileSystem.move
     files = []
 
@@ -153,7 +153,7 @@ def test_a_write_that_fails_leaves_the_file_before_whole(tmp_path):
 def test_a_full_disk_is_named_and_the_file_before_stays_whole(small_disk, full):
     path = str(small_disk.path / "a")
     storage.write_bytes(path, b"before")
-    small_disk.mount(f"remount,{full}")  # bytes or files at their end
+    small_disk.mount(f"remount,{full}")  # no space, or no inodes, left
     with pytest.raises(UserError, match=f"no space is left to write {path}"):
         storage.write_bytes(f"{path}s/deep/b", b"x" * 50_000)
     with pytest.raises(UserError, match=f"no space is left to write {path}"):

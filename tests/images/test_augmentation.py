@@ -1,4 +1,4 @@
-"""Distorted lines depend on their own seed, epoch and id, and on nothing else."""
+"""Tests that a distortion depends on the seed, the epoch and the line's id alone."""
 
 import numpy as np
 import pytest
@@ -39,11 +39,11 @@ def test_the_picture_keeps_its_shape_its_range_and_some_ink(ink):
         assert distorted.shape == ink.shape
         assert distorted.min() >= 0 and distorted.max() <= 1
         assert (distorted.amax(dim=(1, 2, 3)) > 0.2).all()
-    assert torch.equal(ink, before)  # never written into
+    assert torch.equal(ink, before)  # not modified in place
 
 
 def dots(x: int, y: int, *, number: int = 400) -> np.ndarray:
-    """Where the ink of a dot at x, y of a canvas of 48x320 comes to lie in so many distortions: (n, 2), x then y."""
+    """Returns the (x, y) of the ink of a dot at x, y on a 48x320 canvas after `number` distortions, as (n, 2)."""
     ink = torch.zeros(1, 1, 48, 320)
     ink[:, :, y - 1 : y + 2, x - 1 : x + 2] = 1
     ids = [f"{n}.jpg" for n in range(number)]
@@ -58,8 +58,10 @@ def dots(x: int, y: int, *, number: int = 400) -> np.ndarray:
 
 @pytest.mark.parametrize(("x", "y"), [(30, 24), (30, 10), (200, 24), (200, 38)])
 def test_a_dot_lands_where_the_limits_of_the_distortions_let_it(x, y):
-    """The limits of the module's docstrings, worked out by hand: widths scale about the left edge, heights about the
-    middle, and the rest shifts."""
+    """The limits are worked out by hand from the module's constants.
+
+    Widths scale about the left edge, heights about the middle, and everything else shifts.
+    """
     places = dots(x, y)
     assert len(places) > 380
     sheared = (0.35 + 0.03) * 1.15 * abs(y - 24)
@@ -77,7 +79,7 @@ def test_a_first_letter_at_the_left_edge_stays_on_the_canvas():
     ink[:, :, 14:34, 4:16] = 1
     ids = [f"{n}.jpg" for n in range(400)]
     kept = augment(ink, ids, seed=0, epoch=1).clamp(max=1).sum((1, 2, 3)) / ink[0].sum()
-    assert kept.min() > 0.25  # part of it may be erased, or be in the weakest ink
+    assert kept.min() > 0.25  # part of it may be erased or have the weakest ink
 
 
 def test_blank_paper_stays_blank():

@@ -1,4 +1,4 @@
-"""Bytes of image files to pictures on the canvas: good files, odd ones and broken ones."""
+"""Tests of the path from image files to images on the canvas, with good, unusual and damaged files."""
 
 import errno
 import gzip
@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import fs
 
 from hwr_ray.errors import UserError
-from hwr_ray.images import reader as line_reading
+from hwr_ray.images import reader
 from hwr_ray.images.lines import SAMPLED_EVERY, Canvas, UndecodableImageError, decode, encode_png, fit
 from hwr_ray.images.reader import lines_of, read_files
 
@@ -24,7 +24,7 @@ def picture(draw_text) -> np.ndarray:
 
 
 def encode(picture: np.ndarray, kind: str, mode: str = "L", **options: object) -> bytes:
-    """An image file that Pillow writes."""
+    """Returns an image file written by Pillow."""
     buffer = io.BytesIO()
     Image.fromarray(picture).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -35,7 +35,7 @@ def png_with_16_bits(picture: np.ndarray) -> bytes:
 
 
 def png_of_20000_x_20000() -> bytes:
-    """A valid PNG of black pixels, one bit each, in 50 kB."""
+    """Returns a valid PNG of black pixels, one bit each, in 50 kB."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -47,7 +47,7 @@ def png_of_20000_x_20000() -> bytes:
 
 
 def jpeg_with_size(height: int, width: int, **options: object) -> bytes:
-    """A JPEG of 40x120 pixels whose header tells another size."""
+    """Returns a JPEG of 40x120 pixels whose header claims another size."""
     data = encode(np.full((40, 120), 230, np.uint8), "JPEG", **options)
     return data.replace(struct.pack(">HH", 40, 120), struct.pack(">HH", height, width), 1)
 
@@ -84,7 +84,7 @@ def two_pictures(picture: np.ndarray, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda _: b"", "the file is empty"),
         (lambda _: b"name,text\n1,ANNA\n", "not an image"),
@@ -92,13 +92,13 @@ def two_pictures(picture: np.ndarray, kind: str) -> bytes:
         (lambda _: encode(np.zeros((500, 7), np.uint8), "PNG"), "7x500 pixels are too few"),
         (lambda picture: encode(picture, "TIFF", "F"), "float32"),
         (lambda _: encode(np.zeros((500, 7), np.uint8), "JPEG"), "7x500 pixels are too few"),
-        (lambda picture: two_pictures(picture, "GIF"), "2 pictures"),
-        (lambda picture: two_pictures(picture, "MPO"), "2 pictures"),
+        (lambda picture: two_pictures(picture, "GIF"), "2 images"),
+        (lambda picture: two_pictures(picture, "MPO"), "2 images"),
     ],
     ids=["empty", "text", "1x1", "narrow", "float", "narrow-jpeg", "animation", "mpo"],
 )
-def test_what_is_no_line_image_says_why(picture, make, says):
-    with pytest.raises(UndecodableImageError, match=says):
+def test_what_is_no_line_image_says_why(picture, make, message):
+    with pytest.raises(UndecodableImageError, match=message):
         decode(make(picture))
 
 
@@ -128,9 +128,9 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(make, monkeypatch):
 )
 def test_a_file_cut_off_anywhere_is_refused(picture, kind, options, percent):
     data = encode(picture, kind, **options)
-    # OpenCV 4.10 fills the lost part of a JPEG with grey (5.0 refuses it): there only its end marker tells.
-    says = "cut off" if kind in ("JPEG", "PNG") and percent >= 50 else "."
-    with pytest.raises(UndecodableImageError, match=says):
+    # OpenCV 4.10 fills the missing part of a JPEG with grey (5.0 rejects it), so only the end marker reveals it.
+    message = "truncated" if kind in ("JPEG", "PNG") and percent >= 50 else "."
+    with pytest.raises(UndecodableImageError, match=message):
         decode(data[: len(data) * percent // 100])
 
 
@@ -167,7 +167,7 @@ def test_a_picture_shrinks_to_the_canvas_with_its_aspect_and_is_never_enlarged(s
     assert paper.shape == (48, 320)
     rows, columns = np.flatnonzero(~paper.all(axis=1)), np.flatnonzero(~paper.all(axis=0))
     assert (rows[-1] - rows[0] + 1, columns[-1] + 1) == (height, width)
-    assert columns[0] == 0 and rows[0] == (48 - height) // 2  # at the left, centred in height
+    assert columns[0] == 0 and rows[0] == (48 - height) // 2  # left-aligned, vertically centred
 
 
 def test_a_sliver_keeps_one_pixel():
@@ -176,7 +176,7 @@ def test_a_sliver_keeps_one_pixel():
 
 
 def _marked(size: tuple[int, int]) -> np.ndarray:
-    """Paper of grey 200 with a black border, whose width is a tenth of each side and 1 pixel at least."""
+    """Returns paper of grey 200 with a black border, whose width is 1/25 of each side and at least 1 pixel."""
     picture = np.full(size, 200, np.uint8)
     height, width = (max(1, side // 25) for side in size)
     picture[:height] = picture[-height:] = 0
@@ -263,7 +263,7 @@ def test_file_uris_name_the_same_files_as_paths(tmp_path, picture):
 
 
 class Flaky:
-    """A file system whose files can't be opened so many times."""
+    """A file system that fails to open files `number` times."""
 
     def __init__(self, number: int, error: OSError) -> None:
         self.number, self.error, self.inner = number, error, fs.LocalFileSystem()
@@ -278,48 +278,48 @@ class Flaky:
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), OSError(errno.EMFILE, "?"), OSError("SLOW_DOWN")])
 def test_a_server_that_is_away_is_waited_for_and_never_taken_for_a_bad_image(tmp_path, picture, error, monkeypatch):
     waited = []
-    monkeypatch.setattr(line_reading.time, "sleep", waited.append)
-    monkeypatch.setattr(line_reading, "locate", lambda _: (flaky, str(tmp_path)))
+    monkeypatch.setattr(reader.time, "sleep", waited.append)
+    monkeypatch.setattr(reader, "locate", lambda _: (flaky, str(tmp_path)))
     (tmp_path / "a.png").write_bytes(encode_png(picture))
     flaky = Flaky(3, error)
-    assert list(line_reading.read_files("in", ["a.png"])) == [encode_png(picture)]
+    assert list(reader.read_files("in", ["a.png"])) == [encode_png(picture)]
     assert len(waited) == 3
     flaky = Flaky(1000, error)
-    with pytest.raises(UserError, match=r"a\.png can't be read: .*goes on"):
-        list(line_reading.read_files("in", ["a.png"]))
+    with pytest.raises(UserError, match=r"a\.png can't be read: .*run the same command again"):
+        list(reader.read_files("in", ["a.png"]))
 
 
 def test_an_error_of_one_file_alone_is_its_row_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(line_reading, "locate", lambda _: (Flaky(1000, PermissionError(errno.EACCES, "no")), "in"))
-    (line,) = line_reading.read_files("in", ["a.png"])
+    monkeypatch.setattr(reader, "locate", lambda _: (Flaky(1000, PermissionError(errno.EACCES, "no")), "in"))
+    (line,) = reader.read_files("in", ["a.png"])
     assert line.reason == "undecodable_image" and "can't be read" in line.detail
 
 
 def test_a_file_is_read_as_it_is_and_not_unpacked_by_its_name(tmp_path):
     packed = gzip.compress(bytes(1 << 20))
     (tmp_path / "scan.png.gz").write_bytes(packed)
-    assert list(line_reading.read_files(str(tmp_path), ["scan.png.gz"])) == [packed]
+    assert list(reader.read_files(str(tmp_path), ["scan.png.gz"])) == [packed]
 
 
 def test_a_file_too_large_to_be_a_line_is_not_read(tmp_path):
     with (tmp_path / "film.png").open("wb") as file:
-        file.truncate(line_reading.MAX_BYTES + 1)
-    (line,) = line_reading.read_files(str(tmp_path), ["film.png"])
-    assert line.reason == "undecodable_image" and "more than 128 MiB" in line.detail
+        file.truncate(reader.MAX_BYTES + 1)
+    (line,) = reader.read_files(str(tmp_path), ["film.png"])
+    assert line.reason == "undecodable_image" and "larger than 128 MiB" in line.detail
 
 
 def test_files_go_through_a_step_together_few_where_they_are_large():
     files = [bytes(9 << 20)] * 3 + [b"small"] * 130
-    groups = list(line_reading.in_groups(files))
+    groups = list(reader.in_groups(files))
     assert [len(group) for group in groups] == [2, 64, 64, 3]
     assert [file for group in groups for file in group] == files
 
 
 def test_few_pictures_are_decoded_before_they_are_fitted(picture, monkeypatch):
-    monkeypatch.setattr(line_reading, "MOST_BYTES_TOGETHER", 3 * picture.nbytes)
+    monkeypatch.setattr(reader, "MOST_BYTES_TOGETHER", 3 * picture.nbytes)
     steps = []
     for name, step in {"decode": decode, "fit": fit}.items():
-        monkeypatch.setattr(line_reading, name, lambda *args, name=name, step=step: steps.append(name) or step(*args))
+        monkeypatch.setattr(reader, name, lambda *args, name=name, step=step: steps.append(name) or step(*args))
     data = encode_png(picture)
     assert len(data) * 7 < 3 * picture.nbytes  # one group of files
     assert len(list(lines_of([data] * 7, Canvas(48, 160)))) == 7
@@ -330,11 +330,11 @@ def test_few_files_are_in_memory_at_once(tmp_path, monkeypatch):
     names = [f"{n:03}" for n in range(600)]
     for name in names:
         (tmp_path / name).write_bytes(name.encode())
-    begun = []
-    read = line_reading._read
-    monkeypatch.setattr(line_reading, "_read", lambda filesystem, path: begun.append(path) or read(filesystem, path))
-    files = line_reading.read_files(str(tmp_path), names)
+    started = []
+    read = reader._read
+    monkeypatch.setattr(reader, "_read", lambda filesystem, path: started.append(path) or read(filesystem, path))
+    files = reader.read_files(str(tmp_path), names)
     for number, name in enumerate(names):
         assert next(files) == name.encode()
-        assert len(begun) <= number + 1 + line_reading.FILES_AT_ONCE
-    assert len(begun) == 600
+        assert len(started) <= number + 1 + reader.FILES_AT_ONCE
+    assert len(started) == 600

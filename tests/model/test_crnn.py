@@ -1,4 +1,4 @@
-"""The network's shapes, and that lines of a batch do not see one another."""
+"""Tests the network's shapes and the independence of lines in a batch."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_only_training_has_the_shortcut():
 
 @pytest.mark.parametrize("canvas", [(40, 320), (48, 322)])
 def test_a_canvas_that_does_not_suit_the_model_is_refused_with_its_remedy(canvas):
-    with pytest.raises(UserError, match=f"{canvas[0]}x{canvas[1]}.*multiple of 16, its width of 4"):
+    with pytest.raises(UserError, match=f"{canvas[0]}x{canvas[1]}.*multiple of 16 and its width a multiple of 4"):
         new_model(SETTINGS, Codec("AB"), Canvas(*canvas))
 
 
@@ -48,7 +48,7 @@ def test_settings_that_make_no_model_are_refused_by_their_flag(wrong, flag):
 
 def test_pooling_first_changes_nothing_where_the_scale_of_the_normalization_is_positive():
     features, norm, pool = torch.randn(4, 3, 8, 8), torch.nn.BatchNorm2d(3), torch.nn.MaxPool2d(2)
-    norm(features)  # gives it statistics
+    norm(features)  # sets the running statistics
     norm.eval()
     torch.testing.assert_close(norm(pool(features)), pool(norm(features)))
     with torch.no_grad():

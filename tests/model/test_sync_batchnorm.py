@@ -1,4 +1,4 @@
-"""Workers together compute what one would: statistics, gradients, losses. Real processes, no Ray."""
+"""Compares the statistics, gradients and losses of several workers with those of one, in processes without Ray."""
 
 import copy
 from concurrent.futures import ProcessPoolExecutor
@@ -33,27 +33,29 @@ def drawn(*shape, seed=0):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """A function that gives what `work(shard, *arguments)` returns on rank 0 of so many processes, which stay for the
-    next work."""
+    """A function that runs `work(shard, *arguments)` in `world_size` processes and returns the result of rank 0.
+
+    The processes are reused by later calls.
+    """
     with ExitStack() as stack:
         spawned = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in range(MOST_PROCESSES)]
         ranks = [stack.enter_context(process) for process in spawned]
 
         def call(work, world_size, *arguments):
-            meeting = str(tmp_path_factory.mktemp("meeting") / "file")
-            found = [
-                process.submit(_run, rank, world_size, meeting, work, arguments)
+            rendezvous = str(tmp_path_factory.mktemp("rendezvous") / "file")
+            futures = [
+                process.submit(_run, rank, world_size, rendezvous, work, arguments)
                 for rank, process in enumerate(ranks[:world_size])
             ]
-            first, *_ = [result.result() for result in found]
+            first, *_ = [future.result() for future in futures]
             return first
 
         yield call
 
 
-def _run(rank, world_size, meeting, work, arguments):
+def _run(rank, world_size, rendezvous, work, arguments):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world_size)
     try:
         return work(WorkerShard(rank, world_size), *arguments)
     finally:
@@ -61,7 +63,7 @@ def _run(rank, world_size, meeting, work, arguments):
 
 
 def normalize(shard, sizes):
-    """Outputs, gradients of the input and of the parameters, and statistics of two batches, parted as `sizes` says."""
+    """Returns outputs, gradients and statistics for two batches, which are split among the workers by `sizes`."""
     torch.manual_seed(1)
     norm = nn.Sequential(nn.BatchNorm2d(3))
     with torch.no_grad():
@@ -71,13 +73,13 @@ def normalize(shard, sizes):
         synchronized(norm)
         assert type(norm[0]) is not nn.BatchNorm2d
     start = sum(sizes[: shard.rank])
-    mine = slice(start, start + sizes[shard.rank])
+    rows = slice(start, start + sizes[shard.rank])
     results = []
     for seed in (4, 5):
         whole = 5 + 3 * drawn(7, 3, 2, 5, seed=seed)
-        x = whole[mine].clone().requires_grad_()
+        x = whole[rows].clone().requires_grad_()
         y = norm(x)
-        (y * drawn(7, 3, 2, 5, seed=6)[mine]).sum().backward()
+        (y * drawn(7, 3, 2, 5, seed=6)[rows]).sum().backward()
         results += _gathered(shard, y.detach()), _gathered(shard, x.grad)
     gradients = torch.stack([norm[0].weight.grad, norm[0].bias.grad])
     if shard.world_size > 1:
@@ -109,9 +111,9 @@ def test_normalization_that_reads_is_that_of_its_running_statistics():
 
 
 def learn(shard):
-    """Losses, gradient norms and the averaged weights of some steps on one global batch in another order each."""
+    """Trains on one batch, reordered in each step; returns losses, gradient norms, EMA weights and a variance."""
     torch.manual_seed(0)
-    optimization.has_bfloat16 = lambda device: False  # in a process of its own, or put back by the test
+    optimization.has_bfloat16 = lambda device: False  # in a separate process, or restored by the test
     codec, settings = Codec("ABC"), ModelSettings(conv_widths=(4, 4, 8, 8), gru_size=8, dropout=0)
     model = new_model(settings, codec, TINY_CANVAS)
     ema = new_ema(model, 0.5)

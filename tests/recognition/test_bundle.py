@@ -1,4 +1,4 @@
-"""The checkpoint bundle: whole, or refused with the name of the file that is wrong."""
+"""Tests that bundles survive a round trip, and that errors name the damaged file."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""The demo: it reads as `transcribe` does, its page works in a browser, and nothing leaves the machine or stays."""
+"""Tests that the demo agrees with `transcribe`, works in a browser and keeps no uploads."""
 
 import shutil
 import signal
@@ -33,7 +33,7 @@ def reader():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Six drawn names and a file that is no image."""
+    """Six drawn names and a file that is not an image."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(4)
     for number in range(6):
         (folder / f"{number}.png").write_bytes(draw_sample(rng)[1])
@@ -43,7 +43,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def transcripts(images, tmp_path_factory, ray_cluster):
-    """What `transcribe` says of the same images, by their names."""
+    """The rows that `transcribe` writes for the same images, by name."""
     out = tmp_path_factory.mktemp("transcripts") / "out"
     run("transcribe", "--images", images, "--out", out)
     return pd.concat(pd.read_parquet(path) for path in out.glob("*.parquet")).set_index("path")
@@ -51,15 +51,15 @@ def transcripts(images, tmp_path_factory, ray_cluster):
 
 def test_the_reader_says_what_transcribe_says(reader, images, transcripts):
     names = sorted(transcripts.index)
-    found = dict(zip(names, reader.read([(name, (images / name).read_bytes()) for name in names]), strict=True))
-    for name, (row, details) in found.items():
-        told = transcripts.loc[name]
-        assert row.needs_review == told.needs_review
+    results = dict(zip(names, reader.read([(name, (images / name).read_bytes()) for name in names]), strict=True))
+    for name, (row, details) in results.items():
+        expected = transcripts.loc[name]
+        assert row.needs_review == expected.needs_review
         if name == "no image.png":
-            assert row.text is None and row.error == told.error and details.picture is None
+            assert row.text is None and row.error == expected.error and details.picture is None
         else:
-            assert (row.text, row.error) == (told.text, None)
-            assert row.confidence == pytest.approx(told.confidence, abs=1e-5)
+            assert (row.text, row.error) == (expected.text, None)
+            assert row.confidence == pytest.approx(expected.confidence, abs=1e-5)
             assert len(details.alternatives) == 4 and details.picture.shape[2] == 3
 
 
@@ -71,11 +71,11 @@ def test_frames_stand_where_the_characters_are_on_the_enlarged_picture():
     page = framed(png.tobytes(), characters).astype(int)
     assert page.shape[:2] == (200 + 34, 4 * (70 + 25))
     colored = np.abs(page - page.mean(-1, keepdims=True)).max(-1) > 20
-    columns = np.flatnonzero(colored[:190].mean(0) > 0.9)  # upright edges
+    columns = np.flatnonzero(colored[:190].mean(0) > 0.9)  # vertical edges
     assert columns.min() in range(78, 82) and columns.max() in range(278, 283)
     assert not colored[:, 125:235].any()
     greenest = page[100, columns[columns < 130]]
-    assert (greenest[:, 1] > greenest[:, 0]).all()  # sure; the other is red
+    assert (greenest[:, 1] > greenest[:, 0]).all()  # high confidence; the other frame is red
     reddest = page[100, columns[columns > 200]]
     assert (reddest[:, 0] > reddest[:, 1]).all()
 
@@ -106,12 +106,12 @@ def test_a_model_without_a_calibration_leaves_review_unknown(bundle_path, tmp_pa
 @pytest.mark.slow
 def test_mistakes_are_sentences(tmp_path):
     assert "there is no bundle" in mistake("demo", "--model", tmp_path / "none", run=run_apart)
-    assert "--precision must lie in 0 to 1" in mistake("demo", "--precision", "2")
+    assert "--precision must be between 0 and 1" in mistake("demo", "--precision", "2")
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    """A demo in a process of its own; at its end nothing of what was uploaded is left."""
+    """URL of a demo in a separate process, which must delete all uploads when it ends."""
     temporary = tmp_path_factory.mktemp("tmp")
     job, *_ = documented("jobs/demo.py")
     command = [sys.executable, ROOT / f"jobs/{job}.py", "--port", str(free_port())]
@@ -132,13 +132,13 @@ def page(request, browser, url):
     with opened(browser, url, WIDTHS[request.param]) as page:
         page.get_by_role("tab", name="Images").wait_for()
         yield page
-        page.wait_for_timeout(500)  # what fades in
-        assert not page.get_by_text("Runs", exact=True).count()  # a browser keeps nothing of what was read
+        page.wait_for_timeout(500)  # until everything has faded in
+        assert not page.get_by_text("Runs", exact=True).count()  # the browser keeps no results
         screenshot(page, f"demo-{request.node.originalname}-{request.param}", whole=True)
 
 
-def told(page, name, other_than=""):
-    """What a field of the page shows, once it shows something else."""
+def value_of(page, name, other_than=""):
+    """Returns the value of a field of the page, once it is neither empty nor `other_than`."""
     field = page.locator(f"#{name} textarea")
     page.wait_for_function(
         "([name, before]) => ![before, ''].includes(document.querySelector(`#${name} textarea`)?.value ?? '')",
@@ -150,9 +150,9 @@ def told(page, name, other_than=""):
 def test_images_that_are_dropped_are_read_shown_and_listed(page, images, transcripts):
     names = sorted(transcripts.index)
     page.locator("input[type=file]").first.set_input_files([images / name for name in names])
-    assert told(page, "text") == transcripts.loc[names[0]].text
-    assert told(page, "confidence") == f"{transcripts.loc[names[0]].confidence:.1%}"
-    assert told(page, "review") == ("yes" if transcripts.loc[names[0]].needs_review else "no")
+    assert value_of(page, "text") == transcripts.loc[names[0]].text
+    assert value_of(page, "confidence") == f"{transcripts.loc[names[0]].confidence:.1%}"
+    assert value_of(page, "review") == ("yes" if transcripts.loc[names[0]].needs_review else "no")
     cells = page.locator("#table").filter(visible=True)
     cells.get_by_text(names[1], exact=True).filter(visible=True).first.wait_for()
     with page.expect_download() as download:
@@ -161,17 +161,17 @@ def test_images_that_are_dropped_are_read_shown_and_listed(page, images, transcr
     assert table.text.tolist() == transcripts.loc[names].text.fillna("").tolist()
     assert table.needs_review.tolist() == transcripts.loc[names].needs_review.tolist()
     cells.get_by_text(names[1], exact=True).filter(visible=True).first.click()
-    assert told(page, "text", other_than=transcripts.loc[names[0]].text) == transcripts.loc[names[1]].text
+    assert value_of(page, "text", other_than=transcripts.loc[names[0]].text) == transcripts.loc[names[1]].text
 
 
 def test_a_program_is_told_what_the_page_shows(url, images, transcripts):
-    """The documentation's own."""
+    """Runs the program in the documentation."""
     _, (_, program) = blocks(PAGES["docs/transcription.md"], "python")
-    told = {}
+    variables = {}
     program = program.replace("http://127.0.0.1:7860", url).replace("line.png", str(images / "0.png"))
-    exec(program, told)  # noqa: S102
-    assert told["text"] == transcripts.text["0.png"]
-    assert told["confidence"] == f"{transcripts.confidence['0.png']:.1%}"
+    exec(program, variables)  # noqa: S102
+    assert variables["text"] == transcripts.text["0.png"]
+    assert variables["confidence"] == f"{transcripts.confidence['0.png']:.1%}"
 
 
 def test_the_page_can_be_used_with_the_keyboard_alone(page):
@@ -190,10 +190,10 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page):
         press("Enter")
 
     field = page.locator("#text textarea")
-    for _ in range(5):  # a key that comes before the page listens does nothing
+    for _ in range(5):  # keys have no effect before the page is ready
         page.get_by_role("tab", name="Images").focus()
         go_to("Sample")
-        go_to("Draw a name and read it")
+        go_to("Recognize a generated name")
         with suppress(AssertionError):
             expect(field).not_to_have_value("", timeout=6000)
             break
@@ -202,7 +202,7 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page):
 
 def draw_an_l(page):
     box = page.locator("canvas").first.bounding_box()
-    # about the middle, where the paper is on a phone, too
+    # near the middle, which the paper covers on a phone as well
     x, y, size = box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.45, box["height"] * 0.1
     for (x0, y0), (x1, y1) in [((0, 0), (0, 1)), ((0, 1), (0.6, 1))]:
         page.mouse.move(x + x0 * size, y + y0 * size)
@@ -213,27 +213,27 @@ def draw_an_l(page):
 
 def test_a_drawing_is_read_and_so_is_a_sample(page):
     page.get_by_role("tab", name="Sample").click()
-    page.get_by_role("button", name="Draw a name and read it").click()
-    assert told(page, "text").isupper()
+    page.get_by_role("button", name="Recognize a generated name").click()
+    assert value_of(page, "text").isupper()
     page.get_by_role("tab", name="Draw").click()
     page.get_by_role("button", name="Brush").click()
     field = page.locator("#text textarea")
     before = field.input_value()
-    for _ in range(20):  # the canvas takes strokes only a while after it is there
+    for _ in range(20):  # the canvas accepts strokes only some time after it appears
         draw_an_l(page)
-        page.get_by_role("button", name="Read the drawing").click()
+        page.get_by_role("button", name="Recognize the drawing").click()
         with suppress(AssertionError):
             expect(field).not_to_have_value(before, timeout=1500)
             break
-    assert len(field.input_value()) == 1  # one letter, whichever
+    assert len(field.input_value()) == 1  # any single letter
     page.get_by_role("button", name="Clear canvas").click()
-    page.get_by_role("button", name="Read the drawing").click()
+    page.get_by_role("button", name="Recognize the drawing").click()
     page.get_by_text("nothing is drawn yet").wait_for()
 
 
-ASIDE = """
+WITHOUT_PACKAGES = """
 import sys
-sys.modules.update(dict.fromkeys({names!r}))  # not to be imported
+sys.modules.update(dict.fromkeys({names!r}))  # makes their import fail
 """
 
 
@@ -249,11 +249,11 @@ def test_a_space_needs_what_it_lists_and_reads_as_the_demo_does(tmp_path, reader
 
     shutil.copytree(ROOT / "deploy/space", tmp_path / "space")
     shutil.copytree(ROOT / "hwr_ray", tmp_path / "space/hwr_ray", ignore=shutil.ignore_patterns("__pycache__"))
-    lacking = {canonicalize_name(r.name) for r in needed if not r.marker} - installed_with([gradio, *listed])
+    missing = {canonicalize_name(r.name) for r in needed if not r.marker} - installed_with([gradio, *listed])
     owners = packages_distributions()
-    names = [name for name in owners if lacking & set(map(canonicalize_name, owners[name]))]
+    names = [name for name in owners if missing & set(map(canonicalize_name, owners[name]))]
     assert "ray" in names
-    (tmp_path / "sitecustomize.py").write_text(ASIDE.format(names=names))
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_PACKAGES.format(names=names))
     port = free_port()
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
     environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
@@ -272,17 +272,17 @@ def test_a_space_needs_what_it_lists_and_reads_as_the_demo_does(tmp_path, reader
 
 
 def installed_with(requirements):
-    """Names of all packages that come with some."""
-    found, waiting = set(), [canonicalize_name(r.name) for r in requirements]
+    """Returns the names of all packages that installing `requirements` installs."""
+    installed, waiting = set(), [canonicalize_name(r.name) for r in requirements]
     while waiting:
-        if (name := waiting.pop()) in found:
+        if (name := waiting.pop()) in installed:
             continue
-        found.add(name)
+        installed.add(name)
         others = map(Requirement, requires(name) or [])
         waiting += [canonicalize_name(r.name) for r in others if not r.marker or r.marker.evaluate({"extra": ""})]
-    return found
+    return installed
 
 
 def is_listening(port):
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""Exported networks read what the original reads, also in a program that knows nothing of this package."""
+"""Tests that exported networks agree with the original, also in a program without this package."""
 
 import subprocess
 import sys
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The shipped model as ONNX, by the job."""
+    """The shipped model, exported as ONNX by the job."""
     folder = tmp_path_factory.mktemp("export")
     command = documented("jobs/export.py --model run/best --out exported", **{"run/best": "shipped"})
-    said, _ = run_apart(*command, cwd=folder)
-    assert said.strip() == str(folder / "exported")
+    stdout, _ = run_apart(*command, cwd=folder)
+    assert stdout.strip() == str(folder / "exported")
     return folder / "exported"
 
 
@@ -58,7 +58,7 @@ def test_an_export_that_reads_differently_is_refused(tiny_bundle):
     assert lines.std() > 10 and compare(tiny_bundle, read, lines)["confidence"] < 1e-5
     with pytest.raises(RuntimeError, match="drawn lines differently"):
         compare(tiny_bundle, lambda images: np.roll(read(images), 1, axis=-1), lines)
-    with pytest.raises(RuntimeError, match="reads 0 of 65 drawn lines differently"):
+    with pytest.raises(RuntimeError, match="recognizes 0 of 65 drawn lines differently"):
         compare(tiny_bundle, lambda images: 0.9 * read(images), lines)
 
 
@@ -77,19 +77,19 @@ def test_a_program_with_onnx_runtime_alone_reads_images_as_the_package_does(expo
         replaced = {"exported": exported, "line.png": path}
         _, *arguments = documented("examples/read_onnx.py exported line.png", **replaced)
         command = [sys.executable, "-c", _WITHOUT_THE_PACKAGE, *arguments]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-        assert said.strip("\n") == expected.text != ""
+        stdout = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        assert stdout.strip("\n") == expected.text != ""
 
 
 _WITHOUT_THE_PACKAGE = f"""
 import runpy, sys
-sys.modules.update(hwr_ray=None, torch=None)  # not to be imported
+sys.modules.update(hwr_ray=None, torch=None)  # makes their import fail
 runpy.run_path({str(ROOT / "examples/read_onnx.py")!r})
 """
 
 
 def test_what_is_there_or_lacking_is_said(exported, tmp_path, monkeypatch, bundle_path):
-    assert "exists already" in mistake("export", "--out", exported)
+    assert "already exists" in mistake("export", "--out", exported)
     assert "there is no bundle" in mistake("export", "--model", tmp_path / "none", "--out", tmp_path / "x")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"pip install 'hwr_ray\[export\]'"):

@@ -1,4 +1,4 @@
-"""What a user's program imports: images of any kind in, readings that print and know their threshold out."""
+"""Tests the public API: images of any kind as input, and readings with a threshold as output."""
 
 import io
 
@@ -19,7 +19,7 @@ def recognizer():
 
 @pytest.fixture(scope="module")
 def line(draw_text) -> np.ndarray:
-    """A line on a larger picture than the canvas, with grey ink."""
+    """A line image larger than the canvas, with grey ink."""
     return draw_text("LOUISE", height=80, width=420)
 
 
@@ -39,7 +39,7 @@ def test_it_is_the_shipped_model_which_says_what_needs_review(recognizer, path):
 
 
 def forms(line):
-    """The same line in every form that is taken."""
+    """Yields the same line in every supported form."""
     colors = np.stack([line] * 3, -1)
     paper = np.full_like(line, 255)
     yield from (line, colors, np.concatenate([colors, paper[..., None]], -1), line.astype(np.uint16) * 257)
@@ -49,11 +49,11 @@ def forms(line):
 
 def test_every_form_of_a_line_reads_as_its_file(recognizer, line, path):
     (expected,) = recognizer.read_files([path])
-    found = recognizer.read(forms(line), num_best=1)
-    assert len(found) == 8
-    for reading in found:
+    readings = recognizer.read(forms(line), num_best=1)
+    assert len(readings) == 8
+    for reading in readings:
         assert reading.text == expected.text
-        assert reading.confidence == pytest.approx(expected.confidence, abs=1e-3)  # of its batch: a logit's last bit
+        assert reading.confidence == pytest.approx(expected.confidence, abs=1e-3)  # batches change a logit's last bit
     (one,) = recognizer.read([line], num_best=3, characters=True)
     assert len(one.alternatives) == 2 and "".join(c.character for c in one.characters) == one.text
     assert recognizer.read([]) == []
@@ -70,13 +70,13 @@ def test_colors_are_rgb_transparency_is_paper_and_a_turned_photograph_is_turned_
     grey = np.where(strokes, 76, 255).astype(np.uint8)  # 0.299 of red; 0.114 of blue would be 29
     assert confidence(red) == pytest.approx(confidence(grey), abs=1e-3)
 
-    black = np.zeros((*line.shape, 4), np.uint8)  # black everywhere, and only strokes opaque
+    black = np.zeros((*line.shape, 4), np.uint8)  # black everywhere, but only strokes are opaque
     black[strokes, 3] = 255
     assert confidence(black) == pytest.approx(confidence(np.where(strokes, 0, 255).astype(np.uint8)), abs=1e-3)
 
     turned, data = Image.fromarray(line).rotate(90, expand=True), io.BytesIO()
     exif = turned.getexif()
-    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
+    exif[0x0112] = 6  # the camera was rotated: display with a quarter turn clockwise
     turned.save(data, "PNG", exif=exif)
     (reading,) = recognizer.read([Image.open(data)])
     assert reading.text == "LOUISE"
@@ -85,11 +85,11 @@ def test_colors_are_rgb_transparency_is_paper_and_a_turned_photograph_is_turned_
 @pytest.mark.parametrize(
     ("images", "error", "sentence"),
     [
-        (np.zeros((48, 320), np.uint8), ValueError, r"not \(320,\) of uint8; several images go into a list"),
-        ([np.zeros((48, 320))], ValueError, r"of uint8 or uint16: not \(48, 320\) of float64"),
-        ([np.zeros((48, 320, 2), np.uint8)], ValueError, r"3 or 4 channels or none"),
+        (np.zeros((48, 320), np.uint8), ValueError, r"not \(320,\) of uint8; pass several images as a list"),
+        ([np.zeros((48, 320))], ValueError, r"of uint8 or uint16, not \(48, 320\) of float64"),
+        ([np.zeros((48, 320, 2), np.uint8)], ValueError, r"3, 4 or no channels"),
         ([np.zeros((4, 320), np.uint8)], ValueError, "320x4 pixels are too few"),
-        (["line.png"], TypeError, "a numpy array or of Pillow, not str"),
+        (["line.png"], TypeError, "a numpy array or a Pillow image, not str"),
     ],
 )
 def test_what_is_no_image_is_told_in_a_sentence(recognizer, images, error, sentence):

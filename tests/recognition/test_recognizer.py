@@ -1,4 +1,4 @@
-"""Readings and their probabilities, against sums over every path of a short lattice."""
+"""Compares readings and their probabilities with sums over all paths of a short lattice."""
 
 from itertools import groupby, product
 from math import inf, log, prod
@@ -23,7 +23,7 @@ def text_of(path: tuple[int, ...]) -> str:
 
 
 def probability_of(text: str, probabilities: list[list[float]]) -> float:
-    """The sum over all 81 paths that spell the text."""
+    """Returns the sum over those of the 81 paths that spell the text."""
     paths = (path for path in product(range(CLASSES), repeat=FRAMES) if text_of(path) == text)
     return sum(prod(frame[label] for frame, label in zip(probabilities, path, strict=True)) for path in paths)
 
@@ -56,25 +56,25 @@ def test_a_reading_is_the_likeliest_path_with_the_probability_of_its_text():
 
 def test_texts_weigh_as_the_sums_over_their_paths_and_those_that_cannot_be_written_nothing():
     texts = [*TEXTS, "ABABA", "AAA", "AAX", "X"]  # too long, too many blanks needed, not in the charset
-    found = text_log_probs(PROBABILITIES.log().expand(len(texts), -1, -1), Codec("AB"), texts)
-    for text, log_prob in zip(texts, found, strict=True):
+    log_probs = text_log_probs(PROBABILITIES.log().expand(len(texts), -1, -1), Codec("AB"), texts)
+    for text, log_prob in zip(texts, log_probs, strict=True):
         probability = probability_of(text, PROBABILITIES.tolist())
         assert log_prob == pytest.approx(log(probability) if probability else -inf, rel=1e-5)
-    assert found[-4:] == [-inf] * 4
+    assert log_probs[-4:] == [-inf] * 4
 
 
 def test_a_comparison_weighs_the_reading_and_the_text():
     lines = torch.stack([PROBABILITIES, PROBABILITIES, PROBABILITIES.flip(0), PROBABILITIES])
     texts = ["AB", "BA", "B", "ÄB"]
-    found = compare_log_probs(lines.log(), Codec("AB"), texts)
-    assert [c.reading.text for c in found] == ["AB", "AB", "BA", "AB"]
-    for comparison, text, frames in zip(found[:3], texts, lines.tolist(), strict=False):
+    comparisons = compare_log_probs(lines.log(), Codec("AB"), texts)
+    assert [c.reading.text for c in comparisons] == ["AB", "AB", "BA", "AB"]
+    for comparison, text, frames in zip(comparisons[:3], texts, lines.tolist(), strict=False):
         assert comparison.text_log_prob == pytest.approx(log(probability_of(text, frames)), rel=1e-5)
-        read = probability_of(comparison.reading.text, frames)
-        assert comparison.prediction_log_prob == pytest.approx(log(read), rel=1e-5)
-        assert comparison.reading.confidence == pytest.approx(read, rel=1e-5)
-    assert found[0].text_log_prob == found[0].prediction_log_prob
-    assert found[3].text_log_prob == -inf
+        expected = probability_of(comparison.reading.text, frames)
+        assert comparison.prediction_log_prob == pytest.approx(log(expected), rel=1e-5)
+        assert comparison.reading.confidence == pytest.approx(expected, rel=1e-5)
+    assert comparisons[0].text_log_prob == comparisons[0].prediction_log_prob
+    assert comparisons[3].text_log_prob == -inf
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_read_only_images_are_read_and_no_images_give_no_readings(bundle_path, i
 
 @pytest.mark.parametrize("left", [4, 60, 120])
 def test_characters_stand_where_they_are_drawn(left):
-    """Each letter is drawn in a box of its own; the GRUs would write the first one at the left edge."""
-    recognizer, rng, found = Recognizer(SHIPPED), np.random.default_rng(7), 0
+    """Draws each letter in its own box; the GRUs would emit the first one at the left edge."""
+    recognizer, rng, num_checked = Recognizer(SHIPPED), np.random.default_rng(7), 0
     for name in ("MARTIN", "ELODIE", "CAMILLE", "HUGO", "LEA", "NATHAN"):
         picture = np.full((recognizer.canvas.height, recognizer.canvas.width), 255, np.uint8)
         boxes = []
@@ -118,8 +118,8 @@ def test_characters_stand_where_they_are_drawn(left):
             boxes.append((points.min(), points.max()))
         (reading,) = recognizer.read_lines(picture[None], characters=True)
         if reading.text == name:
-            found += 1
+            num_checked += 1
             for character, (low, high) in zip(reading.characters, boxes, strict=True):
                 first, end = (4 * frame for frame in character.frames)
                 assert low - 8 < (first + end) / 2 < high + 8, (name, character)
-    assert found >= 3
+    assert num_checked >= 3

@@ -1,4 +1,4 @@
-"""The compiled network, against the model that torch runs."""
+"""Compares the compiled network with the model in PyTorch."""
 
 import subprocess
 import sys
@@ -19,13 +19,13 @@ def images(tiny_bundle) -> np.ndarray:
 
 
 def test_it_gives_the_models_probabilities(tiny_bundle, images):
-    found = Network(tiny_bundle)(images).exp()
+    probs = Network(tiny_bundle)(images).exp()
     with torch.inference_mode():
         expected = log_probs_of(tiny_bundle.model, torch.tensor(images)).exp()
-    assert found.shape == expected.shape
-    assert (found.sum(-1) - 1).abs().max() < 1e-3
-    assert (found - expected).abs().max() < 0.05  # bfloat16 has 8 bits
-    assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
+    assert probs.shape == expected.shape
+    assert (probs.sum(-1) - 1).abs().max() < 1e-3
+    assert (probs - expected).abs().max() < 0.05  # bfloat16 has 8 bits
+    assert (probs.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 64])
@@ -41,5 +41,5 @@ def test_neither_batch_size_nor_neighbours_change_a_line(batch_size):
 def test_openvino_reports_its_use_to_nobody():
     code = "import sys, hwr_ray.recognition.runtime\n"
     code += "print([m for m in sys.modules if m.startswith('openvino_telemetry.')])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

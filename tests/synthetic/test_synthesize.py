@@ -1,4 +1,4 @@
-"""What the drawn data set promises, checked against its files alone."""
+"""Tests of the synthetic data set, based on its files alone."""
 
 import csv
 import hashlib
@@ -26,7 +26,7 @@ def drawn(tmp_path_factory) -> Path:
 
 
 def rows_of(folder: Path, split: str) -> list[tuple[str, str, Path]]:
-    """File name, label and path of the image of each row."""
+    """Returns the file name, label and image path of each row."""
     with (folder / f"written_name_{split}_v2.csv").open(encoding="utf-8", newline="") as file:
         return [
             (row["FILENAME"], row["IDENTITY"], folder / f"{split}_v2" / split / row["FILENAME"])
@@ -55,12 +55,12 @@ def test_the_same_seed_draws_the_same_bytes_and_another_seed_does_not(tmp_path):
 
 
 def test_the_faults_told_in_the_json_are_those_in_the_files(drawn):
-    told = json.loads((drawn / "synthesis.json").read_text())["splits"]
+    reported = json.loads((drawn / "synthesis.json").read_text())["splits"]
     for split in SPLITS:
         rows = rows_of(drawn, split)
         labels = [label for _, label, _ in rows]
         present = [image for _, _, image in rows if image.exists()]
-        assert told[split] == {
+        assert reported[split] == {
             "rows": len(rows),
             "missing_text": labels.count(""),
             "unreadable": labels.count("UNREADABLE"),
@@ -70,7 +70,7 @@ def test_the_faults_told_in_the_json_are_those_in_the_files(drawn):
             "missing_image": len(rows) - len(present),
             "undecodable_image": sum(map(is_damaged, present)),
         }
-        assert all(told[split].values())
+        assert all(reported[split].values())
 
 
 def test_the_splits_share_the_lines_80_10_10_and_number_their_files_as_kaggle_does(drawn):
@@ -151,7 +151,7 @@ def test_a_character_without_a_glyph_is_named():
 
 def test_an_existing_folder_is_refused_and_left_as_it_was(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains other files"):
         synthesize(SynthesisSettings(out=str(tmp_path), lines=10))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -1,4 +1,4 @@
-"""The codec, against all paths of a short CTC lattice."""
+"""Tests of the codec against all paths of a short CTC lattice."""
 
 from itertools import groupby, product
 

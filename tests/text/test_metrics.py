@@ -1,4 +1,4 @@
-"""Error rates, against cases worked by hand and simulated data of a known rate."""
+"""Tests of the error rates against cases worked by hand and simulated data of a known rate."""
 
 import editdistance
 import numpy as np
@@ -110,7 +110,7 @@ def test_wilson_intervals_are_those_of_the_literature(hits, trials, low, high):
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 0), (2, 1), (-1, 5)])
 def test_a_share_of_nothing_has_no_interval(hits, trials):
-    with pytest.raises(ValueError, match="no proportion"):
+    with pytest.raises(ValueError, match="not a proportion"):
         wilson_interval(hits, trials)
 
 
@@ -123,13 +123,13 @@ def test_intervals_hold_the_true_rates_about_95_times_of_100(num_lines, rate):
     is_hit = {name: [] for name in true}
     for repeat in range(200):
         edits = rng.binomial(8, rate, size=num_lines).tolist()  # texts of 8 characters
-        found = figures(["A" * 8] * num_lines, edits, seed=repeat)
+        metrics = figures(["A" * 8] * num_lines, edits, seed=repeat)
         for name, value in true.items():
-            low, high = found[name]
+            low, high = metrics[name]
             is_hit[name].append(low <= value <= high)
     for hits in is_hit.values():
-        assert np.mean(hits) >= 0.88  # 0.95 less three deviations of 200 draws, and what a bootstrap of few lacks
-    if num_lines == 150:  # where lines are few an interval may be wider than it must
+        assert np.mean(hits) >= 0.88  # 0.95 less three deviations of 200 draws and the bias of a small bootstrap
+    if num_lines == 150:  # for few lines an interval may be wider than necessary
         assert np.mean(is_hit["cer_ci"]) <= 0.99
 
 
@@ -145,24 +145,24 @@ def test_drawing_kinds_of_lines_is_drawing_lines():
     lengths, edits = rng.integers(1, 12, 200), rng.integers(0, 3, 200)
     drawn = rng.integers(200, size=(4000, 200))
     low, high = np.quantile(edits[drawn].sum(1) / lengths[drawn].sum(1), [0.025, 0.975])
-    found = cer_interval(["A" * n for n in lengths], edits.tolist(), seed=0, num_samples=4000)
-    assert found == pytest.approx((low, high), abs=0.05 * (high - low))
+    interval = cer_interval(["A" * n for n in lengths], edits.tolist(), seed=0, num_samples=4000)
+    assert interval == pytest.approx((low, high), abs=0.05 * (high - low))
 
 
 def test_three_lines_read_right_claim_no_certainty():
-    found = figures(["ANNA", "BOB", "EVE"], [0, 0, 0], seed=0)
-    assert (found["cer"], found["exact_match"]) == (0, 1)
-    # Wilson: 3 of 3 may be as few as 43.8 %; the other 56.2 % of the lines might be wrong in every character.
-    assert found["exact_match_ci"] == pytest.approx((0.4385, 1), abs=1e-4)
-    assert found["cer_ci"] == pytest.approx((0, 0.5615), abs=1e-4)
+    metrics = figures(["ANNA", "BOB", "EVE"], [0, 0, 0], seed=0)
+    assert (metrics["cer"], metrics["exact_match"]) == (0, 1)
+    # Wilson: the true rate behind 3 of 3 may be 43.8 %; the other 56.2 % of lines might be wrong in every character.
+    assert metrics["exact_match_ci"] == pytest.approx((0.4385, 1), abs=1e-4)
+    assert metrics["cer_ci"] == pytest.approx((0, 0.5615), abs=1e-4)
 
 
 def test_lines_without_a_character_have_no_cer():
-    found = figures(["", ""], [0, 2], seed=0)
-    assert (found["num_lines"], found["num_edits"], found["exact_match"]) == (2, 2, 0.5)
-    assert found["cer"] is found["cer_ci"] is None
+    metrics = figures(["", ""], [0, 2], seed=0)
+    assert (metrics["num_lines"], metrics["num_edits"], metrics["exact_match"]) == (2, 2, 0.5)
+    assert metrics["cer"] is metrics["cer_ci"] is None
 
 
 def test_empty_texts_among_others_leave_an_interval_of_numbers():
-    low, high = cer_interval(["A"] + [""] * 11, [1] * 12, seed=0)  # many a sample draws no character at all
+    low, high = cer_interval(["A"] + [""] * 11, [1] * 12, seed=0)  # many samples draw no character
     assert 0 < low < high < np.inf

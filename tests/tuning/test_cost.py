@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of a network against sums by hand."""
+"""Compares the multiply-adds and parameters of networks with sums by hand."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ CLASSES = 30  # 26 letters, space, apostrophe, hyphen, blank
 
 
 def gru(frames, width, size):
-    """Multiply-adds of a bidirectional GRU layer: three gates, each of the input and of the state before."""
+    """Returns the multiply-adds of a bidirectional GRU layer: three gates, each of the input and previous state."""
     return 2 * frames * 3 * size * (width + size)
 
 
@@ -56,7 +56,7 @@ def test_the_ancestors_parameters_are_those_of_its_layers():
     convolutions = 9 * (32 + 32 * 64 + 64 * 128 + 128 * 256)
     norms = 2 * (32 + 64 + 128 + 256)
     linears = 1281 * 512 + 513 * 256 + 257 * CLASSES
-    grus = 2 * 2 * 3 * 128 * (256 + 128 + 2)  # two biases a unit and gate
+    grus = 2 * 2 * 3 * 128 * (256 + 128 + 2)  # two biases per unit and gate
     assert num_parameters(Ancestor(CLASSES)) == convolutions + norms + linears + grus
 
 

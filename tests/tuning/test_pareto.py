@@ -1,4 +1,4 @@
-"""The front and the choices on it against brute force over all points."""
+"""Compares the Pareto front and the choices on it with brute force over all points."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from hwr_ray.errors import UserError
 from hwr_ray.tuning.pareto import choose, knee_point, pareto_front, parse_choice
 
 
-def beaten(points, i):
-    """Whether another point is as good as this one in both and better in one, or the same and earlier."""
+def is_dominated(points, i):
+    """Returns whether another point is as good in both and better in one, or equal and earlier."""
     cost, error = points[i]
     return any(
         (c <= cost and e <= error and (c < cost or e < error)) or ((c, e) == (cost, error) and j < i)
@@ -20,7 +20,7 @@ def beaten(points, i):
 def test_the_front_is_what_no_other_point_beats(seed):
     rng = np.random.default_rng(seed)
     points = [(int(c), int(e)) for c, e in rng.integers(0, 8, (int(rng.integers(1, 20)), 2))]  # with many ties
-    expected = [i for i in range(len(points)) if not beaten(points, i)]
+    expected = [i for i in range(len(points)) if not is_dominated(points, i)]
     assert sorted(pareto_front(points)) == expected
     costs = [points[i][0] for i in pareto_front(points)]
     assert costs == sorted(costs)
@@ -38,11 +38,11 @@ def test_the_front_is_what_no_other_point_beats(seed):
 def test_the_knee_is_farthest_from_the_line_between_the_ends_of_the_front():
     points = [(100.0, 5.0), (10.0, 20.0), (30.0, 6.0), (60.0, 5.5), (50.0, 30.0), (20.0, 16.0)]
     start, end = np.array([10.0, 20.0]), np.array([100.0, 5.0])
-    along, scale = [1.0, 1.0] / np.sqrt(2), end - start
+    direction, scale = [1.0, 1.0] / np.sqrt(2), end - start
 
     def distance(point):
-        across = (np.array(point) - start) / scale  # the ends become (0, 0) and (1, 1)
-        return np.linalg.norm(across - along * (across @ along))
+        scaled = (np.array(point) - start) / scale  # the ends become (0, 0) and (1, 1)
+        return np.linalg.norm(scaled - direction * (scaled @ direction))
 
     members = pareto_front(points)
     assert knee_point(points) == max(members, key=lambda i: distance(points[i])) == 2

@@ -1,4 +1,4 @@
-"""What a sweep may vary, what it is told by mistake, and what it proposes."""
+"""Tests the search space of a sweep, its error messages and its proposals."""
 
 from dataclasses import replace
 
@@ -41,27 +41,27 @@ def test_an_entry_is_read_in_the_type_of_its_setting(entry, expected):
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ("gru_siz=64", "gru_siz: .* did you mean gru_size"),
         ("learningrate=1e-3", "did you mean learning_rate"),
-        ("zzz=1", "there are augmentation, batch_size, dropout"),
-        ("epochs=3", "epochs: it is no setting that a sweep can vary"),
+        ("zzz=1", "choose from augmentation, batch_size, dropout"),
+        ("epochs=3", "epochs: not a setting that a sweep can vary"),
         ("conv_widths=8", "vary shape and scale instead"),
         ("gru_size", "write gru_size=VALUE,VALUE or gru_size=LOW..HIGH"),
         ("gru_size=64.5", "'64.5' is not a whole number"),
         ("dropout=much", "'much' is not a number"),
         ("dropout=nan", "'nan' is not a number"),
         ("augmentation=1", "'1' is not true or false"),
-        ("augmentation=false..true", "has no order"),
+        ("augmentation=false..true", "has no range"),
         ("shape=round", "'round' is not one of growing, doubling, early, late"),
         ("dropout=0.4..0.1", "0.4 is not below 0.1"),
-        ("weight_decay=0..1:log", "begins above 0"),
-        ("dropout=0..1:2", "after the colon stands log$"),
+        ("weight_decay=0..1:log", "must start above 0"),
+        ("dropout=0..1:2", "after the colon, write log$"),
     ],
 )
-def test_a_mistyped_entry_is_refused_with_what_is_wrong(entry, said):
-    with pytest.raises(UserError, match=said):
+def test_a_mistyped_entry_is_refused_with_what_is_wrong(entry, message):
+    with pytest.raises(UserError, match=message):
         parse_entry(entry)
 
 
@@ -97,11 +97,11 @@ def test_a_value_that_no_training_takes_is_refused_before_a_sweep_starts():
 
 
 def test_each_value_and_each_end_is_tried_once_beside_the_first_of_the_others():
-    found = corners(space_of(("batch_size=8,16,32",)))
-    assert [point["batch_size"] for point in found][-3:] == [8, 16, 32]
-    assert {point["batch_size"] for point in found[:-3]} == {8}
-    assert {point["dropout"] for point in found} == {0.0, 0.4}
-    assert len(found) == len(SHAPES) + 4 * 2 + 1 + 3  # gru_size has a step, too
+    points = corners(space_of(("batch_size=8,16,32",)))
+    assert [point["batch_size"] for point in points][-3:] == [8, 16, 32]
+    assert {point["batch_size"] for point in points[:-3]} == {8}
+    assert {point["dropout"] for point in points} == {0.0, 0.4}
+    assert len(points) == len(SHAPES) + 4 * 2 + 1 + 3  # gru_size has a third value, because it has a step
 
 
 def test_a_range_that_holds_an_impossible_number_is_refused_before_a_sweep_starts():
@@ -125,8 +125,8 @@ def test_the_hand_set_recipe_is_proposed_first_where_the_space_holds_it(tmp_path
     search = Search(DEFAULT_SPACE, "tpe", ledger, num_trials=4, seed=0, base=BASE)
     first = search.propose(0)
     assert settings_of(BASE, first) == BASE
-    elsewhere = Search(space_of(("gru_size=64",)), "random", ledger, num_trials=4, seed=0, base=BASE)
-    assert elsewhere.propose(0)["gru_size"] == 64
+    other = Search(space_of(("gru_size=64",)), "random", ledger, num_trials=4, seed=0, base=BASE)
+    assert other.propose(0)["gru_size"] == 64
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
@@ -145,9 +145,9 @@ def test_a_sweep_that_goes_on_knows_its_trials_and_proposes_others(tmp_path, kin
         )
         for n, state in enumerate(states)
     ]
-    again = Search(DEFAULT_SPACE, kind, ledger_with(tmp_path / "some", *trials), num_trials=9, seed=0, base=BASE)
-    assert [t.params for t in again.study.trials] == [t.values for t in trials]
-    assert [t.state.name for t in again.study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "RUNNING"]
-    new = again.propose(4)
+    resumed = Search(DEFAULT_SPACE, kind, ledger_with(tmp_path / "some", *trials), num_trials=9, seed=0, base=BASE)
+    assert [t.params for t in resumed.study.trials] == [t.values for t in trials]
+    assert [t.state.name for t in resumed.study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "RUNNING"]
+    new = resumed.propose(4)
     assert new not in [t.values for t in trials]
     assert new.keys() == DEFAULT_SPACE.keys()

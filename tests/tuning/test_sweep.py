@@ -1,4 +1,4 @@
-"""The end of a trial, without a cluster: what its workers hold is given back once Ray Train's controller may know."""
+"""Tests, without a cluster, that a trial's workers are removed only after Ray Train's controller can know its end."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,31 +23,31 @@ def ledger(tmp_path):
 
 @pytest.fixture
 def reports(ledger, monkeypatch):
-    """What Ray Train's controller asks where workers are lost."""
-    monkeypatch.setattr(TuneReportCallback, "__init__", lambda self: None)  # it wants a trial of Ray Tune around it
+    """The callback that Ray Train's controller calls when workers are lost."""
+    monkeypatch.setattr(TuneReportCallback, "__init__", lambda self: None)  # needs a running trial of Ray Tune
     return sweep._Reports(ledger.path(ledger.trials[0]))
 
 
 @pytest.fixture
-def given_back(ledger, monkeypatch):
-    """The trial as the controller would read it when each placement group is removed."""
-    found = []
+def removed(ledger, monkeypatch):
+    """Each removed placement group, with the trial as the controller would read it at that time."""
+    calls = []
     path = ledger.path(ledger.trials[0])
-    monkeypatch.setattr(sweep, "remove_placement_group", lambda group: found.append((group.id.hex(), read_trial(path))))
-    return found
+    monkeypatch.setattr(sweep, "remove_placement_group", lambda group: calls.append((group.id.hex(), read_trial(path))))
+    return calls
 
 
-def test_a_stopped_trial_is_known_to_be_over_before_its_workers_are_taken_away(ledger, reports, given_back):
+def test_a_stopped_trial_is_known_to_be_over_before_its_workers_are_taken_away(ledger, reports, removed):
     view = SimpleNamespace(started=id, advanced=id, ended=id)
     record = sweep._Record(ledger, id, view, resumed=set())
     trial = SimpleNamespace(config={"number": 0})
     record.on_trial_start(0, [], trial)
     record.on_trial_result(0, [], trial, {**EPOCH, "placement_group": GROUP})
-    reports.after_exception(None, {})  # workers that are lost now are started again
+    reports.after_exception(None, {})  # workers that are lost now are restarted
     record.on_trial_complete(0, [], trial)
-    ((group, seen),) = given_back
-    assert (group, seen.state) == (GROUP, "stopped")
-    with pytest.raises(RuntimeError, match="not started again: ASHA: in the worse half after epoch 1"):
+    ((group, known),) = removed
+    assert (group, known.state) == (GROUP, "stopped")
+    with pytest.raises(RuntimeError, match="not restarted: ASHA: in the worse half after epoch 1"):
         reports.after_exception(None, {})
 
 
@@ -57,7 +57,7 @@ def test_a_trial_that_is_broken_off_is_known_to_be_until_it_is_gone_on_with(ledg
     monkeypatch.setattr(sweep.ray.tune.Tuner, "fit", lambda self: during.append(reports.after_exception(None, {})))
     for _ in range(2):
         running.run(lambda number: {}, limit=1)
-        with pytest.raises(RuntimeError, match="not started again: broken off"):
+        with pytest.raises(RuntimeError, match="not restarted: interrupted"):
             reports.after_exception(None, {})
     assert during == [None, None]
 

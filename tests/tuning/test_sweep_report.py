@@ -1,4 +1,4 @@
-"""The books of a sweep, its table and what its report says of each setting."""
+"""Tests the ledger of a sweep, its table and the effects of settings in its report."""
 
 import statistics
 from dataclasses import replace
@@ -47,7 +47,7 @@ def trial(number, cers, *, cost=10e6, state="finished", values=None):
 
 @pytest.fixture
 def ledger(tmp_path):
-    """Four trials: two on the front, one that was stopped, one that failed before its first epoch."""
+    """Four trials: two on the Pareto front, one stopped, one that failed before its first epoch."""
     ledger = Ledger(str(tmp_path / "trials"))
     ledger.save(trial(0, [0.9, 0.3, 0.4], cost=20e6))
     ledger.save(trial(1, [0.8, 0.6, 0.5], cost=10e6, values={"dropout": 0.2, "shape": "early"}))
@@ -69,7 +69,7 @@ def test_the_table_has_a_row_a_trial_with_its_best_epoch(ledger, tmp_path):
     assert table.state.tolist() == ["finished", "finished", "stopped", "failed"]
     assert table.cer[:3].tolist() == [0.3, 0.5, 0.95] and np.isnan(table.cer[3])
     assert table.best_epoch[0] == 2 and table.epochs.tolist() == [3, 3, 1, 0]
-    assert table.on_pareto_front.tolist() == [True, True, False, False]  # of those trained to their end
+    assert table.on_pareto_front.tolist() == [True, True, False, False]  # only of trials trained to the end
     assert table.chosen.tolist() == [True, False, False, False]
     assert table.dropout.tolist() == [0.1, 0.2, 0.3, 0.4]
     report = (tmp_path / "report.html").read_text()
@@ -83,7 +83,7 @@ def test_a_sweep_without_a_finished_trial_has_a_report_too(tmp_path):
     ledger.save(trial(0, [], state="failed"))
     write_sweep_report(str(tmp_path), ledger, SPACE, BASE, figures)
     assert "No trial is chosen" in (tmp_path / "report.html").read_text()
-    with pytest.raises(UserError, match="none of 1 trials was trained to its end"):
+    with pytest.raises(UserError, match="none of 1 trials was trained to the end"):
         choose_trial(ledger, "best")
 
 
@@ -132,16 +132,16 @@ def test_the_hand_set_recipe_is_compared_with_what_costs_no_more():
     cheaper, dearer = trial(1, [0.4], cost=10e6), trial(2, [0.1], cost=30e6)
     assert against_hand_set([cheaper, dearer], DEFAULT_SPACE, BASE) is None
     assert against_hand_set([hand_set, dearer], DEFAULT_SPACE, BASE) == {"hand_set": hand_set, "best": None}
-    found = against_hand_set([hand_set, cheaper, dearer], DEFAULT_SPACE, BASE)
-    assert (found["hand_set"].number, found["best"].number) == (0, 1)
+    comparison = against_hand_set([hand_set, cheaper, dearer], DEFAULT_SPACE, BASE)
+    assert (comparison["hand_set"].number, comparison["best"].number) == (0, 1)
 
 
 def test_the_spread_of_repeats_is_that_of_the_statistics_module():
     assert spread([]) is None
     assert spread([0.2])["deviation"] == 0
-    found = spread([0.1, 0.2, 0.4])
-    assert found["mean"] == pytest.approx(0.7 / 3)
-    assert found["deviation"] == pytest.approx(np.std([0.1, 0.2, 0.4], ddof=1))
+    stats = spread([0.1, 0.2, 0.4])
+    assert stats["mean"] == pytest.approx(0.7 / 3)
+    assert stats["deviation"] == pytest.approx(np.std([0.1, 0.2, 0.4], ddof=1))
 
 
 def test_the_table_on_a_terminal_shows_what_runs_and_then_the_best_of_what_is_over(ledger):
@@ -151,7 +151,7 @@ def test_the_table_on_a_terminal_shows_what_runs_and_then_the_best_of_what_is_ov
     console.print(view.table())
     lines = [line.split() for line in console.file.getvalue().splitlines() if line.startswith("│")]
     assert [line[1] for line in lines] == ["4", "0", "1", "2", "3"]
-    assert lines[0][3:10:2] == ["runs", "2", "60.00", "60.00"]
+    assert lines[0][3:10:2] == ["running", "2", "60.00", "60.00"]
     view.ended(view.running[4])
     assert not view.running
 
@@ -164,18 +164,18 @@ def test_asha_judges_a_new_trial_by_those_of_before_the_interruption_but_never_a
         asha.on_trial_add(None, new)
         return [asha.on_trial_result(None, new, row) for row in rows(*cers)]
 
-    assert decisions("good", 0.7, 0.2, 0.99, 0.99) == ["CONTINUE"] * 4  # rungs lie at epochs 1 and 2
+    assert decisions("good", 0.7, 0.2, 0.99, 0.99) == ["CONTINUE"] * 4  # the rungs are at epochs 1 and 2
     assert decisions("bad", 0.97) == ["STOP"]
-    again = SimpleNamespace(trial_id="replayed")
-    asha.on_trial_add(None, again)
-    told = [{**row, "is_replayed": True} for row in rows(0.97, 0.96)]
-    assert [asha.on_trial_result(None, again, row) for row in told] == ["CONTINUE"] * 2
+    resumed = SimpleNamespace(trial_id="replayed")
+    asha.on_trial_add(None, resumed)
+    replayed = [{**row, "is_replayed": True} for row in rows(0.97, 0.96)]
+    assert [asha.on_trial_result(None, resumed, row) for row in replayed] == ["CONTINUE"] * 2
 
 
 def test_trials_that_failed_are_gone_on_with_on_request_only(ledger):
     failure = f"{ledger.path(ledger.trials[3])}/failure.txt"
     storage.write_bytes(failure, b"no memory")
-    ledger.trials[3].seconds = 40.0  # of the attempt that failed: what comes is not known by it
+    ledger.trials[3].seconds = 40.0  # of the failed attempt, so not the duration of the trial
     ledger.reopen_failed()
     assert ledger.trials[3].seconds is None
     states = [trial.state for trial in Ledger(ledger.folder).trials.values()]
@@ -194,9 +194,9 @@ def test_a_trial_that_failed_before_it_began_is_marked_and_no_more(ledger):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "message"),
     [
-        ({"choose": "worst"}, "--choose is best, knee or budget=NUMBER"),
+        ({"choose": "worst"}, "--choose must be best, knee or budget=NUMBER"),
         ({"space": ("gru_siz=8",)}, "did you mean gru_size"),
         ({"trials": 0}, "--trials must be positive"),
         ({"time_budget": -1.0}, "--time-budget must be positive"),
@@ -204,6 +204,6 @@ def test_a_trial_that_failed_before_it_began_is_marked_and_no_more(ledger):
         ({"epochs": 0}, "--epochs must be positive"),
     ],
 )
-def test_settings_that_no_sweep_takes_are_refused(given, said):
-    with pytest.raises(UserError, match=said):
-        TuneSettings(data="prepared", out="sweep", **given)
+def test_settings_that_no_sweep_takes_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        TuneSettings(data="prepared", out="sweep", **settings)

@@ -1,4 +1,4 @@
-"""A sweep on a cluster of two CPUs, killed half way and gone on with."""
+"""Tests a sweep on a cluster of two CPUs that is killed halfway and resumed."""
 
 import json
 import shutil
@@ -14,8 +14,8 @@ from ray.util import placement_group_table
 from hwr_ray.tuning.trials import FINISHED, KEPT, run_folder
 
 EPOCHS, GRACE, SEED = 5, 3, 7
-# With this seed only the second trial learns: the others have the lower rate, which is as good as nothing. So it is in
-# the better half at the rung, on any processor, and the third is in the worse.
+# With this seed only the second trial learns: the others have the lower learning rate, which is far too low. At the
+# rung the second trial is therefore in the better half on any processor, and the third in the worse.
 SWEEP = ["--choose", "best", "--trials", "4", "--epochs", EPOCHS, "--grace-epochs", GRACE, "--search", "random"]
 SWEEP += ["--seed", SEED]
 SWEEP += ["--space", "scale=0.25,0.5", "gru_size=16,32", "batch_size=16", "augmentation=false", "dropout=0"]
@@ -44,7 +44,7 @@ def decoders_fitted_here(monkeypatch):
 
 
 def groups_of_workers():
-    """How many placement groups of training workers there have been."""
+    """Returns the number of placement groups of training workers that have existed."""
     return [list(group["bundles"].values()) for group in placement_group_table().values()].count([{"CPU": 0.5}])
 
 
@@ -55,7 +55,8 @@ def groups_before(prepared):
 
 @pytest.fixture(scope="module")
 def sweep(prepared, groups_before):
-    """A sweep that was killed in its second trial, whose fourth can't write its state, and that went on to its end."""
+    """A sweep that was killed during its second trial and resumed to the end; its fourth trial can't write its
+    state."""
     out = prepared.parent / "sweep"
     command = documented("jobs/tune.py --data prepared --out sweep --trials 20 --epochs 12 --choose knee")
     command += ["--data", prepared, "--out", out, *SWEEP]
@@ -66,13 +67,13 @@ def sweep(prepared, groups_before):
     finished = [trial["number"] for trial in trials_in(out) if trial["state"] == "finished"]
     assert finished == [0]
     before = (out / "trials/000/metrics.jsonl").stat().st_mtime_ns
-    begun = lines_of(out / "trials/001/metrics.jsonl")[:-1]  # Ray may not know of the last one's checkpoint yet
+    begun = lines_of(out / "trials/001/metrics.jsonl")[:-1]  # the last epoch's checkpoint may be unknown to Ray
     (out / "trials/003").mkdir()
     (out / "trials/003/state").write_text("not a folder")
-    _, said = run(*command)
+    _, err = run(*command)
     assert (out / "trials/000/metrics.jsonl").stat().st_mtime_ns == before  # not trained again
-    assert lines_of(out / "trials/001/metrics.jsonl")[: len(begun)] == begun  # gone on with
-    assert "1 trials at a time: a trial holds 0.75 CPUs" in said
+    assert lines_of(out / "trials/001/metrics.jsonl")[: len(begun)] == begun  # resumed
+    assert "1 trials at a time: a trial needs 0.75 CPUs" in err
     return out
 
 
@@ -112,7 +113,7 @@ def test_the_table_and_the_report_tell_of_all_trials(sweep, browser):
 
 
 def stand_in(running, at_once):
-    """For `Sweep.trainable`: trials that read as well as the one that was trained, at once."""
+    """Replaces `Sweep.trainable`: its trials end at once, with a copy of the chosen bundle."""
     folder, best = running.ledger.folder, Path(running.ledger.folder).parent / "best"
 
     def run_trial(config):
@@ -128,15 +129,15 @@ def test_the_chosen_settings_are_trained_again_with_other_seeds(prepared, sweep,
     out = sweep.parent / "repeated"
     shutil.copytree(sweep, out)
     monkeypatch.setattr("hwr_ray.tuning.sweep.Sweep.trainable", stand_in)
-    _, said = run("tune", "--data", prepared, "--out", out, *SWEEP, "--repeat", "2")
+    _, err = run("tune", "--data", prepared, "--out", out, *SWEEP, "--repeat", "2")
     chosen = pd.read_csv(out / "trials.csv").query("chosen").trial.item()
-    assert f"trial {chosen} with other seeds (2): mean CER 25.00 %, standard deviation 0.00 %" in said
+    assert f"trial {chosen} with other seeds (2): mean CER 25.00 %, standard deviation 0.00 %" in err
     repeats = [json.loads(path.read_text()) for path in sorted(out.glob(f"repeats-{chosen:03d}/*/trial.json"))]
     values = trials_in(out)[chosen]["values"]
     assert [trial["values"] for trial in repeats] == [{**values, "seed": SEED + n} for n in (1, 2)]
     assert [trial["state"] for trial in repeats] == ["finished"] * 2
-    told = f"The chosen settings (trial {chosen}) with 2 other\nseeds: CER 25.00% on average"
-    assert told in (out / "report.html").read_text()
+    sentence = f"The chosen settings (trial {chosen}) with 2 other\nseeds: CER 25.00% on average"
+    assert sentence in (out / "report.html").read_text()
 
 
 def test_evaluate_confirms_the_error_of_the_chosen_bundle(prepared, sweep):
@@ -144,8 +145,8 @@ def test_evaluate_confirms_the_error_of_the_chosen_bundle(prepared, sweep):
     run_here("evaluate", "--data", prepared, "--model", sweep / "best", "--out", out, "--greedy", "--num-workers", "1")
     metrics = json.loads((out / "metrics.json").read_text())
     chosen = pd.read_csv(sweep / "trials.csv").query("chosen")
-    # the network is read by another library than it was trained with: a logit's last bit may differ
-    assert metrics["cer"] < 0.5  # it has learned, so that reading with other weights would show
+    # The network is trained and run by different libraries, so a logit's last bit may differ.
+    assert metrics["cer"] < 0.5  # it has learned, so that other weights would give another CER
     assert metrics["num_edits"] == pytest.approx(chosen.cer.item() * metrics["num_characters"], abs=2)
     training = json.loads((sweep / "best/config.json").read_text())["training"]
     assert metrics["cer"] == pytest.approx(training["decoder"]["greedy_cer"])
@@ -154,6 +155,6 @@ def test_evaluate_confirms_the_error_of_the_chosen_bundle(prepared, sweep):
 
 
 def test_another_space_is_refused_in_the_same_folder_and_a_mistyped_setting_anywhere(prepared, sweep):
-    said = mistake("tune", "--data", prepared, "--out", sweep, "--epochs", "3", "--search", "random")
-    assert "is a run with" in said
+    message = mistake("tune", "--data", prepared, "--out", sweep, "--epochs", "3", "--search", "random")
+    assert "is a run with" in message
     assert "did you mean gru_size?" in mistake("tune", "--data", prepared, "--out", "none", "--space", "gru_siz=8")
