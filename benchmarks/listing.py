@@ -66,10 +66,10 @@ def list_paths(images: str, out: str) -> dict[str, float]:
     repeated = repeated_key(inputs) if settings.has_keys else None
     assert repeated is None
     parts = Partitions(out, {})
-    deal = parts.assign(inputs.tables(), most=MOST_ROWS)
-    next(deal)
+    assigned = parts.assign(inputs.tables(), most=MOST_ROWS)
+    next(assigned)
     first = time.perf_counter()
-    num_parts = 1 + sum(1 for _ in deal)
+    num_parts = 1 + sum(1 for _ in assigned)
     seconds = time.perf_counter() - start
     start_again = time.perf_counter()
     again = Partitions(out, {})

@@ -54,7 +54,7 @@ def test_a_manifest_in_a_bucket_reads_what_lies_below_its_root(bucket):
     assert [path for table in globbed.tables() for path in table["path"].to_pylist()] == ["a.png", "deep/b.png"]
 
 
-def test_the_books_in_a_bucket_go_on_and_leave_only_their_files(bucket):
+def test_partitions_in_a_bucket_are_resumed_and_leave_only_their_files(bucket):
     for n in range(20):
         put(bucket, f"pages/{n:02}.png", b"x")
     out, images = "s3://bucket/books", open_inputs(InputSettings(images="s3://bucket/pages"))
@@ -63,16 +63,16 @@ def test_the_books_in_a_bucket_go_on_and_leave_only_their_files(bucket):
     with pytest.raises(UserError, match="a = 1, not 2"):
         Partitions(out, {"a": 2})
     parts = Partitions(out, {"a": 1})
-    assert parts.undone() == names
+    assert parts.pending() == names
     assert len(list(parts.assign(images.tables(), most=6))) == 1
-    for name in parts.undone():
+    for name in parts.pending():
         write_output(out, name, read_inputs(out, name))
     parts.finish()
     parts.close({"num_images": parts.num_rows})
     assert keys(bucket, "books") == ["books/_run.json", "books/transcripts-00000.parquet"]
     assert read_parquet(parts.files()[0])["path"].to_pylist() == [f"{n:02}.png" for n in range(21)]
     Partitions(out, {"a": 2}, overwrite=True)
-    assert keys(bucket, "books") == ["books/_work/state.json"]
+    assert keys(bucket, "books") == ["books/_work/.owner", "books/_work/state.json"]
 
 
 def test_a_job_from_bucket_to_bucket_killed_on_the_way_reads_each_image_once(ray_with_bucket, tmp_path, draw_text):
