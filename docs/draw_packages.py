@@ -10,10 +10,10 @@ import grimp
 import networkx as nx
 
 PICTURE = Path(__file__).parent / "images/packages.svg"
-WIDTH, ROW, BOX = 980, 76, (136, 40)
+WIDTH, ROW, BOX = 980, 76, (120, 40)
 X = {"tuning": 200, "training": 200, "evaluation": 780, "transcription": 780, "recognition": 490, "synthetic": 640}
-X |= {"data": 640, "reporting": 700, "images": 700, "decoding": 260, "cluster": 880}
-X |= {"model": 120, "text": 380, "files": 760}
+X |= {"data": 640, "reporting": 640, "images": 640, "decoding": 260, "cluster": 880}
+X |= {"model": 120, "text": 300, "files": 760}
 """Centers of the boxes, chosen so that no arrow runs behind a box."""
 STYLE = """
   svg { --ink: #1d2126; --line: #8b96a3; --box: #dbe7f5; }

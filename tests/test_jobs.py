@@ -11,7 +11,9 @@ import signal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from conftest import PAGES, blocks, check_report, documented, draw_easy_lines, draw_lines, wait_for
 from job_runs import mistake, run, run_apart, run_here, start
@@ -19,6 +21,7 @@ from latches import Latch
 
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.folds import fold_of
+from hwr_ray.data.labels import SPLITS, split_of
 from hwr_ray.evaluation.comparison import verdict
 from hwr_ray.recognition.recognizer import Recognizer
 from hwr_ray.training.settings import TrainSettings
@@ -217,8 +220,8 @@ def test_two_evaluations_are_compared_line_by_line(folder, evaluated, browser):
     check_report(browser, folder / "other/report.html", "compare")
 
 
-HELD = "import hwr_ray.data.prepare, latches, pathlib; latch = latches.Latch(pathlib.Path({folder!r}))\n"
-HELD += "hwr_ray.data.prepare.count_lines = lambda *_: latch.hold()"
+HELD = "import hwr_ray.data.shards, latches, pathlib; latch = latches.Latch(pathlib.Path({folder!r}))\n"
+HELD += "hwr_ray.data.shards.count_lines = lambda *_: latch.hold()"
 """Prelude that makes `prepare` wait once a shard is written."""
 
 
@@ -243,11 +246,29 @@ def test_a_csv_of_ones_own_is_dealt_out_to_the_three_splits(folder, drawn, ray_c
     labels = pd.read_csv(drawn / "written_name_train_v2.csv", keep_default_na=False)
     labels.columns = ["file", "text"]
     labels.to_csv(folder / "labels.csv", index=False)
-    command = "jobs/prepare.py --csv labels.csv --images lines/ --columns file text --out prepared"
+    command = "jobs/prepare.py --labels labels.csv --images lines/ --columns file text --out prepared"
     run_here(*documented(command, prepared="dealt", **{"lines/": drawn / "train_v2/train"}), cwd=folder)
     metadata = json.loads((folder / "dealt/dataset.json").read_text())["splits"]
     assert sum(split["rows"] for split in metadata.values()) == len(labels)
     assert metadata["train"]["rows"] / len(labels) == pytest.approx(0.8, abs=0.05)
+
+
+def test_parquet_files_of_train_and_test_get_validation_lines(folder, drawn, ray_cluster):
+    data = folder / "hub/data"
+    data.mkdir(parents=True)
+    names = sorted(path for path in (drawn / "train_v2/train").iterdir() if path.suffix == ".jpg")[:90]
+    rows = [{"image": {"bytes": path.read_bytes(), "path": path.name}, "text": "ANNA"} for path in names]
+    for name, part in (("train-00000-of-00002", rows[:40]), ("train-00001-of-00002", rows[40:80]), ("test", rows[80:])):
+        pq.write_table(pa.Table.from_pylist(part), data / f"{name}.parquet", row_group_size=16)
+    _, err = run_here("prepare", "--data", folder / "hub", "--out", folder / "from-hub")
+    assert "there are no validation lines: 10 % of the training lines are taken" in err
+    found = {split: sorted(pd.read_parquet(folder / "from-hub" / split).id) for split in SPLITS}
+    splits = {row["image"]["path"]: split_of(row["image"]["path"], "train", 0.1) for row in rows[:80]}
+    splits |= {row["image"]["path"]: "test" for row in rows[80:]}
+    rejected = pd.read_parquet(folder / "from-hub/rejected").id if (folder / "from-hub/rejected").exists() else []
+    for split in SPLITS:
+        assert found[split] == sorted(name for name, of in splits.items() if of == split and name not in set(rejected))
+    assert len(found["validation"]) > 1
 
 
 def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
@@ -256,7 +277,7 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     texts = [*words * 12, "Grüße aus München, Hauptstr. 3456"]
     csv, images = draw_lines(folder / "german", lambda text: draw_text(text, width=400), texts)
     out, canvas = folder / "german", ["--canvas", "16", "320"]
-    command = "jobs/prepare.py --csv labels.csv --images lines/ --columns file text --out own --keep lowercase --max-length 32"  # noqa: E501
+    command = "jobs/prepare.py --labels labels.csv --images lines/ --columns file text --out own --keep lowercase --max-length 32"  # noqa: E501
     replaced = {"labels.csv": csv, "file": "FILENAME", "text": "IDENTITY", "lines/": images, "own": out / "prepared"}
     run_here(*documented(command, **replaced), *canvas)
     metadata = json.loads((out / "prepared/dataset.json").read_text())
@@ -281,7 +302,7 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
     labels.loc[[3, 4], "IDENTITY"] = labels.loc[[4, 3], "IDENTITY"].to_numpy()
     labels.to_csv(folder / "swapped.csv", index=False)
     images, data = drawn / "train_v2/train", folder / "swapped"
-    run_here("prepare", "--csv", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "128")
+    run_here("prepare", "--labels", folder / "swapped.csv", "--images", images, "--out", data, "--canvas", "32", "128")
     lines = pd.read_parquet(data / "train").set_index("id")
     command = "jobs/train.py --data prepared --out fold-$fold --num-folds 3 --fold $fold"
     replacements = [{"prepared": "swapped", "fold-$fold": f"fold-{n}", "$fold": n, "3": 2} for n in (0, 1)]
@@ -330,8 +351,8 @@ def test_mistakes_get_one_sentence_that_names_the_culprit(folder, drawn, prepare
     (damaged / "config.json").unlink()
     outs = [folder / f"none-{n}" for n in range(4)]
     messages = [
-        mistake("prepare", "--csv", bad, "--images", drawn, "--out", outs[0]),
-        mistake("prepare", "--csv", good, "--images", elsewhere, "--out", outs[1], run=run_here),
+        mistake("prepare", "--labels", bad, "--images", drawn, "--out", outs[0]),
+        mistake("prepare", "--labels", good, "--images", elsewhere, "--out", outs[1], run=run_here),
         mistake("evaluate", "--data", prepared, "--model", damaged, "--out", outs[2]),
         mistake(
             "train",
@@ -339,11 +360,13 @@ def test_mistakes_get_one_sentence_that_names_the_culprit(folder, drawn, prepare
             run=run_apart,
         ),
     ]
-    assert f"{bad} has no column FILENAME: its header reads FILE, NAME" in messages[0]
-    assert re.search(r"all 60 rows were rejected, \d+ of them as missing_image", messages[1])
+    assert f"{bad}: which column holds the text? Pass --columns IMAGE TEXT, two of FILE, NAME" in messages[0]
+    assert re.search(r"all 60 rows were rejected \(\d+ as missing_image, .*\), such as row \d+", messages[1])
+    assert f"there is no {elsewhere}/" in messages[1] and f"see {outs[1]}.rejected" in messages[1]
+    assert pd.read_parquet(f"{outs[1]}.rejected").reason.value_counts().sum() == 60
     assert f"the bundle {damaged} has no config.json" in messages[2]
     assert "needs 9 CPUs and the cluster has 2" in messages[3]
-    assert not list(folder.glob("none-*"))
+    assert not list(folder.glob("none-?"))
 
 
 def test_evaluate_names_the_command_that_prepares_for_the_bundles_canvas(folder, drawn, trained, ray_cluster):

@@ -36,13 +36,17 @@ class SharedFile:
         The file is deleted once all workers have mapped it. Its memory lasts as long as their arrays. Raises UserError
         if no space is left.
         """
-        if self.is_writer:
-            self._write(parts)
-        self.barrier()
-        array = np.memmap(self.path, np.uint8, mode="c", shape=shape)  # copy on write: torch warns of read-only arrays
-        self.barrier()
-        if self.is_writer:
-            self.path.unlink()
+        try:
+            if self.is_writer:
+                self._write(parts)
+            self.barrier()
+            array = np.memmap(
+                self.path, np.uint8, mode="c", shape=shape
+            )  # copy on write: torch warns of read-only arrays
+            self.barrier()
+        finally:
+            if self.is_writer:
+                self.path.unlink(missing_ok=True)
         return array
 
     def _write(self, parts: Iterable[np.ndarray]) -> None:
@@ -50,11 +54,10 @@ class SharedFile:
             with self.path.open("xb") as file:
                 for part in parts:
                     file.write(part.tobytes())
-        except BaseException as error:
-            self.path.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                folder = self.path.parent
-                raise UserError(
-                    f"no space is left for the training lines in {folder}: set TMPDIR, or --stream"
-                ) from error
-            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            folder = self.path.parent
+            raise UserError(
+                f"no space is left for the training lines in {folder}: free some, or pass --stream"
+            ) from error

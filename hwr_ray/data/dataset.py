@@ -75,7 +75,8 @@ class Prepared:
         """Returns the number of prepared lines of a split. Raises UserError if it has none."""
         lines = self.metadata["splits"].get(split, {}).get("prepared", 0)
         if not lines:
-            raise UserError(f"{self.path} has no {split} lines")
+            remedy = "prepare the lines again without --split" if split == "validation" else "prepare some"
+            raise UserError(f"{self.path} has no {split} lines: {remedy}")
         return lines
 
     def num_bytes(self, num_lines: int) -> int:

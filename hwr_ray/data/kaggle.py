@@ -10,7 +10,8 @@ from typing import Any
 
 import requests
 
-from hwr_ray.data.labels import LabelFile, find_label_files, read_rows
+from hwr_ray.data.labels import LabelFile, read_rows
+from hwr_ray.data.layouts import find_label_files
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import write_json
 
@@ -77,7 +78,7 @@ def download(dataset: str, out: Path) -> None:
 def measure(file: LabelFile) -> dict[str, int]:
     """Returns the number of rows of a label CSV and of images in its folder, and of those without a counterpart."""
     ids = {name for table in read_rows(file) for name in table["id"].to_pylist()}
-    with os.scandir(file.images) as entries:
+    with os.scandir(str(file.images)) as entries:
         names = {entry.name for entry in entries if entry.is_file()}
     num_rows = sum(len(table) for table in read_rows(file))
     return {
@@ -92,10 +93,10 @@ def digests(out: Path) -> dict[str, str]:
     """Returns the SHA-256 of each label CSV, and of the names and sizes of the images in each folder."""
     hashes = {}
     for file in find_label_files(str(out)):
-        hashes[Path(file.csv).name] = sha256(Path(file.csv).read_bytes()).hexdigest()
-        with os.scandir(file.images) as entries:
+        hashes[Path(file.path).name] = sha256(Path(file.path).read_bytes()).hexdigest()
+        with os.scandir(str(file.images)) as entries:
             sizes = sorted((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
-        hashes[str(Path(file.images).relative_to(out))] = sha256(json.dumps(sizes).encode()).hexdigest()
+        hashes[str(Path(str(file.images)).relative_to(out))] = sha256(json.dumps(sizes).encode()).hexdigest()
     return hashes
 
 

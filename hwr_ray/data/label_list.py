@@ -3,13 +3,11 @@
 import logging
 from collections import Counter
 
-import pandas as pd
-
 from hwr_ray.data.cleaning import CleaningSettings, reason_for
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.folds import leave_out
 from hwr_ray.errors import UserError
-from hwr_ray.files import storage
+from hwr_ray.files.csv import read_csv
 from hwr_ray.text.normalization import normalize
 
 log = logging.getLogger(__name__)
@@ -47,13 +45,6 @@ def language_model_texts(
 
 
 def read_column(path: str, column: str) -> list[str]:
-    """Returns a column of a CSV file, which may be compressed (.gz). Raises UserError if file or column is missing."""
-    if not storage.is_file(path):
-        raise UserError(f"there is no file {path}")
-    filesystem, inner = storage.locate(path)
-    with filesystem.open_input_stream(inner, compression="detect") as stream:
-        try:
-            table = pd.read_csv(stream, usecols=[column], keep_default_na=False, dtype=str)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path} can't be read as a CSV with a column {column}: {error}") from error
-    return table[column].to_list()
+    """Returns a column of a CSV file, gzipped (.gz) or not. Raises UserError if the file or the column is missing, or a
+    row is faulty."""
+    return [text for (text,) in read_csv(path, columns=[column]).columns(column)]

@@ -1,17 +1,16 @@
-"""Reading of label CSVs as rows of file name and text, with errors that name the faulty line."""
+"""Labelled lines in the forms that people have, read as rows of image and text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
+from hwr_ray.data.label_forms import FORMS, Label
 from hwr_ray.errors import UserError
-from hwr_ray.files import csv as csv_files
-from hwr_ray.files.paths import is_safe
-from hwr_ray.files.storage import is_file, is_folder, join
+from hwr_ray.files.paths import relative_to
+from hwr_ray.files.storage import join
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -19,93 +18,86 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 ROWS = pa.schema(
     {
         "split": pa.string(),
-        "row": pa.int64(),  # row number in its CSV; 1 is the first row below the header
-        "id": pa.string(),  # file name as in the CSV; unique within its split
-        "folder": pa.string(),  # path or URI of the image folder that `id` is relative to
-        "path": pa.string(),  # path or URI of the image; null if `id` is an unsafe path
-        "text": pa.string(),  # label as in the CSV
+        "row": pa.int64(),  # number of the row in its label file; 1 is the first row
+        "id": pa.string(),  # file name as in the label file; unique within its split
+        "folder": pa.string(),  # path or URI of the image folder that `id` is relative to; null if `file` is given
+        "path": pa.string(),  # path or URI of the image; null if `id` is an unsafe path, or if `file` is given
+        "file": pa.binary(),  # bytes of the image file, if the label file holds them
+        "text": pa.string(),  # label as in the label file
         "reason": pa.string(),  # reason to reject the row, or null
         "detail": pa.string(),  # explanation of the reason, or null
     }
 )
+BYTES_PER_TABLE = 64 << 20
+"""Maximum number of bytes of the image files in a table of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """A label CSV and the folder that its file names are relative to."""
+    """A file or folder with labels, and how to read it."""
 
-    csv: str
-    images: str
-    split: Split | None
-    """Split of all rows; None assigns each row by the hash of its file name, 80 : 10 : 10."""
-    columns: tuple[str, str] = ("FILENAME", "IDENTITY")
-    """Names of the columns with the file name and the text."""
-    encoding: str = "utf-8"
-
-
-def find_label_files(data: str) -> list[LabelFile]:
-    """Returns the label files of a folder in the Kaggle layout. Raises UserError if it has none of the splits."""
-    if not is_folder(data):
-        raise UserError(f"there is no folder {data}")
-    files = [
-        LabelFile(csv=join(data, f"written_name_{split}_v2.csv"), images=join(data, f"{split}_v2", split), split=split)
-        for split in SPLITS
-    ]
-    found = [file for file in files if is_file(file.csv)]
-    if not found:
-        raise UserError(f"{data} contains no label CSV: expected one of {', '.join(f.csv for f in files)}")
-    return found
+    path: str
+    """Path or URI of a file, or of a folder with a text file for each image (form `pairs`)."""
+    form: str
+    """One of hwr_ray.data.label_forms.FORMS."""
+    images: str | None = None
+    """Folder that the file names are relative to; None if the file holds the images."""
+    split: Split | None = None
+    """Split of all rows; None assigns each row by the hash of its id, 80 : 10 : 10."""
+    validation_share: float = 0.0
+    """Share of the rows, by the hash of their ids, to assign to validation rather than to `split`."""
+    columns: tuple[str, str] | None = None
+    """Names of the columns with the image and the text; None recognizes the usual names."""
+    delimiter: str | None = None
+    header: bool | None = None
+    encoding: str | None = None
 
 
 def read_rows(file: LabelFile, *, rows_per_table: int = 4096) -> Iterator[pa.Table]:
-    """Yields all rows of a label CSV as tables of the schema ROWS, with the reasons that follow from the CSV alone.
+    """Yields all rows of a label file as tables of the schema ROWS, with the reasons that follow from the file alone.
 
-    Raises UserError if the file, its image folder or a column is missing, if the file has no rows, or if it is not
-    text in the given encoding.
+    Raises UserError if the file, its image folder or a column is missing, if the file has no rows, or if it can't be
+    read in its form.
     """
-    if not is_file(file.csv):
-        raise UserError(f"there is no file {file.csv}")
-    if not is_folder(file.images):
-        raise UserError(f"there is no image folder {file.images} for {file.csv}")
-    yield from _tables(file, csv_files.rows(file.csv, encoding=file.encoding), rows_per_table)
-
-
-def _tables(file: LabelFile, rows: Iterator[list[str]], rows_per_table: int) -> Iterator[pa.Table]:
-    header = csv_files.header(file.csv, rows, file.columns)
+    rows, num_bytes, is_empty = list[dict[str, Any]](), 0, True
     seen: set[str] = set()
-    numbered = enumerate(rows, start=1)
-    while chunk := list(islice(numbered, rows_per_table)):
-        found = [_row(file, header, number, fields, seen) for number, fields in chunk]
-        yield pa.Table.from_pylist(found, schema=ROWS)
-    if not seen:
-        raise UserError(f"{file.csv} has a header but no rows")
+    for label in FORMS[file.form](file):
+        rows.append(_row(file, label, seen))
+        num_bytes += len(label.file or b"")
+        if len(rows) == rows_per_table or num_bytes >= BYTES_PER_TABLE:
+            yield pa.Table.from_pylist(rows, schema=ROWS)
+            rows, num_bytes, is_empty = [], 0, False
+    if rows:
+        yield pa.Table.from_pylist(rows, schema=ROWS)
+    elif is_empty:
+        raise UserError(f"{file.path} holds no label: check --data or --labels")
 
 
-def _row(file: LabelFile, header: Sequence[str], number: int, fields: list[str], seen: set[str]) -> dict[str, object]:
-    values = dict(zip(header, fields, strict=False))
-    line, text = values.get(file.columns[0], ""), values.get(file.columns[1], "")
-    reason = detail = None
-    is_path = is_safe(line)
-    if len(fields) != len(header):
-        reason, detail = "malformed_row", f"{len(fields)} fields, not {len(header)}"
-    elif not is_path:
-        reason = "unsafe_path"
-    elif line in seen:
+def _row(file: LabelFile, label: Label, seen: set[str]) -> dict[str, Any]:
+    path = relative_to(label.id, str(file.images)) if label.file is None else None
+    reason, detail = label.reason, label.detail
+    if reason is None and label.file is None and path is None:
+        reason, detail = "unsafe_path", f"{label.id!r} does not lie in {file.images}"
+    elif reason is None and label.id in seen:
         reason = "duplicate_id"
-    seen.add(line)
+    if reason != "malformed_row":
+        seen.add(label.id)
     return {
-        "split": file.split or _assign_split(line),
-        "row": number,
-        "id": line,
-        "folder": file.images,
-        "path": join(file.images, line) if is_path else None,
-        "text": text,
+        "split": split_of(label.id, file.split, file.validation_share),
+        "row": label.row,
+        "id": label.id,
+        "folder": None if label.file is not None else file.images,
+        "path": join(str(file.images), path) if path else None,
+        "file": label.file,
+        "text": label.text,
         "reason": reason,
         "detail": detail,
     }
 
 
-def _assign_split(line: str) -> Split:
-    """Returns the split of a line from the hash of its id: the same in every run, even if the CSV grows."""
-    share = int.from_bytes(blake2b(line.encode(), digest_size=8).digest(), "big") / 2**64
-    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+def split_of(line_id: str, split: Split | None, validation_share: float) -> Split:
+    """Returns the split of a line. It depends only on the line's id, so no line changes sides if the data grows."""
+    share = int.from_bytes(blake2b(line_id.encode(), digest_size=8).digest(), "big") / 2**64
+    if split is None:
+        return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+    return "validation" if share < validation_share else split

@@ -10,6 +10,7 @@ from typing import Any
 
 from hwr_ray.data.labels import Split
 from hwr_ray.text.codec import frames_needed
+from hwr_ray.text.normalization import INVISIBLE
 
 
 @dataclass
@@ -20,6 +21,8 @@ class DatasetStatistics:
     """Rows by split and reason; the reason of a kept row is 'prepared'."""
     normalized: Counter[Split] = field(default_factory=Counter)
     """Prepared rows whose label was changed by normalization, by split."""
+    invisible: Counter[Split] = field(default_factory=Counter)
+    """Those of them from whose label invisible characters were removed, by split."""
     frames: Counter[tuple[Split, int]] = field(default_factory=Counter)
     """Prepared rows by split and number of frames that their label needs."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -52,6 +55,7 @@ class DatasetStatistics:
             self.characters_before.update(text)
         if kept_text is not None:
             self.normalized[split] += kept_text != text
+            self.invisible[split] += bool(INVISIBLE.search(text)) and kept_text != text
             self.frames[split, frames_needed(kept_text)] += 1
             self.lengths_after[len(kept_text)] += 1
             self.characters_after.update((split, c) for c in kept_text)
@@ -80,5 +84,6 @@ class DatasetStatistics:
             "prepared": rows.pop("prepared", 0),
             "rejected": dict(sorted(rows.items())),
             "normalized": self.normalized[name],
+            "invisible_removed": self.invisible[name],
             "most_frames_needed": max((frames for split, frames in self.frames if split == name), default=0),
         }

@@ -1,6 +1,5 @@
 """A lexicon of known texts, mixed into the language model."""
 
-import csv
 import logging
 import math
 from collections import Counter
@@ -12,7 +11,7 @@ import numpy as np
 
 from hwr_ray.decoding.ngram import LanguageModel
 from hwr_ray.errors import UserError
-from hwr_ray.files import storage
+from hwr_ray.files.csv import read_csv
 from hwr_ray.text.codec import Codec
 from hwr_ray.text.normalization import normalize
 
@@ -61,34 +60,19 @@ def read_lexicon(path: str, codec: Codec) -> Lexicon:
     the file and the line.
     """
     counts: Counter[str] = Counter()
-    reader = csv.reader(_text(path).splitlines(), strict=True)  # else an unclosed quote swallows later names
-    try:
-        for fields in reader:
-            if any(map(str.strip, fields)):
-                name, count = _name(fields, f"{path}, line {reader.line_num}")
-                counts[name] += count
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    for row in read_csv(path, delimiter=",", is_header=lambda first: False).rows:
+        where = f"{path}, line {row.line}"
+        if row.error:
+            raise UserError(f"{where}: {row.error}")
+        if any(map(str.strip, row.fields)):
+            name, count = _name(row.fields, where)
+            counts[name] += count
     if not counts:
         raise UserError(f"{path} contains no names")
     unreadable = sum(bool(codec.unknown(name)) for name in counts)
     if unreadable:
         log.warning(f"{path}: {unreadable} of {len(counts)} names contain characters outside the charset")
     return Lexicon(counts)
-
-
-def _text(path: str) -> str:
-    try:
-        data = storage.read_bytes(path)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8: {error.reason}") from error
 
 
 def _name(fields: list[str], where: str) -> tuple[str, int]:

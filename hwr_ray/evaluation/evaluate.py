@@ -146,8 +146,11 @@ def command(settings: dict[str, Any]) -> str:
     given = {name: value for group in (settings, *nested) for name, value in group.items()}
     words = ["python", "jobs/prepare.py"]
     for name, value in given.items():
-        if value not in (None, [], ()) and value not in nested and name != "label_files":
-            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
+        flag = "--labels" if name == "csv" else f"--{name.replace('_', '-')}"  # as version 0.1 called it
+        if value is True:
+            words.append(flag)
+        elif value not in (None, False, [], ()) and value not in nested and name != "label_files":
+            words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
     return shlex.join(words)
 
 

@@ -50,7 +50,7 @@ class Codec:
 def collapse(path: Sequence[int]) -> list[int]:
     """Merges the repeats of a path (one class per frame), then drops blanks (Graves et al. 2006, map B).
 
-    `alignment.greedy_labels` does the same for a batch of lines.
+    `hwr_ray.decoding.ctc.greedy_labels` does the same for a batch of lines.
     """
     starts = [label for i, label in enumerate(path) if i == 0 or label != path[i - 1]]
     return [label for label in starts if label != BLANK]

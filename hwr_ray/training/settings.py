@@ -10,7 +10,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.model.architecture import ModelSettings
 
 KEPT_SHARE = 0.5
-"""Maximum share of memory for the training lines: of a GPU's free memory, or of a worker's part of a node's memory."""
+"""Maximum share of memory for the training lines: of a GPU's free memory, or of a run's part of a node's memory."""
 
 
 def parse_workers(text: str) -> int | tuple[int, int]:

@@ -18,6 +18,8 @@ from hwr_ray.model.crnn import CRNN, has_bfloat16
 
 WARM_UP_STEPS, MOST_WARM_UP = 500, 0.15
 """Warm-up steps of the learning rate, and their maximum share of all steps."""
+LEAST_FACTOR = 0.04
+"""Factor of the learning rate at the first steps."""
 CLIP_NORM = 5.0
 """Norm to which larger gradients are clipped."""
 
@@ -26,7 +28,8 @@ CLIP_NORM = 5.0
 class TrainState:
     """The state from which a run resumes, even in the middle of an epoch.
 
-    The order of lines, augmentation and dropout are not part of it: they follow from the seed, epoch, step and rank.
+    The order of lines, augmentation and dropout are not part of it: they follow from the seed, epoch, step and rank. Only
+    streamed lines come in another order after each resumption.
     """
 
     model: CRNN
@@ -118,10 +121,11 @@ def _loss(parallel: nn.Module, ink: Tensor, labels: list[list[int]], shortcut_we
 
 
 def one_cycle(step: int, total_steps: int) -> float:
-    """Returns the factor of the learning rate at a step, 0 to total_steps: a linear rise, then half a cosine to 0."""
+    """Returns the factor of the learning rate at a step, 0 to total_steps: a linear rise from LEAST_FACTOR, then half a
+    cosine down to 0."""
     warm_up = min(WARM_UP_STEPS, MOST_WARM_UP * total_steps)
     if step < warm_up:
-        return max(0.04, step / warm_up)
+        return max(LEAST_FACTOR, step / warm_up)
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warm_up) / (total_steps - warm_up)))
 
 

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hwr_ray.errors import UserError
-from hwr_ray.files import csv as csv_files
 from hwr_ray.files import storage
+from hwr_ray.files.csv import read_csv
 from hwr_ray.files.paths import is_safe
 from hwr_ray.images.reader import Line, read_files
 
@@ -181,15 +181,9 @@ class Manifest:
             for batch in _open(self.path, columns).iter_batches(ROWS_PER_TABLE, columns=columns):
                 yield list(zip(*(batch[name].cast(pa.string()).to_pylist() for name in columns), strict=True))
             return
-        rows = csv_files.rows(self.path)
-        header = csv_files.header(self.path, rows, columns)
-        indices = [header.index(name) for name in columns]
-        numbered = enumerate(rows, start=1)
-        while chunk := list(islice(numbered, ROWS_PER_TABLE)):
-            for number, fields in chunk:
-                if len(fields) != len(header):
-                    raise UserError(f"{self.path}: row {number} has {len(fields)} fields, not {len(header)}")
-            yield [tuple(fields[index] for index in indices) for _, fields in chunk]
+        rows = read_csv(self.path, columns=columns).columns(*columns)
+        while chunk := list(islice(rows, ROWS_PER_TABLE)):
+            yield chunk
 
 
 @dataclass(frozen=True)
@@ -245,7 +239,8 @@ class ImageTables:
     def _names(self) -> list[str]:
         if storage.is_file(self.path):
             return [posixpath.basename(self.path)]
-        if names := [name for name in storage.walk_files(self.path) if name.endswith(".parquet")]:
+        names = [name for name in storage.walk_files(self.path) if name.lower().endswith(".parquet")]
+        if names := [name for name in names if not posixpath.basename(name).startswith(".")]:
             return names
         raise UserError(f"there is no Parquet file {self.path}, nor a folder that contains any: check --images")
 

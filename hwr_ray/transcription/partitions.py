@@ -35,7 +35,7 @@ FIRST_PARTITION_ROWS, PARTITIONS_PER_SIZE = 256, 4
 """Initial partition size in rows, and the number of partitions after which it doubles, up to the maximum. Small
 partitions keep all workers busy in small jobs, and at the end of large ones, where they are processed last."""
 BYTES_PER_FILE = 128 << 20
-"""Minimum size of a merged file; the maximum is less than half as much again."""
+"""Target size of a merged file. Only the last one may be smaller; none is more than half as much larger."""
 ROWS_PER_GROUP = 65_536
 
 
@@ -166,6 +166,7 @@ class Partitions:
 
     def close(self, summary: dict[str, Any]) -> None:
         """Writes the summary, which marks the files as complete, and deletes the commit log and partial files."""
+        self.owner.check()
         storage.write_json(self._path(SUMMARY), {**summary, "fingerprint": self.fingerprint})
         storage.delete(self._path(WORK))
         for name in storage.list_sizes(self.out):
@@ -195,7 +196,7 @@ def read_inputs(out: str, name: str) -> pa.Table:
 
 
 def write_output(out: str, name: str, table: pa.Table) -> None:
-    """Writes the output of a partition atomically. A second write changes nothing, since the inputs never change."""
+    """Writes the output of a partition atomically. A retry replaces it."""
     storage.write_bytes(storage.join(out, OUTPUTS, name), _to_parquet([table]))
 
 

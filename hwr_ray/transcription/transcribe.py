@@ -96,7 +96,7 @@ def transcribe(settings: TranscribeSettings) -> str:
     fingerprint = fingerprint_of(settings, bundle, reading)
     check_out(out, fingerprint, overwrite=settings.overwrite)
     connect()
-    feed_cpus = LOADER_CPUS if reading.workers.use_gpu else 0
+    feed_cpus = LOADER_CPUS if reading.workers.use_gpu or isinstance(inputs, ImageTables) else 0
     reading = reading.admitted(feed_cpus)
     check_shared(model_path, settings.inputs.folder, *([reading.lexicon] if reading.lexicon else []))
     partitions = Partitions(out, fingerprint, overwrite=settings.overwrite)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from hwr_ray.data.folds import fold_of, folds_of, leave_out
-from hwr_ray.data.labels import _assign_split
+from hwr_ray.data.labels import split_of
 
 LINES = [f"TRAIN_{number:05}.jpg" for number in range(3000)]
 
@@ -20,7 +20,7 @@ def test_a_line_stays_in_its_fold_from_version_to_version(line, of_2, of_3, of_5
 
 @pytest.mark.parametrize("num_folds", [2, 3, 7])
 def test_folds_are_about_equal_also_among_lines_that_were_dealt_out_to_training(num_folds):
-    for lines in (LINES, [line for line in LINES if _assign_split(line) == "train"]):
+    for lines in (LINES, [line for line in LINES if split_of(line, None, 0.0) == "train"]):
         sizes = np.bincount(folds_of(lines, num_folds), minlength=num_folds)
         assert len(sizes) == num_folds
         share = 1 / num_folds

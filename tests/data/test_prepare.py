@@ -16,7 +16,8 @@ import pytest
 from hwr_ray.data import dataset as prepared
 from hwr_ray.data.cleaning import CleaningSettings
 from hwr_ray.data.labels import ROWS, LabelFile
-from hwr_ray.data.prepare import PrepareSettings, ShardWriter, _shards_of, check_whole, prepare_rows
+from hwr_ray.data.prepare import PrepareSettings
+from hwr_ray.data.shards import ShardWriter, _shards_of, check_whole, prepare_rows
 from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.errors import UserError
 from hwr_ray.images import reader as line_reading
@@ -49,6 +50,7 @@ def rows(tmp_path: Path, draw_text) -> pa.Table:
             "id": name,
             "folder": str(tmp_path),
             "path": None if reason == "unsafe_path" else str(tmp_path / name),
+            "file": None,
             "text": text,
             "reason": reason,
             "detail": None,
@@ -119,7 +121,9 @@ def test_shards_that_are_written_again_replace_themselves(tmp_path, draw_text):
         "FILENAME,IDENTITY\n" + "".join(f"{n}/../a.png,ANNA\n" for n in range(3)) + "a.png,\n"
     )
     (tmp_path / "b.csv").write_text("FILENAME,IDENTITY\na.png,BOB\n")
-    files = [LabelFile(csv=str(tmp_path / f"{x}.csv"), images=str(tmp_path), split="train") for x in "ab"]
+    files = [
+        LabelFile(path=str(tmp_path / f"{x}.csv"), form="delimited", images=str(tmp_path), split="train") for x in "ab"
+    ]
     table = pa.Table.from_pylist([{"number": n, **asdict(file)} for n, file in enumerate(files)])
     shards = list(_shards_of(table, rows_per_shard=2))
     names = [name for table in shards for name in table["name"].to_pylist()]
@@ -156,7 +160,7 @@ def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):
         requested.update(names)
         return iter([b""] * len(names))
 
-    monkeypatch.setattr("hwr_ray.data.prepare.read_files", no_files)
+    monkeypatch.setattr("hwr_ray.data.shards.read_files", no_files)
     prepare(rows)
     assert requested == Counter(["a.png", "b.png", "gone.png", "bad.png", "e.png"])
 
@@ -164,10 +168,12 @@ def test_rejected_labels_are_not_read_from_disk(rows, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "culprit"),
     [
-        ({}, "--data or --csv"),
-        ({"data": "a", "csv": "b", "images": "c"}, "--data or --csv"),
-        ({"csv": "b"}, "--images"),
-        ({"data": "a", "images": "c"}, "--images"),
+        ({}, "--data or --labels"),
+        ({"data": "a", "labels": "b", "images": "c"}, "--data or --labels"),
+        ({"data": "a", "images": "c"}, "--images and --split go with --labels"),
+        ({"data": "a", "split": "test"}, "--images and --split go with --labels"),
+        ({"data": "a", "validation_share": 1.0}, "--validation-share must be above 0 and below 1"),
+        ({"labels": "a", "delimiter": "::"}, "--delimiter must be one character or tab"),
         ({"data": "a", "canvas": (4, 64)}, "4x64"),
     ],
 )

@@ -31,9 +31,17 @@ def test_a_tally_counts_rows_by_hand():
             "prepared": 2,
             "rejected": {"lowercase": 1, "missing_text": 1},
             "normalized": 1,
+            "invisible_removed": 0,
             "most_frames_needed": 5,  # A, N, blank, N, A
         },
-        "test": {"rows": 1, "prepared": 1, "rejected": {}, "normalized": 0, "most_frames_needed": 2},
+        "test": {
+            "rows": 1,
+            "prepared": 1,
+            "rejected": {},
+            "normalized": 0,
+            "invisible_removed": 0,
+            "most_frames_needed": 2,
+        },
     }
     assert total.sizes == {(12, 40): 2, (9, 9): 1}
     assert total.lengths_before == {4: 2, 3: 1, 2: 1}

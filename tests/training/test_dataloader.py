@@ -136,7 +136,7 @@ def test_the_workers_of_a_node_share_one_copy_of_the_lines(prepared, tmp_path, m
 
 def test_a_full_disk_is_told_and_leaves_no_half_file(small_disk):
     shared = SharedFile(small_disk.path / "shared", True, lambda: None)
-    with pytest.raises(UserError, match=r"no space is left for the training lines in .*: set TMPDIR, or --stream"):
+    with pytest.raises(UserError, match=r"no space is left for the training lines in .*: free some, or pass --stream"):
         shared.exchange([np.zeros(1 << 20, np.uint8)] * 100, (100, 1 << 20))
     assert not [path for path in small_disk.path.rglob("*") if path.is_file()]
 

@@ -71,7 +71,7 @@ def test_a_label_list_teaches_what_the_cleaning_rules_keep(prepared, tmp_path, p
     path = tmp_path / ("list.csv.gz" if packed else "list.csv")
     path.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
     assert language_model_texts(prepared, str(path)) == {"LEA": 2, "NA": 1, "JEAN LUC": 1}
-    with pytest.raises(UserError, match=r"list\.csv.* column NAME"):
+    with pytest.raises(UserError, match=r"list\.csv.* column 'NAME'"):
         language_model_texts(prepared, str(path), "NAME")
 
 

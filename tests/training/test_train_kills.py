@@ -264,7 +264,7 @@ def test_lines_that_are_streamed_to_two_workers_teach_as_well_and_as_many_are_va
 def test_a_bundle_learns_a_larger_charset_from_where_it_stands(folder, draw_text, prepared, learned):
     more = folder / "more"
     csv, images = draw_lines(more, draw_text, [f"{text[:2]}O" for text in EASY_TEXTS * 6])
-    own = ["--csv", csv, "--images", images, "--out", more / "own", "--canvas", "16", "64"]
+    own = ["--labels", csv, "--images", images, "--out", more / "own", "--canvas", "16", "64"]
     run_here("prepare", *own)
     bundle = learned / "best"
     settings = ["--epochs", "4", "--batch-size", "16", "--no-augmentation", "--dropout", "0", "--ema-decay", "0.9"]

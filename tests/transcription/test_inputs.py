@@ -194,15 +194,18 @@ def test_a_manifest_and_its_images_may_lie_in_an_object_store():
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("file,age\na.png,1\n", "has no column path: its header reads file, age"),
-        ("path;age\na.png;1\n", "has no column path.*separated by ';'"),
+        ("file,age\na.png,1\n", "has no column 'path': its columns are file, age"),
+        ("path,age,path\na.png,1,b.png\n", "has two columns 'path'"),
         ("", "is empty"),
-        ("path,age\na.png,1\nb.png,2,3\n", "row 2 has 3 fields, not 2"),
-        ("path,age\na.png,1\nb.png\n", "row 2 has 1 fields, not 2"),
+        ("path,age\na.png,1\nb.png,2,3\n", "line 3: 3 fields, not 2"),
+        ("path,age\na.png,1\nb.png\n", "line 3: 1 fields, not 2"),
         ("path,age\na.png,1\nb.png,2\n,3\n", "row 3 has no path"),
         ("path,age\na.png,\n", "row 1 has no age"),
-        ('path,age\na.png,1\nb.png,"2\n', "line 3"),
-        ("path,age\na.png,É\n".encode("latin-1"), "is not utf-8"),
+        ('path,age\na.png,1\nb.png,"2\n', "line 3: a quote opens and is never closed"),
+        (
+            "path,age\na.png,É\n".encode("latin-1"),
+            "is not UTF-8: byte 0xc9 in line 2, which looks like cp1252: save it as UTF-8",
+        ),
     ],
 )
 def test_a_csv_manifest_that_cannot_be_read_whole_is_refused_with_its_row(scans, rows_per_table, content, sentence):
