@@ -36,7 +36,7 @@ JOBS = {
     "synthesize": Job(
         "synthetic.synthesize:synthesize",
         "synthetic.synthesize:SynthesisSettings",
-        "Draws a labelled data set of names on school forms, without any download.",
+        "Generates a synthetic data set of names on school forms; needs no download.",
     ),
     "fetch_kaggle": Job(
         "data.kaggle:fetch",
@@ -46,7 +46,7 @@ JOBS = {
     "prepare": Job(
         "data.prepare:prepare",
         "data.prepare:PrepareSettings",
-        "Cleans label CSVs, fits their images to the canvas and writes Parquet.",
+        "Cleans labels, fits their images to the canvas and writes both as Parquet.",
     ),
     "train": Job(
         "training.train:train",
@@ -79,7 +79,7 @@ JOBS = {
     "export": Job(
         "recognition.export:export",
         "recognition.export:ExportSettings",
-        "Exports a bundle's network as ONNX or TorchScript, checked against the original on drawn lines.",
+        "Exports a bundle's network as ONNX or TorchScript, checked against the original on synthetic lines.",
     ),
 }
 """All jobs by name, in the order of the data flow."""

@@ -1,4 +1,4 @@
-"""Exports a bundle's network as ONNX or TorchScript, checked against the original on drawn lines."""
+"""Exports a bundle's network as ONNX or TorchScript, checked against the original on synthetic lines."""
 
 from hwr_ray.cli import run_named
 

@@ -1,4 +1,4 @@
-"""Cleans label CSVs, fits their images to the canvas and writes Parquet."""
+"""Cleans labels, fits their images to the canvas and writes both as Parquet."""
 
 from hwr_ray.cli import run_named
 

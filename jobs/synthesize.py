@@ -1,4 +1,4 @@
-"""Draws a labelled data set of names on school forms, without any download."""
+"""Generates a synthetic data set of names on school forms; needs no download."""
 
 from hwr_ray.cli import run_named
 

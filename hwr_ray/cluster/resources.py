@@ -25,7 +25,7 @@ WAIT_SECONDS = 10
 @dataclass(frozen=True, kw_only=True)
 class ClusterSettings:
     wait_minutes: float = 0
-    """Minutes to wait for missing nodes, requesting them from the autoscaler; 0 fails immediately."""
+    """Minutes to wait for nodes (requested from the autoscaler). With 0 the job fails if the cluster is too small."""
 
     def __post_init__(self) -> None:
         if self.wait_minutes < 0:
@@ -35,9 +35,9 @@ class ClusterSettings:
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings(ClusterSettings):
     use_gpu: bool = False
-    """Give each worker one GPU."""
+    """Use one GPU per worker."""
     cpus_per_worker: float = 0.5
-    """Ray's logical CPUs for each worker."""
+    """Logical CPUs that Ray reserves for each worker (not a limit on threads)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

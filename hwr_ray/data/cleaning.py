@@ -32,11 +32,11 @@ class CleaningSettings:
     max_length: int = 20
     """Maximum number of characters in a label."""
     keep: tuple[Optional, ...] = ()
-    """Cleaning rules to switch off: rows that match them are kept."""
+    """Cleaning rules to disable; rows that match them are kept."""
     charset: str | None = None
     """Characters to recognize; by default all characters of the training labels."""
     keep_joiners: bool = False
-    """Keep the invisible characters U+200C and U+200D in labels; others are always removed."""
+    """Keep the invisible characters U+200C and U+200D in labels; other invisible characters are always removed."""
 
     def __post_init__(self) -> None:
         if self.max_length < 1:

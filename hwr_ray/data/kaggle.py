@@ -25,7 +25,7 @@ FETCHED = "fetched.json"
 @dataclass(frozen=True, kw_only=True)
 class FetchSettings:
     out: str
-    """Output folder for 413,000 small files. Running the same command again verifies it."""
+    """Output folder for 413,000 small files. Running the same command again verifies them."""
     dataset: str = DATASET
     """Kaggle data set: OWNER/NAME or OWNER/NAME/versions/NUMBER."""
 

@@ -37,16 +37,16 @@ class PrepareSettings:
     images: str | None = None
     """Folder of the images that --labels refers to; by default the folder of the label file."""
     split: Split | None = None
-    """Split of all rows of --labels; by default each row is assigned by the hash of its file name, 80 : 10 : 10."""
+    """Split to put all rows of --labels into; by default a hash of the file name assigns each row (80 : 10 : 10)."""
     validation_share: float = 0.1
-    """Share of the training rows that become validation rows, by the hash of their file names, if there are none."""
+    """Share of training rows to use for validation, by a hash of the file name, if there are no validation rows."""
     columns: tuple[str, str] | None = None
-    """Names of the columns with the image and the text, or their numbers in a file without a header. By default the
-    usual names are recognized, such as file_name and text."""
+    """Names of the columns with the image and the label, or their numbers in a file without a header. By default common
+    names such as file_name and text are recognized."""
     delimiter: str | None = None
-    """Character between the columns of a CSV, or `tab`; detected by default."""
+    """Character that separates the columns of a CSV, or `tab`; detected by default."""
     no_header: bool = False
-    """The first row of a CSV holds labels, not names. Recognized by default if it names an image."""
+    """Treat the first row of a CSV as data, not column names; the default if it contains an image's file name."""
     encoding: str | None = None
     """Text encoding of the labels; by default UTF-8, or UTF-16 with a byte order mark."""
     canvas: tuple[int, int] = (Canvas.height, Canvas.width)

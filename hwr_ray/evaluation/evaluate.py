@@ -32,18 +32,18 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
     data: str
-    """Prepared data set (jobs/prepare.py)."""
+    """Prepared data set (output of jobs/prepare.py)."""
     model: str = SHIPPED_WORD
-    """Bundle, such as RUN/best (jobs/train.py), or `shipped` for the one included in the package."""
+    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped` for the bundle in the package."""
     out: str
-    """Output folder or URI: metrics.json, predictions/*.parquet and report.html, or label_errors.{parquet,html}."""
+    """Output folder or URI for metrics.json, predictions/ and report.html, or label_errors.parquet and .html."""
     split: Split = "validation"
     """Split to evaluate."""
     label_errors: tuple[str, ...] = ()
-    """Bundles, one for each fold (jobs/train.py --num-folds --fold), to search for label errors instead of evaluating:
-    each training line is scored by the bundle trained without it. Ignores --model and --split."""
+    """Search for label errors instead of evaluating, with these bundles, one for each fold (jobs/train.py --num-folds
+    --fold). Each training line is scored by the bundle trained without it. --model and --split are ignored."""
     compare: str | None = None
-    """Another evaluation of the same lines to compare with, including a significance test."""
+    """Folder or URI of another evaluation of the same lines to compare with; includes a significance test."""
     seed: int = 0
     """Random seed of the bootstrap."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)

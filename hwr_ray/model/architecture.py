@@ -16,9 +16,9 @@ class ModelSettings:
     gru_size: int = 128
     """Hidden units of each GRU layer, per direction."""
     residual: bool = True
-    """Add a separable residual block after the second, third and fourth convolution layers."""
+    """Add a separable residual block after each of the second to fourth convolution layers."""
     dropout: float = 0.2
-    """Dropout probability before each GRU layer and before the classifier, from 0 to below 1."""
+    """Dropout probability before each GRU layer and before the classifier, at least 0 and less than 1."""
 
     def __post_init__(self) -> None:
         if len(self.conv_widths) != len(POOLS) or min(self.conv_widths) < 1:

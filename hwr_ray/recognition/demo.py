@@ -37,12 +37,12 @@ GREEN, AMBER, RED = (40, 140, 60), (200, 130, 0), (190, 60, 40)
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
     model: str = SHIPPED_WORD
-    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped`, the bundle in the package."""
+    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped` for the bundle in the package."""
     lexicon: str | None = None
-    """File of known names, one per line, as `name` or `name,count`. Their probability rises; other texts stay
+    """File of known names, one per line, as `name` or `name,count`. They become more probable; other texts remain
     possible."""
     precision: float = 0.99
-    """Share of correct texts, 0 to 1, to reach among those that need no review."""
+    """Target share of correct texts, 0 to 1, among those that are not marked for review."""
     port: int = 7860
     """Port of the page on this machine's loopback interface; 0 lets Gradio choose one."""
 

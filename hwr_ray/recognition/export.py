@@ -38,11 +38,11 @@ class ExportSettings:
     out: str
     """Folder or URI for the network and reading.json, which describes its input and output."""
     model: str = SHIPPED_WORD
-    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped`, the bundle in the package."""
+    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped` for the bundle in the package."""
     format: Literal["onnx", "torchscript"] = "onnx"
-    """Format of the network; `onnx` needs the extra `export`."""
+    """Format of the network; `onnx` needs `pip install 'hwr_ray[export]'`."""
     overwrite: bool = False
-    """Replace an existing export."""
+    """Replace an existing export in --out."""
 
 
 def export(settings: ExportSettings) -> str:

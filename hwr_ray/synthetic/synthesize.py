@@ -43,7 +43,7 @@ class SynthesisSettings:
     out: str
     """Output folder of the data set."""
     lines: int = 5000
-    """Rows of all three splits: 80 % training, 10 % validation, 10 % test."""
+    """Total number of rows, split into 80 % training, 10 % validation and 10 % test."""
     seed: int = 0
     """Random seed; the same seed produces identical files."""
     overwrite: bool = False

@@ -175,8 +175,8 @@ def train_epoch(worker: WorkerState, epoch: int) -> dict[str, Any] | None:
 
 
 def step_on(worker: WorkerState, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-    """Takes one step on this worker's share of a batch. Returns its part of the batch's loss, times the number of workers,
-    and the norm of the gradient."""
+    """Takes one step on this worker's share of a batch. Returns its part of the batch's loss, times the number of
+    workers, and the norm of the gradient."""
     state, settings = worker.state, worker.settings
     torch.manual_seed(dropout_seed(settings.seed, state.step, worker.shard.rank))
     factor = one_cycle(state.step, settings.epochs * worker.lines.steps)

@@ -34,60 +34,60 @@ Workers = Annotated[
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     data: str
-    """Prepared data set (jobs/prepare.py)."""
+    """Prepared data set (output of jobs/prepare.py)."""
     out: str
     """Folder or URI of the run. The same command resumes an interrupted run."""
     model: ModelSettings = field(default_factory=ModelSettings)
     epochs: int = 60
-    """Maximum number of passes over the training lines; the learning rate reaches 0 at the end of the last."""
+    """Maximum number of passes over the training lines; after the last of these epochs the learning rate is 0."""
     batch_size: int = 64
-    """Lines per step, over all workers."""
+    """Number of lines per step, over all workers."""
     gradient_accumulation_steps: int = 1
-    """Micro-batches that each worker splits its share of a batch into, to save memory. Batch normalization then uses
-    the statistics of one micro-batch at a time."""
+    """Number of micro-batches into which each worker splits its share of a batch, to save memory. Batch normalization
+    then uses the statistics of one micro-batch."""
     learning_rate: float = 3e-3
-    """Peak learning rate of the one-cycle schedule of AdamW."""
+    """Peak learning rate of AdamW (one-cycle schedule)."""
     weight_decay: float = 1e-2
     """Weight decay of AdamW."""
     ema_decay: float = 0.998
-    """Decay per step of the exponential moving average of the weights, which is validated and saved."""
+    """Decay per step of the exponential moving average of the weights; the average is validated and saved."""
     shortcut_weight: float = 0.1
-    """Weight of the loss of a CTC head on the convolution features, used in training only (Retsinas et al. 2022)."""
+    """Weight of the auxiliary CTC loss on the convolution features, in training only (Retsinas et al. 2022)."""
     augmentation: bool = True
-    """Distort the training lines at random."""
+    """Apply random distortions to the training lines."""
     patience: int = 12
-    """Epochs without a lower validation CER after which training stops."""
+    """Stop after this many epochs without a lower validation CER."""
     init_from: str | None = None
-    """Bundle to start from, or `shipped`; its architecture and canvas height must match. Characters that are missing
-    from its charset start with random weights."""
+    """Bundle to start from, or `shipped`. The run uses its architecture (except --dropout); the prepared lines must
+    have its canvas height. Characters missing from its charset start with random weights."""
     freeze_convolutions: bool = False
     """Keep the weights and batch statistics of the convolution layers fixed."""
     num_folds: int = 1
-    """Number of folds to split the training lines into, by the hash of their ids."""
+    """Number of folds to split the training lines into, by a hash of their ids."""
     fold: int | None = None
-    """Fold to exclude from training, 0 to num-folds - 1, for `evaluate --label-errors`."""
+    """Fold to exclude from training, from 0 to --num-folds minus 1; used by `evaluate --label-errors`."""
     seed: int = 0
     """Random seed of the initial weights, the order of lines, augmentation and dropout."""
     num_workers: Workers = 1
-    """Processes that train together (DDP): a number, or MIN:MAX for as many as the cluster currently holds."""
+    """Number of workers (DDP). MIN:MAX uses as many as the cluster has room for and adapts when nodes leave or join."""
     workers: WorkerSettings = field(default_factory=WorkerSettings)
     stream: bool = False
-    """Stream the training lines through Ray Data in every epoch, even if they fit into memory."""
+    """Stream the training lines through Ray Data in every epoch, even if they fit in memory."""
     checkpoint_minutes: float = 2.0
-    """Minutes between checkpoints within an epoch. The run also writes one at the end of each epoch, and while a node
-    is about to be preempted."""
+    """Minutes between checkpoints within an epoch. The run also saves one at the end of each epoch, when it is stopped,
+    and every 15 s while Ray reports that a node will be removed."""
     max_failures: int = 3
-    """Number of times the run resumes by itself after losing workers; raise it for spot machines that vanish without
-    notice."""
+    """Number of times the run resumes automatically after losing workers. Increase it for spot instances that are
+    terminated without notice."""
     keep: int = 2
     """Number of newest checkpoints to keep."""
     label_list: str | None = None
-    """CSV file of texts for the language model, usually more than there are prepared lines; by default the texts of
-    the training lines."""
+    """CSV file (optionally .gz) of texts for the language model, useful if you have more texts than labelled images; by
+    default the training labels."""
     label_column: str = "IDENTITY"
-    """Column of --label-list with the texts."""
+    """Column of --label-list that contains the texts."""
     wandb_project: str | None = None
-    """Weights & Biases project to log the run to; the key comes from WANDB_API_KEY, and WANDB_MODE=offline works."""
+    """Weights & Biases project for logging; the key comes from WANDB_API_KEY. WANDB_MODE=offline is supported."""
 
     def __post_init__(self) -> None:
         for name in (

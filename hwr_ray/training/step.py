@@ -28,8 +28,8 @@ CLIP_NORM = 5.0
 class TrainState:
     """The state from which a run resumes, even in the middle of an epoch.
 
-    The order of lines, augmentation and dropout are not part of it: they follow from the seed, epoch, step and rank. Only
-    streamed lines come in another order after each resumption.
+    The order of lines, augmentation and dropout are not part of it: they follow from the seed, epoch, step and rank.
+    Only streamed lines come in another order after each resumption.
     """
 
     model: CRNN

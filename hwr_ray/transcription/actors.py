@@ -38,19 +38,19 @@ Loader = Callable[[pa.Table], pa.Table]
 @dataclass(frozen=True, kw_only=True)
 class ReadingSettings:
     num_workers: int | None = None
-    """Number of processes, each with its own model; by default one per CPU of the cluster, or one per GPU."""
+    """Number of processes, each with its own model; by default one per CPU, or with --use-gpu one per GPU."""
     workers: WorkerSettings = field(default_factory=lambda: WorkerSettings(cpus_per_worker=WORKER_CPUS))
     batch_size: int = 64
-    """Lines per batch of a model."""
+    """Number of lines that a model recognizes at a time."""
     greedy: bool = False
     """Decode without the bundle's language model: faster, but less accurate."""
     lexicon: str | None = None
     """File of known names, one per line, as `name` or `name,count`. They become more probable; other texts remain
     possible."""
     num_best: int = 1
-    """Number of candidates per line: the text and num-best - 1 `alternatives`."""
+    """Number of candidates per line, at most 8: the recognized text and --num-best minus 1 `alternatives`."""
     characters: bool = False
-    """Add `characters`: the confidence and the position of each character of a text."""
+    """Add the column `characters`: the confidence and position of each character of a text."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "batch_size", "num_best"):

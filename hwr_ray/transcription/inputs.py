@@ -39,17 +39,17 @@ IMAGES_AT_ONCE, BUFFER_BYTES = 64, 1 << 20
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
     images: str
-    """Path or URI of a folder with images at any depth, a glob ('scans/**/*.png'), an image, a manifest (.csv,
-    .parquet), or Parquet files that contain the images (--image-column). Hidden files (.name) are skipped."""
+    """Path or URI of a folder with images at any depth, a glob ('scans/**/*.png'), an image, a manifest of paths (.csv
+    or .parquet), or Parquet files with images (--image-column). Hidden files (.name) are skipped."""
     path_column: str = "path"
-    """Column of a manifest with the paths of the images, relative to --root."""
+    """Column of a manifest that contains the image paths, relative to --root."""
     root: str | None = None
-    """Folder or URI that must contain all paths of a manifest; by default the manifest's own folder."""
+    """Folder or URI that a manifest's paths are relative to and must not leave; by default the manifest's folder."""
     id_column: str | None = None
-    """Column of a manifest, or of Parquet files with images, with a unique key per row; by default the path, or
-    FILE#ROW."""
+    """Column with a unique key per row, in a manifest or in Parquet files with images. By default the key is the path,
+    or FILE#ROW for an image in a Parquet file."""
     image_column: str | None = None
-    """Column of Parquet files with the bytes of one image file per row."""
+    """Column of Parquet files whose cells each contain the bytes of one image file."""
 
     def __post_init__(self) -> None:
         if self.root and not self.is_manifest:

@@ -62,16 +62,16 @@ FEWEST_ROWS = 1000
 class TranscribeSettings:
     inputs: InputSettings
     model: str = SHIPPED_WORD
-    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped`, the bundle in the package."""
+    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped` for the bundle in the package."""
     out: str
-    """Folder or URI for *.parquet and _run.json. The same command again resumes the job and adds new images."""
+    """Folder or URI for *.parquet and _run.json. Repeating the same command resumes the job and adds new images."""
     precision: float = 0.99
-    """Share of correct texts, 0 to 1, to reach among those that need no review."""
+    """Target share of correct texts, 0 to 1, among those that are not marked for review."""
     max_error_rate: float = 1.0
-    """Share of images, 0 to 1, that may fail before the job stops."""
+    """Stop if more than this share of images (0 to 1) can't be read; checked from 1,000 images on and at the end."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
     overwrite: bool = False
-    """Delete existing transcripts and start over; otherwise the same command resumes the job."""
+    """Delete existing transcripts and start over instead of resuming the job."""
 
     def __post_init__(self) -> None:
         for name in ("precision", "max_error_rate"):

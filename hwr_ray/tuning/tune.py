@@ -41,41 +41,41 @@ SPEED_LINES = 256
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
     data: str
-    """Prepared data set (jobs/prepare.py)."""
+    """Prepared data set (output of jobs/prepare.py)."""
     out: str
-    """Folder or URI of the sweep. The same command resumes it, also with more --trials."""
+    """Folder or URI of the sweep. The same command resumes it; --trials may be increased."""
     space: tuple[str, ...] = ()
-    """Training settings to vary in addition to shape, scale, gru_size, learning_rate and dropout, or other values for
-    these, as name=VALUE,VALUE or name=LOW..HIGH, with :log for a logarithmic scale or :STEP for whole numbers."""
+    """Settings to add to or replace in the default space (shape, scale, gru_size, learning_rate, dropout). Write
+    name=VALUE,VALUE or name=LOW..HIGH; append :log (logarithmic) or :STEP (integers). One VALUE fixes the setting."""
     search: Literal["tpe", "random"] = "tpe"
-    """Search algorithm: Optuna's tree-structured Parzen estimator, which minimizes CER and multiply-adds, or random."""
+    """`tpe`: Optuna's tree-structured Parzen estimator, minimizing CER and multiply-adds; `random`: random search."""
     trials: int = 20
-    """Number of trials; the first is the hand-set recipe, if the space contains it."""
+    """Number of trials. The first uses the default settings of train, if the space contains them."""
     time_budget: float | None = None
     """Minutes after which unfinished trials are interrupted; the same command resumes them. By default unlimited."""
     epochs: int = 12
-    """Epochs of each trial."""
+    """Number of epochs per trial."""
     asha: bool = True
-    """Stop trials whose CER is in the worse half at the same epoch: after --grace-epochs, after twice as many, and so
-    on."""
+    """Stop a trial whose CER is in the worse half of the trials at the same epoch. This is checked after
+    --grace-epochs, twice as many, four times as many, and so on."""
     grace_epochs: int | None = None
-    """Epochs that every trial gets before ASHA may stop it; by default a quarter of --epochs."""
+    """Minimum number of epochs before ASHA may stop a trial; by default a quarter of --epochs."""
     choose: str = "best"
-    """Trial to use as SWEEP/best: the one with the lowest CER (best), the knee point of the Pareto front (knee), or the
-    one with the lowest CER for at most NUMBER million multiply-adds per line (budget=NUMBER)."""
+    """Trial whose bundle is saved as OUT/best: `best` (lowest CER), `knee` (knee point of the Pareto front) or
+    budget=NUMBER (lowest CER with at most NUMBER million multiply-adds per line)."""
     repeat: int = 0
-    """Number of other seeds to train the chosen settings and the hand-set recipe with, to measure seed noise."""
+    """Number of extra seeds for training the chosen and the default settings, to measure variation between seeds."""
     retry_failed: bool = False
-    """Resume failed trials too, for example after the loss of a node or of memory."""
+    """Resume failed trials too, for example after a node was lost or memory ran out."""
     seed: int = 0
     """Random seed of the search and of each trial."""
     trials_at_once: int | None = None
-    """Trials to run at the same time, for which --wait-minutes waits; by default as many as the cluster holds."""
+    """Number of concurrent trials, by default as many as fit. With --wait-minutes the job waits until all fit."""
     num_workers: int = 1
-    """Processes that train a trial together (DDP)."""
+    """Number of workers per trial (DDP)."""
     workers: WorkerSettings = field(default_factory=WorkerSettings)
     wandb_project: str | None = None
-    """Weights & Biases project to log each trial to, in one group for the sweep."""
+    """Weights & Biases project to log the trials to, as one group."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "time_budget", "grace_epochs", "trials_at_once"):

@@ -90,12 +90,11 @@ def two_pictures(picture: np.ndarray, kind: str) -> bytes:
         (lambda _: b"name,text\n1,ANNA\n", "not an image"),
         (lambda _: encode(np.zeros((1, 1), np.uint8), "PNG"), "1x1 pixels are too few"),
         (lambda _: encode(np.zeros((500, 7), np.uint8), "PNG"), "7x500 pixels are too few"),
-        (lambda picture: encode(picture, "TIFF", "F"), "float32"),
+        (lambda picture: encode(picture, "TIFF", "F"), "32 bits"),
         (lambda _: encode(np.zeros((500, 7), np.uint8), "JPEG"), "7x500 pixels are too few"),
         (lambda picture: two_pictures(picture, "GIF"), "2 images"),
-        (lambda picture: two_pictures(picture, "MPO"), "2 images"),
     ],
-    ids=["empty", "text", "1x1", "narrow", "float", "narrow-jpeg", "animation", "mpo"],
+    ids=["empty", "text", "1x1", "narrow", "float", "narrow-jpeg", "animation"],
 )
 def test_what_is_no_line_image_says_why(picture, make, message):
     with pytest.raises(UndecodableImageError, match=message):
@@ -222,12 +221,12 @@ def test_an_encoded_picture_decodes_to_itself(picture):
     assert np.array_equal(decode(encode_png(picture)), picture)
 
 
-def test_a_picture_wider_than_opencv_reads_is_a_row_and_no_crash():
+def test_an_image_wider_than_opencv_reads_is_a_row_and_no_crash():
     width, height = 2_000_000, 9
     row = (width * 3 + 3) // 4 * 4
     header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + row * height, 0, 0, 54, 40, width, height, 1, 24, *[0] * 6)
     (line,) = lines_of([header + bytes(row * height)], Canvas())
-    assert line.reason == "undecodable_image"
+    assert (line.reason, line.width) == (None, width)
 
 
 @pytest.mark.parametrize("size", [(7, 320), (48, 0)])
