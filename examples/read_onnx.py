@@ -12,9 +12,12 @@ folder, path = sys.argv[1:]
 config = json.load(open(f"{folder}/reading.json"))
 height, width = config["canvas"]
 picture = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-scale = min(1, height / picture.shape[0], width / picture.shape[1])
+scale = min(1, height / picture.shape[0], width / (config["stretch"] * picture.shape[1]))
 if scale < 1:
     picture = cv2.resize(picture, [max(1, round(n * scale)) for n in picture.shape[::-1]], interpolation=cv2.INTER_AREA)
+if config["stretch"] != 1:
+    size = min(width, round(picture.shape[1] * config["stretch"])), len(picture)
+    picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
 canvas = np.full((height, width), np.median(picture), np.uint8)
 top = (height - len(picture)) // 2
 canvas[top : top + len(picture), : picture.shape[1]] = picture

@@ -275,8 +275,8 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     words = ["Straße 12", "äöü ÄÖÜ", "Grüße aus München, Hauptstr. 345", "quer 67890"]
     assert max(map(len, words)) == 32
     texts = [*words * 12, "Grüße aus München, Hauptstr. 3456"]
-    csv, images = draw_lines(folder / "german", lambda text: draw_text(text, width=400), texts)
-    out, canvas = folder / "german", ["--canvas", "16", "320"]
+    csv, images = draw_lines(folder / "german", lambda text: draw_text(text, width=200), texts)
+    out, canvas = folder / "german", ["--canvas", "16", "320", "--stretch", "1.5"]
     command = "jobs/prepare.py --labels labels.csv --images lines/ --columns file text --out own --keep lowercase --max-length 32"  # noqa: E501
     replaced = {"labels.csv": csv, "file": "FILENAME", "text": "IDENTITY", "lines/": images, "own": out / "prepared"}
     run_here(*documented(command, **replaced), *canvas)
@@ -288,7 +288,7 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     run_here("evaluate", "--data", out / "prepared", "--model", out / "run/best", "--out", out / "evaluation")
     run_here("transcribe", "--images", images, "--model", out / "run/best", "--out", out / "transcripts")
     config = json.loads((out / "run/best/config.json").read_text())
-    assert config["charset"] == metadata["charset"] and config["canvas"] == [16, 320]
+    assert config["charset"] == metadata["charset"] and config["canvas"] == [16, 320, 1.5]
     predictions = pd.read_parquet(out / "evaluation/predictions")
     assert set(predictions.text) <= set(words)
     transcripts = pd.read_parquet(out / "transcripts")

@@ -10,8 +10,7 @@ from typing import Any
 
 import requests
 
-from hwr_ray.data.labels import LabelFile, read_rows
-from hwr_ray.data.layouts import find_label_files
+from hwr_ray.data.labels import LabelFile, find_label_files, read_rows
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import write_json
 

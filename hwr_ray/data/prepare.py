@@ -3,16 +3,16 @@
 import logging
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from hwr_ray.cluster.connection import check_shared, connect
 from hwr_ray.cluster.resources import ClusterSettings, Needs, preflight
+from hwr_ray.data.canvas_choice import choose_canvas, poor_canvas
 from hwr_ray.data.cleaning import REASONS, CleaningSettings
-from hwr_ray.data.labels import LabelFile, Split, read_rows
-from hwr_ray.data.layouts import find_label_files, label_file
+from hwr_ray.data.labels import LabelFile, Split, find_label_files, label_file, read_rows
 from hwr_ray.data.report import write_preparation_report
 from hwr_ray.data.shards import LABEL_CPUS, SHARD_CPUS, check_whole, write_shards
 from hwr_ray.data.statistics import DatasetStatistics
@@ -20,6 +20,7 @@ from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.staging import staged
 from hwr_ray.images.lines import Canvas
+from hwr_ray.model.architecture import num_frames
 from hwr_ray.versions import versions
 
 log = logging.getLogger(__name__)
@@ -49,15 +50,22 @@ class PrepareSettings:
     """Treat the first row of a CSV as data, not column names; the default if it contains an image's file name."""
     encoding: str | None = None
     """Text encoding of the labels; by default UTF-8, or UTF-16 with a byte order mark."""
-    canvas: tuple[int, int] = (Canvas.height, Canvas.width)
-    """Height and width of every prepared image, in pixels."""
+    canvas: tuple[int, int] | Literal["auto"] = (Canvas.height, Canvas.width)
+    """Height and width of every prepared image in pixels, or `auto`, which measures a sample of the lines and chooses
+    width and --stretch."""
+    stretch: float = 1.0
+    """Factor by which all images are widened, for long texts in small images."""
     cleaning: CleaningSettings = field(default_factory=CleaningSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     overwrite: bool = False
     """Replace an existing data set in --out."""
 
     def __post_init__(self) -> None:
-        Canvas(*self.canvas)
+        if self.canvas != "auto":
+            canvas = Canvas(*self.canvas, self.stretch)
+            num_frames(canvas.height, canvas.width)
+        elif self.stretch != 1:
+            raise UserError("--canvas auto chooses the --stretch itself: omit it")
         if (self.data is None) == (self.labels is None):
             raise UserError("pass either --data or --labels")
         if self.labels is None and (self.images or self.split):
@@ -93,9 +101,12 @@ class PrepareSettings:
 def prepare(settings: PrepareSettings) -> str:
     """Writes the prepared data set and returns its path. Raises UserError for errors that the user can fix."""
     files = settings.label_files()
-    canvas = Canvas(*settings.canvas)
     for file in files:
-        next(read_rows(file))  # rejects an invalid CSV before Ray starts
+        next(read_rows(file))  # rejects an invalid label file before Ray starts
+    if settings.canvas == "auto":
+        canvas = choose_canvas(files, settings.cleaning)
+    else:
+        canvas = Canvas(*settings.canvas, settings.stretch)
     with staged(storage.absolute(settings.out), mark="dataset.json", overwrite=settings.overwrite) as out:
         connect()
         needs = Needs(num_workers=1, cpus_per_worker=SHARD_CPUS, other_cpus=LABEL_CPUS)
@@ -106,7 +117,7 @@ def prepare(settings: PrepareSettings) -> str:
         if not any(reason == "prepared" for _, reason in statistics.rows):
             raise UserError(nothing_prepared(out, storage.absolute(settings.out), statistics))
         metadata: dict[str, Any] = {
-            "canvas": [canvas.height, canvas.width],
+            "canvas": canvas.to_list(),
             "charset": settings.cleaning.charset or statistics.charset(),
             "splits": statistics.splits(),
             "content_hash": f"{statistics.digest:064x}",
@@ -115,6 +126,8 @@ def prepare(settings: PrepareSettings) -> str:
         }
         write_preparation_report(out, metadata=metadata, statistics=statistics)
         storage.write_json(storage.join(out, "dataset.json"), metadata)
+    if problem := poor_canvas(statistics, canvas):
+        log.warning("%s", problem)
     if share := max(file.validation_share for file in files):
         log.info(
             "there are no validation lines: %g %% of the training lines are taken, by the hash of their ids",

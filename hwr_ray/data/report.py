@@ -38,6 +38,7 @@ def write_preparation_report(out: str, *, metadata: dict[str, Any], statistics: 
         most_characters=MOST_CHARACTERS,
         sizes=_plot_sizes(statistics.sizes, canvas) if statistics.sizes else None,
         shrinking=shrinking(statistics.sizes, canvas),
+        few_frames=statistics.few_frames,
         lines=sample_lines(out, canvas),
         settings=json.dumps(metadata["settings"], indent=2, ensure_ascii=False, default=str),
     )

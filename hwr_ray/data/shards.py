@@ -1,5 +1,6 @@
 """Rows of labels prepared by Ray Data and written as shards."""
 
+import math
 import pickle
 from collections import defaultdict
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from hwr_ray.files.paths import find_spelling
 from hwr_ray.images.arrow import column_of
 from hwr_ray.images.lines import Canvas
 from hwr_ray.images.reader import Line, lines_of, read_files
-from hwr_ray.model.architecture import num_frames
+from hwr_ray.model.architecture import WIDTH_STRIDE, num_frames
 from hwr_ray.text.normalization import normalize
 
 MOST_ROWS, SHARD_BYTES = 4096, 64 << 20
@@ -166,7 +167,7 @@ class ShardWriter:
         """Writes prepared rows to a file `name` in the folder of each split and in `rejected`. Returns statistics."""
         statistics, folders = DatasetStatistics(), defaultdict[str, list[dict[str, Any]]](list)
         for row in records:
-            folders[count_row(row, statistics)].append(row)
+            folders[count_row(row, statistics, self.canvas)].append(row)
         for folder, members in folders.items():
             schema = prepared.REJECTED if folder == "rejected" else prepared.schema(self.canvas)
             columns: dict[str, Any] = {column: [row[column] for row in members] for column in schema.names}
@@ -179,9 +180,12 @@ class ShardWriter:
         return statistics
 
 
-def count_row(row: dict[str, Any], statistics: DatasetStatistics) -> str:
+def count_row(row: dict[str, Any], statistics: DatasetStatistics, canvas: Canvas) -> str:
     """Adds a prepared row to the statistics and returns the name of its output folder."""
-    is_kept = row["reason"] is None
+    is_kept, frames = row["reason"] is None, math.inf
+    if is_kept:
+        scale = canvas.scale_for(row["height"], row["width"])
+        frames = row["width"] * scale * canvas.stretch / WIDTH_STRIDE
     statistics.add_row(
         split=row["split"],
         text=row["text"],
@@ -189,5 +193,6 @@ def count_row(row: dict[str, Any], statistics: DatasetStatistics) -> str:
         reason=row["reason"],
         size=(row["height"], row["width"]) if row["height"] else None,
         content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"]],
+        num_frames=frames,
     )
     return row["split"] if is_kept else "rejected"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -11,6 +12,9 @@ from typing import Any
 from hwr_ray.data.labels import Split
 from hwr_ray.text.codec import frames_needed
 from hwr_ray.text.normalization import INVISIBLE
+
+FEW_FRAMES = 3
+"""Frames a character below which lines are recognized noticeably worse."""
 
 
 @dataclass
@@ -25,6 +29,8 @@ class DatasetStatistics:
     """Those of them from whose label invisible characters were removed, by split."""
     frames: Counter[tuple[Split, int]] = field(default_factory=Counter)
     """Prepared rows by split and number of frames that their label needs."""
+    few_frames: int = 0
+    """Prepared rows with fewer than FEW_FRAMES frames a character."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Decoded images by (height, width) in pixels."""
     lengths_before: Counter[int] = field(default_factory=Counter)
@@ -45,8 +51,10 @@ class DatasetStatistics:
         reason: str | None,
         size: tuple[int, int] | None,
         content: Iterable[bytes],
+        num_frames: float = math.inf,
     ) -> None:
-        """Counts one row. `kept_text` is its normalized label, or None for a rejected row."""
+        """Counts one row. `kept_text` is its normalized label, or None for a rejected row. `num_frames` is the
+        number of frames that its image covers on the canvas."""
         self.rows[split, reason or "prepared"] += 1
         if size:
             self.sizes[size] += 1
@@ -57,6 +65,7 @@ class DatasetStatistics:
             self.normalized[split] += kept_text != text
             self.invisible[split] += bool(INVISIBLE.search(text)) and kept_text != text
             self.frames[split, frames_needed(kept_text)] += 1
+            self.few_frames += num_frames < FEW_FRAMES * len(kept_text)
             self.lengths_after[len(kept_text)] += 1
             self.characters_after.update((split, c) for c in kept_text)
         hashed = sha256(b"".join(sha256(part).digest() for part in content))

@@ -169,7 +169,7 @@ def placed_characters(reading: Reading, canvas: Canvas, height: int, width: int)
 
     `left` and `right` are in pixels of the image file of that height and width, before fitting shrank it.
     """
-    pixels = WIDTH_STRIDE / canvas.scale_for(height, width)
+    pixels = WIDTH_STRIDE / (canvas.stretch * canvas.scale_for(height, width))
     return [
         {
             "character": c.character,

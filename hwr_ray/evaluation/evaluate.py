@@ -133,10 +133,12 @@ def rank_label_errors(settings: EvaluateSettings, prepared: Prepared) -> str:
 def check_canvas(prepared: Prepared, bundle: BundleConfig, model_path: str) -> None:
     """Raises UserError with the `prepare` command to run if the lines do not have the canvas of the bundle."""
     if prepared.canvas != bundle.canvas:
-        overrides = {"out": "NEW_FOLDER", "canvas": [bundle.canvas.height, bundle.canvas.width], "overwrite": None}
+        canvas = bundle.canvas
+        overrides = {"out": "NEW_FOLDER", "canvas": [canvas.height, canvas.width], "overwrite": None}
+        stretch = {"stretch": canvas.stretch if canvas.stretch != 1 else None}
         raise UserError(
             f"{prepared.path} has the canvas {prepared.canvas}, but {model_path} needs {bundle.canvas}; prepare with: "
-            f"{command({**prepared.metadata['settings'], **overrides})}"
+            f"{command({**prepared.metadata['settings'], **overrides, **stretch})}"
         )
 
 

@@ -18,6 +18,7 @@ MIN_SIDE = 8
 MAX_PIXELS = 40_000_000
 """Maximum number of pixels. A larger image is rejected by its header, before decoding (decompression bombs)."""
 
+MAX_STRETCH = 4.0
 PAPER = 255
 SAMPLED_EVERY = 31
 """Stride of the pixels from which an image's median is estimated. A stride that divides the width would leave out
@@ -38,17 +39,25 @@ class Canvas:
 
     height: int = 48
     width: int = 320
+    stretch: float = 1.0
+    """Factor by which all images are widened, which gives short images with long texts more frames."""
 
     def __post_init__(self) -> None:
         if self.height < MIN_SIDE or self.width < MIN_SIDE:
             raise UserError(f"the canvas {self} is smaller than {MIN_SIDE}x{MIN_SIDE}")
+        if not 1 <= self.stretch <= MAX_STRETCH:
+            raise UserError(f"--stretch must be between 1 and {MAX_STRETCH:g}, not {self.stretch:g}")
 
     def __str__(self) -> str:
-        return f"{self.height}x{self.width}"
+        return f"{self.height}x{self.width}" + (f" stretched by {self.stretch:g}" if self.stretch != 1 else "")
+
+    def to_list(self) -> list[float]:
+        """Returns the arguments of the canvas, as JSON files hold them."""
+        return [self.height, self.width, *([self.stretch] if self.stretch != 1 else [])]
 
     def scale_for(self, height: int, width: int) -> float:
-        """Returns the factor that scales an image to fit with its aspect ratio; at most 1, as images never grow."""
-        return min(1.0, self.height / height, self.width / width)
+        """Returns the factor that scales an image before it is stretched; at most 1, as images never grow in height."""
+        return min(1.0, self.height / height, self.width / (self.stretch * width))
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -224,7 +233,7 @@ def grey(image: np.ndarray | Image.Image) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
             image = np.asarray(image).astype(np.uint16)  # also of the other byte order
-        elif image.mode == "I" and 0 <= np.asarray(image).min() and np.asarray(image).max() < 1 << 16:
+        elif image.mode == "I" and np.asarray(image).min() >= 0 and np.asarray(image).max() < 1 << 16:
             image = np.asarray(image).astype(np.uint16)
         elif image.mode not in ("L", "I", "F"):
             has_alpha = "A" in image.getbands() or "transparency" in image.info
@@ -246,7 +255,8 @@ def grey(image: np.ndarray | Image.Image) -> np.ndarray:
 
 
 def fit(image: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """Returns a grey image (h, w) uint8 on the canvas (H, W): shrunk if necessary, left-aligned, vertically centred.
+    """Returns a grey image (h, w) uint8 on the canvas (H, W): shrunk if necessary, then stretched, left-aligned and
+    vertically centred.
 
     The rest is filled with the median grey of the image, which is its paper.
     """
@@ -256,6 +266,9 @@ def fit(image: np.ndarray, canvas: Canvas) -> np.ndarray:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         height, width = image.shape
+    if canvas.stretch != 1:
+        width = min(canvas.width, max(1, round(width * canvas.stretch)))
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     fitted = np.full((canvas.height, canvas.width), _median(image), np.uint8)
     top = (canvas.height - height) // 2
     fitted[top : top + height, :width] = image

@@ -42,7 +42,7 @@ def save_bundle(bundle: Bundle, path: str) -> None:
         "format": 2,
         "architecture": {"name": "crnn", **asdict(bundle.settings)},
         "charset": bundle.codec.charset,
-        "canvas": [bundle.canvas.height, bundle.canvas.width],
+        "canvas": bundle.canvas.to_list(),
         "decoding": {
             "name": "beam" if language_model else "greedy",
             "lm_weight": decoding.lm_weight,

@@ -65,10 +65,10 @@ def read_files(path: str) -> tuple[BundleConfig, bytes]:
         if config["format"] != 2 or architecture.pop("name") != "crnn" or decoder not in ("greedy", "beam"):
             raise UserError("it was made by a newer version of hwr_ray")
         architecture["conv_widths"] = tuple(architecture["conv_widths"])
-        height, width = config["canvas"]
-        codec, canvas = Codec(config["charset"]), Canvas(height, width)
+        height, width, *stretch = config["canvas"]
+        codec, canvas = Codec(config["charset"]), Canvas(height, width, *stretch)
         settings, model_id = ModelSettings(**architecture), _model_id(config)
-        num_frames(height, width)
+        num_frames(canvas.height, canvas.width)
         decoding = _decoding_of(config)
         digests = {name: config["sha256"][name] for name in (WEIGHTS, *([LANGUAGE_MODEL] if decoder == "beam" else []))}
     except (KeyError, TypeError, ValueError) as error:

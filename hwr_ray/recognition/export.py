@@ -55,6 +55,7 @@ def export(settings: ExportSettings) -> str:
         metadata = {
             "model_id": bundle.model_id,
             "canvas": [bundle.canvas.height, bundle.canvas.width],
+            "stretch": bundle.canvas.stretch,
             "charset": bundle.codec.charset,
             "blank": BLANK,
             "input": "images (lines, height, width) uint8, dark on light",

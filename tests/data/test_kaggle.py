@@ -10,8 +10,7 @@ import requests
 from conftest import draw_easy_lines
 
 from hwr_ray.data.kaggle import FetchSettings, fetch
-from hwr_ray.data.labels import read_rows
-from hwr_ray.data.layouts import find_label_files
+from hwr_ray.data.labels import find_label_files, read_rows
 from hwr_ray.errors import UserError
 
 

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hwr_ray.data.cleaning import CleaningSettings
-from hwr_ray.data.labels import ROWS, LabelFile, read_rows, split_of
-from hwr_ray.data.layouts import find_label_files, label_file, split_in
+from hwr_ray.data.labels import ROWS, LabelFile, find_label_files, label_file, read_rows, split_in, split_of
 from hwr_ray.data.prepare import PrepareSettings
 from hwr_ray.data.shards import prepare_rows
 from hwr_ray.errors import UserError

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from hwr_ray.data.labels import ROWS, LabelFile, read_rows
-from hwr_ray.data.layouts import find_label_files
+from hwr_ray.data.labels import ROWS, LabelFile, find_label_files, read_rows
 from hwr_ray.errors import UserError
 
 HEADER = "FILENAME,IDENTITY\n"

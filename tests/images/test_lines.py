@@ -3,6 +3,7 @@
 import errno
 import gzip
 import io
+import json
 import struct
 import zlib
 
@@ -167,6 +168,26 @@ def test_a_picture_shrinks_to_the_canvas_with_its_aspect_and_is_never_enlarged(s
     rows, columns = np.flatnonzero(~paper.all(axis=1)), np.flatnonzero(~paper.all(axis=0))
     assert (rows[-1] - rows[0] + 1, columns[-1] + 1) == (height, width)
     assert columns[0] == 0 and rows[0] == (48 - height) // 2  # left-aligned, vertically centred
+
+
+@pytest.mark.parametrize("stretch", [1.25, 2.0])
+@pytest.mark.parametrize("size", [(20, 100), (96, 100), (24, 640)])
+def test_a_stretched_image_is_wider_by_the_factor_and_fits(size, stretch):
+    canvas = Canvas(48, 320, stretch)
+    scale = min(1, 48 / size[0], 320 / (stretch * size[1]))
+    paper = fit(_marked(size), canvas) == 200
+    rows, columns = np.flatnonzero(~paper.all(axis=1)), np.flatnonzero(~paper.all(axis=0))
+    assert rows[-1] - rows[0] + 1 == round(size[0] * scale)
+    assert columns[0] == 0 and columns[-1] + 1 == pytest.approx(size[1] * scale * stretch, abs=1.5)
+
+
+def test_a_canvas_is_the_same_from_its_list():
+    for canvas in (Canvas(), Canvas(32, 256), Canvas(48, 448, 1.75)):
+        assert Canvas(*json.loads(json.dumps(canvas.to_list()))) == canvas
+    assert Canvas(48, 320).to_list() == [48, 320]
+    for stretch in (0.5, 5.0):
+        with pytest.raises(UserError, match="--stretch must be between 1 and 4"):
+            Canvas(48, 320, stretch)
 
 
 def test_a_sliver_keeps_one_pixel():
