@@ -1,6 +1,6 @@
 """Cleaning rules that reject labelled rows, each for a named reason."""
 
-import unicodedata
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,8 @@ REASONS = {
     "undecodable_image": "the file is damaged, not a single image, or too small or too large",
 }
 """Reasons to reject a row, in the order in which the rules apply; a row gets the first reason that matches."""
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 Optional = Literal["unreadable", "empty_field", "lowercase", "too_long"]
 
@@ -55,7 +57,7 @@ def reason_for(
     """
     checks = {
         "missing_text": not text,
-        "control_character": any(unicodedata.category(c) == "Cc" for c in text),
+        "control_character": not text.isprintable() and CONTROL.search(text) is not None,
         "unreadable": text == "UNREADABLE",
         "empty_field": text == "EMPTY",
         "lowercase": any(c.islower() for c in text),
@@ -63,6 +65,9 @@ def reason_for(
         "unknown_character": is_training
         and settings.charset is not None
         and any(c not in settings.charset for c in text),
-        "too_many_frames": is_training and num_frames is not None and frames_needed(text) > num_frames,
+        "too_many_frames": is_training
+        and num_frames is not None
+        and 2 * len(text) > num_frames  # a label needs fewer frames than that
+        and frames_needed(text) > num_frames,
     }
     return next((reason for reason, holds in checks.items() if holds and reason not in settings.keep), None)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,8 +28,7 @@ IMAGES_AT_ONCE = 64
 REMEDY = "save it as UTF-8, or pass its --encoding"
 
 
-@dataclass(frozen=True)
-class Label:
+class Label(NamedTuple):
     """A row of a label file."""
 
     row: int

@@ -122,21 +122,17 @@ def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) 
     _take_images(held, (row["file"] for row in held), canvas)
     for folder in {row["folder"] for row in good} - {None}:
         members = [row for row in good if row["folder"] == folder]
-        _take_images(members, read_files(folder, [_name(row) for row in members]), canvas)
+        start = len(storage.join(folder, ""))
+        _take_images(members, read_files(folder, [row["path"][start:] for row in members]), canvas)
         missing = [row for row in members if row["reason"] == "missing_image"]
         for row in missing:
             row["detail"] = f"there is no {row['path']}"
-        spelled = [(row, find_spelling(folder, _name(row), SUFFIXES)) for row in missing]
+        spelled = [(row, find_spelling(folder, row["path"][start:], SUFFIXES)) for row in missing]
         found = [(row, name) for row, name in spelled if name]
         for row, name in found:
             row["path"] = storage.join(folder, name)
         _take_images([row for row, _ in found], read_files(folder, [name for _, name in found]), canvas)
     return records
-
-
-def _name(row: dict[str, Any]) -> str:
-    """Returns the path of a row's image relative to its folder."""
-    return row["path"].removeprefix(storage.join(row["folder"], ""))
 
 
 def _take_images(rows: list[dict[str, Any]], files: Iterable[bytes | Line], canvas: Canvas) -> None:

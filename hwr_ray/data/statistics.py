@@ -63,7 +63,8 @@ class DatasetStatistics:
             self.characters_before.update(text)
         if kept_text is not None:
             self.normalized[split] += kept_text != text
-            self.invisible[split] += bool(INVISIBLE.search(text)) and kept_text != text
+            if kept_text != text and not text.isascii():
+                self.invisible[split] += INVISIBLE.search(text) is not None
             self.frames[split, frames_needed(kept_text)] += 1
             self.few_frames += num_frames < FEW_FRAMES * len(kept_text)
             self.lengths_after[len(kept_text)] += 1

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, dropwhile, islice
+from typing import NamedTuple
 
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import is_file, locate, read_bytes
@@ -23,8 +24,7 @@ BYTE_ORDER_MARKS = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     line: int
     """Number of its first line in the file, from 1."""
     fields: list[str]
@@ -173,6 +173,9 @@ def _rows(lines: Iterator[tuple[int, str]], delimiter: str, num_fields: int) -> 
         if not number:
             return
         if not line.strip():
+            continue
+        if '"' not in line:
+            yield Row(number, line.split(delimiter))
             continue
         try:
             yield Row(number, _parse(line, delimiter))

@@ -7,6 +7,8 @@ from pyarrow import fs
 
 from hwr_ray.files.storage import join, locate
 
+_PLAIN_NAME = re.compile(r"[^\s./\\:\0]([^/\\:\0]*[^\s/\\:\0])?")
+
 
 def is_safe(path: str) -> bool:
     """Returns whether a path from a file stays below its folder on every operating system."""
@@ -26,6 +28,8 @@ def relative_to(path: str, folder: str) -> str | None:
 
     The path may be absolute or a URI below the folder, start with `./`, use `\\`, and have blanks around it.
     """
+    if _PLAIN_NAME.fullmatch(path):
+        return path
     plain = path.strip().replace("\\", "/").removeprefix(join(folder, ""))
     if "://" not in plain:
         plain = re.sub("^(\\./)+", "", re.sub("/+", "/", plain))

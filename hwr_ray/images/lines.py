@@ -77,7 +77,7 @@ def decode(data: bytes) -> np.ndarray:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:
             raise UndecodableImageError("the image is damaged") from error
-        if pixels is None or sorted(pixels.shape) != sorted(size):  # decoded otherwise than its header says
+        if pixels is None or pixels.size != size[0] * size[1]:  # decoded otherwise than its header says
             raise UndecodableImageError("the image is damaged")
         return _to_grey(pixels)
     return _decode_with_pillow(data)
@@ -107,7 +107,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         elif kind not in _OTHER_SEGMENTS:
             return None
         start += 2 + length
-        if kind == 0xDA:  # a scan follows
+        if kind == 0xDA and data.endswith(b"\xff\xd9"):
+            return size
+        if kind == 0xDA:  # a scan follows, and then other data or nothing
             found = _MARKER.search(data, start)
             if not found:
                 break

@@ -18,5 +18,7 @@ def normalize(text: str, *, keep_joiners: bool = False) -> str:
 
     `keep_joiners` keeps U+200C and U+200D, which change the shape of letters in some scripts.
     """
+    if text.isascii():
+        return " ".join(text.split())
     pattern = _INVISIBLE_BUT_JOINERS if keep_joiners else INVISIBLE
     return " ".join(unicodedata.normalize("NFC", pattern.sub("", text)).split())

@@ -60,7 +60,7 @@ def test_roomy_lines_are_not_widened_and_the_canvas_is_as_wide_as_98_percent_nee
 
 def test_without_a_line_that_can_be_measured_the_canvas_is_asked_for(tmp_path):
     (tmp_path / "labels.csv").write_text("file_name,text\ngone.png,ANNA\n")
-    with pytest.raises(UserError, match="no line of .* can be measured for --canvas auto: pass --canvas HEIGHT WIDTH"):
+    with pytest.raises(UserError, match=r"no line of .* can be measured for --canvas auto: pass --canvas HEIGHT WIDTH"):
         choose_canvas([label_file(str(tmp_path / "labels.csv"), None, "train")], CLEANING)
 
 
