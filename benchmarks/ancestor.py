@@ -24,7 +24,7 @@ from hwr_ray.data.labels import Split, find_label_files, read_rows
 from hwr_ray.decoding.ctc import ctc_losses
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import read_bytes, write_json
-from hwr_ray.images.lines import UndecodableImageError, decode
+from hwr_ray.images.decode import UndecodableImageError, decode
 from hwr_ray.text.codec import Codec, collapse, frames_needed
 from hwr_ray.text.metrics import edit_distances, figures
 from hwr_ray.text.normalization import normalize
@@ -164,7 +164,7 @@ def read_split(data: str, split: Split) -> Lines:
             images.append(image)
             texts.append(text)
     if not texts:
-        raise UserError(f"{file.csv} has no readable line: check --data")
+        raise UserError(f"{file.path} has no readable line: check --data")
     figures = {"rows": len(texts) + reasons.total(), "kept": len(texts), "rejected": dict(sorted(reasons.items()))}
     return Lines(torch.from_numpy(np.stack(images)), texts, figures)
 

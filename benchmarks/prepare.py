@@ -28,10 +28,11 @@ from hwr_ray.cli import run_job as run_benchmark
 from hwr_ray.data import dataset as prepared
 from hwr_ray.data.cleaning import CleaningSettings
 from hwr_ray.data.labels import find_label_files, read_rows
-from hwr_ray.data.prepare import MOST_ROWS, ShardWriter, count_row, prepare_rows
+from hwr_ray.data.shards import MOST_ROWS, ShardWriter, count_row, prepare_rows
 from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.errors import UserError
-from hwr_ray.images.lines import Canvas, _check_header, decode, fit
+from hwr_ray.images.decode import decode, plain_size
+from hwr_ray.images.lines import Canvas, fit
 from hwr_ray.images.reader import read_files
 from hwr_ray.versions import versions
 
@@ -212,12 +213,12 @@ def profile(data: str) -> dict[str, float]:
         steps: dict[str, Callable[[], object]] = {
             "rows": lambda: next(read_rows(file, rows_per_table=len(rows))),
             "read": lambda: list(read_files(file.images, names)),
-            "header": lambda: [_check_header(data) for data in files],
+            "header": lambda: [plain_size(data) for data in files],
             "decode": lambda: [decode(data) for data in files],
             "fit": lambda: [fit(picture, canvas) for picture in pictures],
             "hash": lambda: [sha256(data).digest() for data in files],
             "prepare_rows": lambda: prepare_rows(rows, cleaning=cleaning, canvas=canvas),
-            "statistics": lambda: [count_row(row, statistics) for row in records],
+            "statistics": lambda: [count_row(row, statistics, canvas) for row in records],
             "shard": lambda: writer.write(records, "0.parquet"),
         }
         times = {name: median_seconds(step) / len(rows) * 1e6 for name, step in steps.items()}

@@ -268,8 +268,8 @@ def run(*command: str, note: Path, here: dict[str, Any], done: bool) -> dict[str
 def table(rows: dict[str, Any]) -> str:
     """Returns the rows as a Markdown table."""
     lines = [
-        "| what | epochs | minutes | parameters | multiply-adds a line | CER (95 %) | exact match (95 %) "
-        "| CER minus the short row's (95 %) |",
+        "| model | epochs | minutes | parameters | multiply-adds per line | CER (95 % interval) "
+        "| exact match (95 % interval) | CER minus that of `short, greedy`, in points (95 % interval) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in (*ANCESTOR, *(variant.name for variant in VARIANTS)):

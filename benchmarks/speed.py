@@ -17,7 +17,8 @@ import torch
 from hwr_ray.decoding.beam_search import beam_search
 from hwr_ray.decoding.ngram import fit_language_model
 from hwr_ray.images.augmentation import augment
-from hwr_ray.images.lines import Canvas, decode, fit
+from hwr_ray.images.decode import decode
+from hwr_ray.images.lines import Canvas, fit
 from hwr_ray.model.architecture import ModelSettings
 from hwr_ray.model.crnn import to_ink
 from hwr_ray.recognition.bundle import Bundle, new_model

@@ -9,11 +9,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hwr_ray.errors import UserError
 from hwr_ray.files.csv import read_csv, read_lines
-from hwr_ray.files.storage import is_file, is_folder, join, locate, walk_files
+from hwr_ray.files.parquet import ParquetFile
+from hwr_ray.files.storage import is_file, is_folder, join, walk_files
 
 if TYPE_CHECKING:
     from hwr_ray.data.labels import LabelFile
@@ -121,18 +121,10 @@ def read_pairs(file: LabelFile) -> Iterator[Label]:
 def read_parquet(file: LabelFile) -> Iterator[Label]:
     """Yields the rows of a Parquet file with an image column (bytes, or structs with `bytes` and `path`) and a text
     column."""
-    filesystem, inner = locate(file.path)
-    try:
-        table = pq.ParquetFile(inner, filesystem=filesystem, buffer_size=1 << 20)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file.path} can't be read as Parquet: {error}") from error
-    names = table.schema_arrow.names
-    image, text = file.columns or _usual(file.path, names)
-    for column in (image, text):
-        if column not in names:
-            raise UserError(f"{file.path} has no column {column!r}: its columns are {', '.join(names)}")
+    table = ParquetFile.open(file.path, file.columns or ())
+    image, text = file.columns or _usual(file.path, table.file.schema_arrow.names)
     name, row = posixpath.basename(file.path), 0
-    for batch in table.iter_batches(IMAGES_AT_ONCE, columns=[image, text]):
+    for batch in table.batches(IMAGES_AT_ONCE, columns=[image, text]):
         images, texts = batch[image].to_pylist(), batch[text].cast(pa.string()).to_pylist()
         for value, label in zip(images, texts, strict=True):
             row += 1

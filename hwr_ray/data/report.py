@@ -15,7 +15,8 @@ from hwr_ray.data.labels import SPLITS
 from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.files import storage
 from hwr_ray.images.arrow import images_of
-from hwr_ray.images.lines import Canvas, UndecodableImageError, decode
+from hwr_ray.images.decode import UndecodableImageError, decode
+from hwr_ray.images.lines import Canvas
 from hwr_ray.reporting.html import BAD, GOOD, PALE, data_uri, new_figure, render
 
 MOST_CHARACTERS = 120

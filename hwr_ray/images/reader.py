@@ -15,7 +15,8 @@ from pyarrow import fs
 
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import join, locate
-from hwr_ray.images.lines import Canvas, UndecodableImageError, decode, fit
+from hwr_ray.images.decode import UndecodableImageError, decode
+from hwr_ray.images.lines import Canvas, fit
 
 READ_THREADS = 32
 """Number of threads that read files."""

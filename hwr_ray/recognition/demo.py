@@ -17,7 +17,8 @@ import numpy as np
 from hwr_ray.decoding.decoder import placed_characters
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.images.lines import decode, encode_png
+from hwr_ray.images.decode import decode
+from hwr_ray.images.lines import encode_png
 from hwr_ray.images.reader import MAX_BYTES, lines_of
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD
 from hwr_ray.recognition.recognizer import Recognizer

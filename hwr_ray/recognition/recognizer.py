@@ -16,7 +16,8 @@ from hwr_ray.decoding.ctc import ctc_losses, greedy_labels
 from hwr_ray.decoding.decoder import Reading, calibrated, lexicon_for, with_characters
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.images.lines import UndecodableImageError, decode, fit, grey
+from hwr_ray.images.decode import UndecodableImageError, decode, grey
+from hwr_ray.images.lines import fit
 from hwr_ray.recognition.bundle import load_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path
 from hwr_ray.recognition.runtime import Network

@@ -18,7 +18,7 @@ from hwr_ray.decoding.decoder import NUM_CANDIDATES, Reading, lexicon_for, place
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.arrow import images_of
-from hwr_ray.images.lines import PAPER
+from hwr_ray.images.decode import PAPER
 from hwr_ray.recognition.bundle_config import BundleConfig
 from hwr_ray.transcription.transcripts import ALTERNATIVES, CHARACTERS, store_partition
 

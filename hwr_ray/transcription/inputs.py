@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.csv import read_csv
+from hwr_ray.files.parquet import ParquetFile
 from hwr_ray.files.paths import is_safe
 from hwr_ray.images.reader import Line, read_files
 
@@ -32,8 +32,8 @@ INPUTS = pa.schema(
 """One row per image; `id`, or `path` if there is no `id`, is unique."""
 NO_IMAGE = Line(reason="missing_image", detail="the row holds no image")
 ROWS_PER_TABLE = 8192
-IMAGES_AT_ONCE, BUFFER_BYTES = 64, 1 << 20
-"""Images per batch and bytes of the read buffer for a Parquet file with images, whose row groups may be large."""
+IMAGES_AT_ONCE = 64
+"""Images of a Parquet file that are held in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class Manifest:
         """Yields the path and, with an id column, the key of each row, in chunks."""
         columns = [self.path_column, *([self.id_column] if self.id_column else [])]
         if self.path.lower().endswith(".parquet"):
-            for batch in _open(self.path, columns).iter_batches(ROWS_PER_TABLE, columns=columns):
+            for batch in ParquetFile.open(self.path, columns).batches(ROWS_PER_TABLE, columns=columns):
                 yield list(zip(*(batch[name].cast(pa.string()).to_pylist() for name in columns), strict=True))
             return
         rows = read_csv(self.path, columns=columns).columns(*columns)
@@ -207,18 +207,19 @@ class ImageTables:
 
     def _keys(self, name: str) -> Iterator[list[str | None]]:
         """Yields the keys of a file's rows, in chunks: the values of the id column, or FILE#ROW without one."""
-        file = _open(self._join(name), [self.image_column, *([self.id_column] if self.id_column else [])])
-        kind = file.schema_arrow.field(self.image_column).type
+        columns = [self.image_column, *([self.id_column] if self.id_column else [])]
+        table = ParquetFile.open(self._join(name), columns)
+        kind = table.file.schema_arrow.field(self.image_column).type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise UserError(f"{self._join(name)}: {self.image_column} holds {kind}, not bytes")
         if self.id_column:
-            for batch in file.iter_batches(ROWS_PER_TABLE, columns=[self.id_column]):
+            for batch in table.batches(ROWS_PER_TABLE, columns=[self.id_column]):
                 yield batch[0].cast(pa.string()).to_pylist()
             return
-        for start in range(0, file.metadata.num_rows, ROWS_PER_TABLE):
-            end = min(start + ROWS_PER_TABLE, file.metadata.num_rows)
+        for start in range(0, table.file.metadata.num_rows, ROWS_PER_TABLE):
+            end = min(start + ROWS_PER_TABLE, table.file.metadata.num_rows)
             yield [f"{name}#{row}" for row in range(start, end)]
 
     def fetch(self, table: pa.Table) -> Iterator[bytes | Line]:
@@ -249,12 +250,13 @@ class ImageTables:
 
     def _images(self, name: str, rows: list[int]) -> Iterator[bytes | None]:
         """Yields the images of some rows (ascending) of a file, in one pass over the row groups that contain them."""
-        file, wanted, start = _open(self._join(name), [self.image_column]), np.array(rows), 0
-        for group in range(file.num_row_groups):
-            end = start + file.metadata.row_group(group).num_rows
+        table = ParquetFile.open(self._join(name), [self.image_column])
+        wanted, start = np.array(rows), 0
+        for group in range(table.file.num_row_groups):
+            end = start + table.file.metadata.row_group(group).num_rows
             first, last = np.searchsorted(wanted, [start, end])
             if first < last:
-                for batch in file.iter_batches(IMAGES_AT_ONCE, row_groups=[group], columns=[self.image_column]):
+                for batch in table.batches(IMAGES_AT_ONCE, row_groups=[group], columns=[self.image_column]):
                     stop = np.searchsorted(wanted, start + len(batch))
                     images = batch[0].take(pa.array(wanted[first:stop] - start))
                     is_struct = pa.types.is_struct(images.type)
@@ -268,7 +270,7 @@ class ImageTables:
 @lru_cache
 def _row_group_ends(path: str) -> list[int]:
     """Returns the number of rows up to the end of each row group of a Parquet file."""
-    metadata = _open(path, ()).metadata
+    metadata = ParquetFile.open(path).file.metadata
     return list(accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)))
 
 
@@ -280,15 +282,3 @@ def keys_of(table: pa.Table) -> list[str]:
 def _table(num_rows: int, **columns: Sequence | None) -> pa.Table:
     arrays = [pa.array(columns.get(f.name) or [None] * num_rows, f.type) for f in INPUTS]
     return pa.Table.from_arrays(arrays, schema=INPUTS)
-
-
-def _open(path: str, columns: Sequence[str]) -> pq.ParquetFile:
-    filesystem, inner = storage.locate(path)
-    try:
-        file = pq.ParquetFile(inner, filesystem=filesystem, buffer_size=BUFFER_BYTES)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} can't be read as Parquet: {error}") from error
-    for column in columns:
-        if column not in file.schema_arrow.names:
-            raise UserError(f"{path} has no column {column}: it has {', '.join(file.schema_arrow.names)}")
-    return file

@@ -21,7 +21,8 @@ from hwr_ray.data.shards import ShardWriter, _shards_of, check_whole, prepare_ro
 from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.errors import UserError
 from hwr_ray.images import reader as line_reading
-from hwr_ray.images.lines import Canvas, decode, encode_png, fit
+from hwr_ray.images.decode import decode
+from hwr_ray.images.lines import Canvas, encode_png, fit
 
 CANVAS = Canvas(16, 64)
 

@@ -15,7 +15,8 @@ from pyarrow import fs
 
 from hwr_ray.errors import UserError
 from hwr_ray.images import reader
-from hwr_ray.images.lines import SAMPLED_EVERY, Canvas, UndecodableImageError, decode, encode_png, fit
+from hwr_ray.images.decode import UndecodableImageError, decode
+from hwr_ray.images.lines import SAMPLED_EVERY, Canvas, encode_png, fit
 from hwr_ray.images.reader import lines_of, read_files
 
 

@@ -22,7 +22,7 @@ from playwright.sync_api import expect
 
 from hwr_ray.decoding.decoder import Decoding
 from hwr_ray.errors import UserError
-from hwr_ray.images.lines import decode
+from hwr_ray.images.decode import decode
 from hwr_ray.recognition.demo import DemoSettings, Reader, draw_sample, framed, ink_of, to_csv
 
 

@@ -12,7 +12,8 @@ from job_runs import mistake, run, run_apart
 
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.images.lines import decode, fit
+from hwr_ray.images.decode import decode
+from hwr_ray.images.lines import fit
 from hwr_ray.recognition import export
 from hwr_ray.recognition.bundle import save_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED
