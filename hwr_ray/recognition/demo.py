@@ -71,7 +71,7 @@ class Details:
 
     alternatives: tuple[tuple[str, float], ...] = ()
     picture: np.ndarray | None = None
-    """(H, W, 3) uint8, with a frame around each character: green for a high confidence, else amber or red."""
+    """(H, W, 3) uint8, with a box around each character: green for a high confidence, else amber or red."""
 
 
 class Reader:
@@ -107,7 +107,7 @@ class Reader:
 
 
 def framed(data: bytes, characters: list[dict[str, Any]]) -> np.ndarray:
-    """Returns the written part of an image, with a frame around each character and the recognized letter below it."""
+    """Returns the written part of an image, with a box around each character and the recognized letter below it."""
     picture = decode(data)
     height, width = picture.shape
     right = max((c["right"] for c in characters), default=width)
@@ -252,7 +252,7 @@ def new_page(settings: DemoSettings, folder: str) -> Any:
             text = gr.Textbox(label="Text", elem_id="text", interactive=False)
             confidence = gr.Textbox(label="Confidence", elem_id="confidence", interactive=False)
             review = gr.Textbox(label="Needs review", elem_id="review", interactive=False)
-        gr.Markdown("Character positions. Frames are green for high, amber for medium and red for low confidence.")
+        gr.Markdown("Character positions. Boxes are green for high, amber for medium and red for low confidence.")
         picture = gr.Image(label="Frames", show_label=False, interactive=False, format="png", buttons=["fullscreen"])
         others = gr.Dataframe(label="Alternatives", headers=["text", "share"], interactive=False)
         table = gr.Dataframe(

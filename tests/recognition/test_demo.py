@@ -75,7 +75,7 @@ def test_frames_stand_where_the_characters_are_on_the_enlarged_picture():
     assert columns.min() in range(78, 82) and columns.max() in range(278, 283)
     assert not colored[:, 125:235].any()
     greenest = page[100, columns[columns < 130]]
-    assert (greenest[:, 1] > greenest[:, 0]).all()  # high confidence; the other frame is red
+    assert (greenest[:, 1] > greenest[:, 0]).all()  # high confidence; the other box is red
     reddest = page[100, columns[columns > 200]]
     assert (reddest[:, 0] > reddest[:, 1]).all()
 

@@ -52,7 +52,7 @@ def movie(path: Path) -> None:
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
 
 
-BAD = {"bomb.png": "far too large", "movie.gif": "2 images", "empty.png": "empty", "a.txt": "not an image"}
+BAD = {"bomb.png": "more than 40 million", "movie.gif": "2 images", "empty.png": "empty", "a.txt": "not an image"}
 
 
 @pytest.fixture(scope="module")
