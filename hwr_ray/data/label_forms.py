@@ -151,7 +151,7 @@ def _check_images(file: LabelFile) -> None:
     if not is_file(file.path):
         raise UserError(f"there is no file {file.path}")
     if not is_folder(str(file.images)):
-        raise UserError(f"there is no image folder {file.images} for {file.path}: pass its --images")
+        raise UserError(f"there is no image folder {file.images} for {file.path}: check --images")
 
 
 def _usual(path: str, names: Sequence[str]) -> tuple[str, str]:

@@ -78,7 +78,10 @@ class Recognizer:
         return [replace(reading, review_threshold=self.review_threshold) for reading in readings]
 
     def read_files(self, paths: Iterable[str | Path], *, num_best: int = 1, characters: bool = False) -> list[Reading]:
-        """Returns a reading for each image file, by path or URI. Raises UserError naming a file that can't be read."""
+        """Returns a reading for each image file, by path or URI. Raises UserError naming a file that can't be read, and
+        TypeError for a single path."""
+        if isinstance(paths, str | Path):
+            raise TypeError(f"read_files takes a list of paths: pass [{str(paths)!r}]")
         images = [_decoded(str(path)) for path in paths]
         return self.read(images, num_best=num_best, characters=characters)
 

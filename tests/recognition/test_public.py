@@ -116,3 +116,8 @@ def test_the_package_names_what_it_has():
     assert hwr_ray.__version__.count(".") == 2
     with pytest.raises(AttributeError, match="has no attribute 'Recogniser'"):
         hwr_ray.Recogniser  # noqa: B018
+
+
+def test_a_single_path_is_not_taken_for_a_list_of_letters():
+    with pytest.raises(TypeError, match=r"read_files takes a list of paths: pass \['line\.png'\]"):
+        Recognizer().read_files("line.png")
