@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.machine import commit, hardware
 from hwr_ray.cli import run_job
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.evaluation.comparison import compare
@@ -246,7 +246,7 @@ def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str
     if word != "names":
         return [word]
     file = work / "names.csv"
-    counts: Counter[str] = language_model_texts(Prepared(str(prepared)), str(labels))
+    counts: Counter[str] = language_model_texts(PreparedSets((str(prepared),)), str(labels))
     file.write_text("".join(f"{name},{count}\n" for name, count in counts.items()))
     return ["--lexicon", str(file)]
 

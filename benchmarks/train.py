@@ -74,7 +74,7 @@ WHAT = {
 
 def measure(settings: TrainBenchmark) -> None:
     """Measures all of WHAT in each round and writes the result."""
-    num_lines = Prepared(settings.prepared).num_lines("train")
+    num_lines = Prepared(settings.prepared).require("train")
     if num_lines < settings.batch_size:
         raise UserError(f"{settings.prepared} has {num_lines} training lines, fewer than --batch-size")
     rounds: list[dict[str, float]] = []
@@ -161,7 +161,7 @@ def run_bare(settings: TrainBenchmark, on_cores: list[int]) -> dict[str, Any]:
     """Runs the steps of a training run without Ray; returns their throughput and profile, and the device's peak."""
     os.sched_setaffinity(0, on_cores)
     torch.set_num_threads(len(on_cores))
-    recipe, prepared = TrainSettings(data="", out="", batch_size=settings.batch_size), Prepared(settings.prepared)
+    recipe, prepared = TrainSettings(data=(), out="", batch_size=settings.batch_size), Prepared(settings.prepared)
     device = torch.device("cuda" if settings.use_gpu else "cpu")
     codec, canvas = Codec(prepared.charset), prepared.canvas
     model = new_model(ModelSettings(), codec, canvas)

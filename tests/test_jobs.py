@@ -19,11 +19,12 @@ from conftest import PAGES, blocks, check_report, documented, draw_easy_lines, d
 from job_runs import mistake, run, run_apart, run_here, start
 from latches import Latch
 
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.folds import fold_of
 from hwr_ray.data.labels import SPLITS, split_of
 from hwr_ray.evaluation.comparison import verdict
 from hwr_ray.recognition.recognizer import Recognizer
+from hwr_ray.text.metrics import count
 from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.train import read_train_lines
 
@@ -295,6 +296,39 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     assert len(transcripts) == len(texts) and transcripts.error.isna().all()
 
 
+def test_data_sets_are_trained_on_together_and_validated_each_and_all(folder, prepared, draw_text):
+    texts = ["straße", "12.30", "Ärger", "übel"] * 12
+    csv, images = draw_lines(folder / "others", draw_text, texts)  # 0.png, 1.png, ... are ids of both sets
+    command = ["prepare", "--labels", csv, "--images", images, "--out", folder / "others/prepared"]
+    run_here(*command, "--keep", "lowercase", "--canvas", "16", "64")
+    sets = [prepared, folder / "others/prepared"]
+    both = json.loads((folder / "others/prepared/dataset.json").read_text())
+    command = documented("jobs/train.py --data old new --out joint", old=sets[0], new=sets[1])
+    _, err = run_here(*command, *RECIPE, "--epochs", 2, cwd=folder)
+    config = json.loads((folder / "joint/best/config.json").read_text())
+    first = json.loads((prepared / "dataset.json").read_text())
+    assert sorted(config["charset"]) == sorted({*first["charset"], *both["charset"]})
+    row, recipe = config["training"]["metrics"], json.loads((folder / "joint/recipe.json").read_text())
+    for split in ("train", "validation"):
+        numbers = [metadata["splits"][split]["prepared"] for metadata in (first, both)]
+        assert recipe["data"]["lines"][split] == sum(numbers)
+    assert list(row["sets"]) == [str(path) for path in sets]  # both folders are called `prepared`
+    reader = Recognizer(str(folder / "joint/best"), greedy=True)
+    for path, figures in row["sets"].items():
+        lines = pd.read_parquet(f"{path}/validation")
+        pixels = np.stack([np.frombuffer(image, np.uint8).reshape(16, 64) for image in lines.image])
+        counts = count(lines.text.tolist(), [reading.text for reading in reader.read_lines(pixels)])
+        assert figures["num_lines"] == counts.num_lines and figures["num_characters"] == counts.num_characters
+        assert figures["num_edits"] == pytest.approx(counts.num_edits, abs=2)  # the last bit of a logit may differ
+        assert f"{path}: CER {100 * figures['cer']:.2f} %" in err
+    for name in ("num_lines", "num_edits", "num_characters", "num_exact"):
+        assert row[name] == sum(figures[name] for figures in row["sets"].values())
+
+    streamed = PreparedSets(tuple(map(str, sets))).read_shuffled("train", seed=0).to_pandas()
+    expected = pd.concat([pd.read_parquet(path / "train") for path in sets])
+    assert sorted(zip(streamed.id, streamed.text, strict=True)) == sorted(zip(expected.id, expected.text, strict=True))
+
+
 def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_out(
     folder, drawn, browser, ray_cluster, monkeypatch
 ):
@@ -310,7 +344,8 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
         run_here(*documented(command, **words), *RECIPE, "--epochs", 1, cwd=folder)
     monkeypatch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # as in jobs
     for fold in (0, 1):
-        streamed = read_train_lines(Prepared(str(data)), TrainSettings(data="", out="", num_folds=2, fold=fold), seed=0)
+        settings = TrainSettings(data=(str(data),), out="", num_folds=2, fold=fold)
+        streamed = read_train_lines(PreparedSets(settings.data), settings, seed=0)
         others = sorted(line for line in lines.index if fold_of(line, 2) != fold)
         assert sorted(row["id"] for row in streamed.take_all()) == others
         recipe = json.loads((folder / f"fold-{fold}/recipe.json").read_text())

@@ -1,7 +1,10 @@
-"""The prepared data set: Parquet shards of line images and their metadata in dataset.json."""
+"""Prepared data sets: Parquet shards of line images and their metadata in dataset.json."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -71,26 +74,23 @@ class Prepared:
     def charset(self) -> str:
         return self.metadata["charset"]
 
-    def num_lines(self, split: Split) -> int:
-        """Returns the number of prepared lines of a split. Raises UserError if it has none."""
-        lines = self.metadata["splits"].get(split, {}).get("prepared", 0)
-        if not lines:
-            remedy = "prepare the lines again without --split" if split == "validation" else "prepare some"
-            raise UserError(f"{self.path} has no {split} lines: {remedy}")
-        return lines
+    @property
+    def num_lines(self) -> dict[Split, int]:
+        """Numbers of prepared lines of the splits that have any."""
+        splits = self.metadata["splits"].items()
+        return {split: figures["prepared"] for split, figures in splits if figures["prepared"]}
 
-    def num_bytes(self, num_lines: int) -> int:
-        """Returns the size of `num_lines` line images in bytes."""
-        return num_lines * self.canvas.height * self.canvas.width
+    def require(self, split: Split) -> int:
+        """Returns the number of prepared lines of a split. Raises UserError if it has none."""
+        return _require(split, self.num_lines, self.path)
 
     def folder(self, split: Split) -> str:
         return storage.absolute(storage.join(self.path, split))
 
-    def read(self, split: Split, *, shuffle_seed: int | None = None) -> ray.data.Dataset:
-        """Returns the lines of a split in blocks of at least one shard; a seed shuffles the order of the shards."""
+    def read(self, split: Split) -> ray.data.Dataset:
+        """Returns the lines of a split in blocks of at least one shard."""
         filesystem, inner = storage.locate(self.folder(split))
-        shuffle = None if shuffle_seed is None else ray.data.FileShuffleConfig(seed=shuffle_seed)
-        return ray.data.read_parquet(inner, filesystem=filesystem, num_cpus=0.25, shuffle=shuffle)
+        return ray.data.read_parquet(inner, filesystem=filesystem, num_cpus=0.25)
 
     def tables(self, split: Split, columns: list[str], *, rows: int) -> Iterator[pa.Table]:
         """Yields columns of all lines of a split in tables of at most `rows` rows, in a fixed order."""
@@ -112,3 +112,105 @@ class Prepared:
         """Returns the line images (H, W) uint8 with the given ids, by id."""
         table = self.table(split, ["id", "image"], ids=ids)
         return dict(zip(table["id"].to_pylist(), images_of(table, self.canvas), strict=True))
+
+
+@dataclass(frozen=True)
+class PreparedSets:
+    """One or more prepared data sets to train on together. An id is unique within its set and split only.
+
+    Raises UserError if there is no set or the same one twice, if the sets differ in canvas or storage, or if a set has
+    neither training nor validation lines.
+    """
+
+    paths: tuple[str, ...]
+    """Absolute paths or URIs, because workers run in their own working directories."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", tuple(map(storage.absolute, self.paths)))
+        if not self.paths:
+            raise UserError("--data names no data set: pass at least one")
+        first, *others = self.sets
+        for other in others:
+            if other.canvas != first.canvas:
+                raise UserError(
+                    f"{first.path} has the canvas {first.canvas}, but {other.path} has {other.canvas}: prepare one of "
+                    "them again with the --canvas and --stretch of the other"
+                )
+            if storage.locate(other.path)[0] != storage.locate(first.path)[0]:
+                raise UserError(f"{first.path} and {other.path} are on different storage: copy one to the other's")
+        for path, number in Counter(self.paths).items():
+            if number > 1:
+                raise UserError(f"--data names {path} twice: omit one")
+        for one in self.sets:
+            if not one.num_lines.keys() & {"train", "validation"}:
+                raise UserError(f"{one.path} has neither training nor validation lines: omit it")
+
+    @cached_property
+    def sets(self) -> tuple[Prepared, ...]:
+        return tuple(map(Prepared, self.paths))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the sets: of their folders, or their paths if folders of two sets have the same name."""
+        folders = [PurePosixPath(path).name for path in self.paths]
+        return folders if len(set(folders)) == len(folders) else list(self.paths)
+
+    @property
+    def canvas(self) -> Canvas:
+        return self.sets[0].canvas
+
+    @property
+    def charset(self) -> str:
+        """All characters of the sets: those of the first set, then those that a later set adds."""
+        return "".join(dict.fromkeys("".join(one.charset for one in self.sets)))
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of the rows of all sets: the sum of theirs, which are sums over rows themselves."""
+        total = sum(int(one.metadata["content_hash"], 16) for one in self.sets)
+        return f"{total % 2**256:064x}"
+
+    @property
+    def num_lines(self) -> dict[Split, int]:
+        """Numbers of prepared lines of the splits that have any."""
+        return dict(sum((Counter(one.num_lines) for one in self.sets), Counter[Split]()))
+
+    @property
+    def bytes_per_line(self) -> int:
+        return self.canvas.height * self.canvas.width
+
+    def require(self, split: Split) -> int:
+        """Returns the number of prepared lines of a split in all sets. Raises UserError if there is none."""
+        return _require(split, self.num_lines, " and ".join(self.paths))
+
+    def having(self, split: Split) -> list[Prepared]:
+        """Returns the sets that have lines of a split."""
+        return [one for one in self.sets if split in one.num_lines]
+
+    def read_shuffled(self, split: Split, *, seed: int) -> ray.data.Dataset:
+        """Returns `id`, `text` and `image` of the lines of a split, in blocks of at least one shard, with the shards of
+        all sets in random order."""
+        places = [storage.locate(one.folder(split)) for one in self.having(split)]
+        return ray.data.read_parquet(
+            [inner for _, inner in places],
+            filesystem=places[0][0],
+            columns=["id", "text", "image"],
+            num_cpus=0.25,
+            shuffle=ray.data.FileShuffleConfig(seed=seed),
+        )
+
+    def tables(self, split: Split, columns: list[str], *, rows: int) -> Iterator[pa.Table]:
+        """Yields columns of all lines of a split in tables of at most `rows` rows, one set after the other."""
+        for one in self.having(split):
+            yield from one.tables(split, columns, rows=rows)
+
+    def table(self, split: Split, columns: list[str], *, ids: list[str] | None = None) -> pa.Table:
+        """Returns columns of all lines of a split, or of those with the ids, in this process."""
+        return pa.concat_tables([one.table(split, columns, ids=ids) for one in self.having(split)])
+
+
+def _require(split: Split, num_lines: dict[Split, int], path: str) -> int:
+    if split not in num_lines:
+        remedy = "prepare the lines again without --split" if split == "validation" else "prepare some"
+        raise UserError(f"there are no {split} lines in {path}: {remedy}")
+    return num_lines[split]

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 
 from hwr_ray.data.cleaning import CleaningSettings, reason_for
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.folds import leave_out
 from hwr_ray.errors import UserError
 from hwr_ray.files.csv import read_csv
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def language_model_texts(
-    prepared: Prepared,
+    prepared: PreparedSets,
     label_list: str | None = None,
     column: str = "IDENTITY",
     *,
@@ -24,22 +24,25 @@ def language_model_texts(
     """Returns the texts for the language model of a run, with their counts.
 
     These are the training texts outside the run's fold or, with a label list, the texts of the list that the cleaning
-    rules keep. Raises UserError if the list or its column is missing, or if no text is left.
+    rules of a data set keep. Raises UserError if the list or its column is missing, or if no text is left.
     """
     if label_list is None:
         table = prepared.table("train", ["id", "text"])
         if fold is not None:
             table = leave_out(table, fold=fold, num_folds=num_folds)
         return Counter(table["text"].to_pylist())
-    cleaning = prepared.metadata["settings"]["cleaning"]
-    rules = CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])})
+    settings = [one.metadata["settings"]["cleaning"] for one in prepared.sets]
+    rules = [CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])}) for cleaning in settings]
     raw = Counter(read_column(label_list, column))
     texts: Counter[str] = Counter()
     for text, number in raw.items():
-        if reason_for(normalize(text), rules, is_training=True) is None:
-            texts[normalize(text)] += number
+        for cleaning in rules:
+            normalized = normalize(text, keep_joiners=cleaning.keep_joiners)
+            if reason_for(normalized, cleaning, is_training=True) is None:
+                texts[normalized] += number
+                break
     if not texts:
-        raise UserError(f"{label_list} has no text that the cleaning rules of {prepared.path} keep")
+        raise UserError(f"{label_list} has no text that the cleaning rules of {', '.join(prepared.paths)} keep")
     log.info("%s: %s of %s texts for the language model", label_list, texts.total(), raw.total())
     return texts
 

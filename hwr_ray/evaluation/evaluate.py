@@ -63,7 +63,7 @@ def evaluate(settings: EvaluateSettings) -> str:
     model_path = bundle_path(settings.model)
     bundle = read_config(model_path)
     check_canvas(prepared, bundle, model_path)
-    num_lines = prepared.num_lines(settings.split)
+    num_lines = prepared.require(settings.split)
     other = read_other(settings.compare, prepared, settings.split) if settings.compare else None
     reading = settings.reading.for_workers(model_path, bundle)
     with staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
@@ -164,7 +164,7 @@ def add_edits(table: pa.Table) -> pa.Table:
 
 def training_texts(prepared: Prepared) -> set[str] | None:
     """Returns the texts of the training split, or None if the data set has none."""
-    if not prepared.metadata["splits"].get("train", {}).get("prepared"):
+    if "train" not in prepared.num_lines:
         return None
     return set(prepared.table("train", ["text"])["text"].to_pylist())
 

@@ -19,6 +19,8 @@ def write_curves(out: str, history: list[dict[str, Any]]) -> None:
     (errors, loss), (rate, speed) = figure.subplots(2, 2)
     errors.plot(epochs, [100 * row["cer"] for row in history], color=GOOD, label="CER")
     errors.plot(epochs, [100 - 100 * row["exact_match"] for row in history], color=BAD, label="lines with an error")
+    for name in best.get("sets", {}):
+        errors.plot(epochs, [100 * row["sets"][name]["cer"] for row in history], "--", label=f"CER of {name}")
     errors.plot(best["epoch"], 100 * best["cer"], "o", color=GOOD)
     errors.set_title(f"Validation, greedy: best CER {100 * best['cer']:.2f} % after epoch {best['epoch']}")
     errors.set_ylabel("%")

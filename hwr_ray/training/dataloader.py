@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hwr_ray.cluster.shared_file import SharedFile
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.folds import leave_out
 from hwr_ray.errors import UserError
 from hwr_ray.images.arrow import images_of
@@ -67,7 +67,7 @@ class Lines(Protocol):
 
 
 def training_lines(
-    prepared: Prepared,
+    prepared: PreparedSets,
     settings: TrainSettings,
     shard: WorkerShard,
     device: torch.device,
@@ -84,7 +84,7 @@ def training_lines(
     places = [device] if device.type == "cpu" else [device, torch.device("cpu")]
     for place in [] if settings.stream else places:
         fits = torch.tensor(
-            int(prepared.num_bytes(num_lines) <= KEPT_SHARE * _memory(place, runs_at_once)), device=device
+            int(num_lines * prepared.bytes_per_line <= KEPT_SHARE * _memory(place, runs_at_once)), device=device
         )
         if shard.world_size > 1:
             dist.all_reduce(fits, dist.ReduceOp.MIN)
@@ -119,7 +119,7 @@ class KeptLines:
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: PreparedSets,
         settings: TrainSettings,
         shard: WorkerShard,
         device: torch.device,
@@ -134,7 +134,7 @@ class KeptLines:
             self.ids += table["id"].to_pylist()
             self.texts += table["text"].to_pylist()
         if len(self.ids) != num_lines:
-            raise RuntimeError(f"read {len(self.ids)} of {num_lines} training lines of {prepared.path}")
+            raise RuntimeError(f"read {len(self.ids)} of {num_lines} training lines of {', '.join(prepared.paths)}")
         canvas, tables = prepared.canvas, read_train_tables(prepared, settings, ["id", "image"])
         parts, shape = (images_of(table, canvas) for table in tables), (num_lines, canvas.height, canvas.width)
         if shared:
@@ -144,7 +144,8 @@ class KeptLines:
             for part in parts:
                 self.images[start : start + len(part)] = torch.tensor(part)
                 start += len(part)
-        self.order = np.argsort(self.ids)  # the order in the files depends on which was written first
+        # The order in the files depends on which was written first. Lines of two sets may have the same id.
+        self.order = np.argsort(self.ids, kind="stable")
         self.steps = num_lines // settings.batch_size
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -156,7 +157,7 @@ class KeptLines:
             yield Batch(_to_device(images, self.device), [self.ids[i] for i in rows], [self.texts[i] for i in rows])
 
 
-def read_train_tables(prepared: Prepared, settings: TrainSettings, columns: list[str]) -> Iterator[pa.Table]:
+def read_train_tables(prepared: PreparedSets, settings: TrainSettings, columns: list[str]) -> Iterator[pa.Table]:
     """Yields columns (`id` among them) of the training lines of the run in tables of at most READ_BATCH rows."""
     for table in prepared.tables("train", columns, rows=READ_BATCH):
         if settings.fold is not None:
@@ -177,7 +178,7 @@ class StreamedLines:
     """
 
     def __init__(
-        self, prepared: Prepared, settings: TrainSettings, shard: WorkerShard, device: torch.device, num_lines: int
+        self, prepared: PreparedSets, settings: TrainSettings, shard: WorkerShard, device: torch.device, num_lines: int
     ) -> None:
         self.canvas, self.seed, self.shard, self.device = prepared.canvas, settings.seed, shard, device
         own_share = shard.of(settings.batch_size)
@@ -206,18 +207,24 @@ class StreamedLines:
 
 
 class ValidationLines:
-    """A worker's share of the validation lines, kept in memory if it is small enough."""
+    """A worker's share of the validation lines, kept in memory if it is small enough: tables, each with the number of
+    its data set."""
 
-    def __init__(self, prepared: Prepared, shard: WorkerShard) -> None:
+    def __init__(self, prepared: PreparedSets, shard: WorkerShard) -> None:
         self.prepared, self.shard = prepared, shard
-        num_bytes = prepared.num_bytes(prepared.num_lines("validation")) // shard.world_size
+        num_bytes = prepared.require("validation") * prepared.bytes_per_line // shard.world_size
         self.kept = list(self._read()) if num_bytes <= MOST_KEPT_BYTES else None
 
-    def __iter__(self) -> Iterator[pa.Table]:
+    def __iter__(self) -> Iterator[tuple[int, pa.Table]]:
         return iter(self.kept) if self.kept is not None else self._read()
 
-    def _read(self) -> Iterator[pa.Table]:
-        tables = self.prepared.tables("validation", ["text", "image"], rows=READ_BATCH)
+    def _read(self) -> Iterator[tuple[int, pa.Table]]:
+        tables = (
+            (number, table)
+            for number, one in enumerate(self.prepared.sets)
+            if "validation" in one.num_lines
+            for table in one.tables("validation", ["text", "image"], rows=READ_BATCH)
+        )
         return islice(tables, self.shard.rank, None, self.shard.world_size)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.decoding.calibration import errors_before_and_after
 from hwr_ray.decoding.decoder import fit_decoding
 from hwr_ray.decoding.ngram import fit_language_model
@@ -24,7 +24,7 @@ MOST_LINES = 5_000
 """Maximum number of validation lines to fit the decoder to."""
 
 
-def fit_decoder(bundle_path: str, prepared: Prepared, texts: Counter[str], *, device: str) -> str:
+def fit_decoder(bundle_path: str, prepared: PreparedSets, texts: Counter[str], *, device: str) -> str:
     """Fits a decoder to validation lines, writes it into the bundle and returns a one-sentence summary."""
     torch.set_num_threads(1)  # its cores may be shared, and then waiting threads cost more than they gain
     bundle = load_bundle(bundle_path)

@@ -73,9 +73,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
             ended = {"ended": "stopped"}
             break
         start = time.monotonic()
-        counts, samples = validate(worker)
+        of_sets, samples = validate(worker)
         trained["validation_seconds"] = time.monotonic() - start
-        row = {"epoch": epoch, **trained, "cer": counts.cer, "exact_match": counts.exact_match, **asdict(counts)}
+        row = {"epoch": epoch, **trained, **validation_figures(of_sets, worker.prepared.names)}
         state.history.append(row)
         is_best = state.epochs_since_best() == 0
         if worker.is_first:
@@ -100,7 +100,7 @@ def publish(worker: WorkerState) -> None:
     rows = "".join(json.dumps(row) + "\n" for row in state.history).encode()
     bundle = None
     if state.epochs_since_best() == 0:
-        provenance = {"recipe": {**settings.recipe(), **worker.origin}, "data": prepared.metadata["content_hash"]}
+        provenance = {"recipe": {**settings.recipe(), **worker.origin}, "data": prepared.content_hash}
         bundle = Bundle(
             model=copy.deepcopy(state.averaged_model),
             settings=settings.model,
@@ -214,32 +214,46 @@ def add_up(worker: WorkerState, sums: Tensor, watch: Stopwatch, epoch: int) -> N
     sums.zero_()
 
 
-def validate(worker: WorkerState) -> tuple[Counts, list[Sample]]:
-    """Returns the counts over all validation lines, summed over all workers, and some of this worker's lines.
+def validate(worker: WorkerState) -> tuple[list[Counts], list[Sample]]:
+    """Returns the counts over the validation lines of each data set, summed over all workers, and some of this worker's
+    lines.
 
     Raises RuntimeError if the counts do not cover every line.
     """
-    counts, samples = Counts(), list[Sample]()
-    for table in worker.validation_lines:
+    of_sets, samples = [Counts() for _ in worker.prepared.sets], list[Sample]()
+    for number, table in worker.validation_lines:
         images, texts = images_of(table, worker.prepared.canvas), table["text"].to_pylist()
         with torch.inference_mode():
             log_probs = log_probs_of(worker.state.averaged_model, torch.tensor(images, device=worker.device))
         predictions = greedy_texts(log_probs, worker.codec)
-        counts += count(texts, predictions)
+        of_sets[number] += count(texts, predictions)
         samples += list(zip(images, texts, predictions, strict=True))[: NUM_SAMPLES - len(samples)]
-    total = torch.tensor(list(asdict(counts).values()), device=worker.device)
+    summed = torch.tensor([list(asdict(counts).values()) for counts in of_sets], device=worker.device)
     if worker.shard.world_size > 1:
-        dist.all_reduce(total)
-    counts = Counts(*total.tolist())
-    if counts.num_lines != worker.prepared.num_lines("validation"):
-        raise RuntimeError(f"validated {counts.num_lines} of {worker.prepared.num_lines('validation')} lines")
-    return counts, samples
+        dist.all_reduce(summed)
+    of_sets = [Counts(*row) for row in summed.tolist()]
+    validated, expected = sum(counts.num_lines for counts in of_sets), worker.prepared.require("validation")
+    if validated != expected:
+        raise RuntimeError(f"validated {validated} of {expected} lines")
+    return of_sets, samples
+
+
+def validation_figures(of_sets: list[Counts], names: list[str]) -> dict[str, Any]:
+    """Returns the metrics over the validation lines of all data sets and, of several, `sets` with those of each."""
+
+    def figures(counts: Counts) -> dict[str, Any]:
+        return {"cer": counts.cer, "exact_match": counts.exact_match, **asdict(counts)}
+
+    each = {name: figures(counts) for name, counts in zip(names, of_sets, strict=True) if counts.num_lines}
+    return figures(sum(of_sets, Counts())) | ({"sets": each} if len(of_sets) > 1 else {})
 
 
 def describe(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
     """Returns an epoch's metrics as one line for the console."""
+    each = ", ".join(f"{name} {100 * figures['cer']:.2f} %" for name, figures in row.get("sets", {}).items())
     return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}, CER {100 * row['cer']:.2f} %, "
+        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}, CER {100 * row['cer']:.2f} %"
+        f"{f' ({each})' if each else ''}, "
         f"exact match {100 * row['exact_match']:.1f} % of {row['num_lines']} lines, "
         f"learning rate {row['learning_rate']:.1e}, gradient {row['gradient_norm']:.2f}, "
         f"{row['lines_per_second']:.0f} lines/s, {row['waiting_share']:.0%} of {row['seconds']:.0f} s waiting for lines"

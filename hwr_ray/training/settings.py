@@ -33,8 +33,9 @@ Workers = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    data: str
-    """Prepared data set (output of jobs/prepare.py)."""
+    data: tuple[str, ...]
+    """Prepared data set (output of jobs/prepare.py), or several with the same canvas: their characters are joined, and
+    validation gives figures for all lines and for each set."""
     out: str
     """Folder or URI of the run. The same command resumes an interrupted run."""
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -16,7 +16,7 @@ from hwr_ray.cluster.connection import check_shared, configure_data, connect
 from hwr_ray.cluster.resources import preflight, working_nodes
 from hwr_ray.cluster.tracking import check_key
 from hwr_ray.command import command
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.folds import folds_of, leave_out
 from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.errors import UserError
@@ -39,7 +39,7 @@ REPORT_SECONDS = "0.5"
 
 def train(settings: TrainSettings) -> str:
     """Starts or resumes the run of the settings and returns the path of its best bundle."""
-    prepared = Prepared(settings.data)
+    prepared = PreparedSets(settings.data)
     num_lines = count_train_lines(prepared, settings)
     origin: dict[str, Any] = {}
     if settings.init_from:
@@ -58,15 +58,18 @@ def train(settings: TrainSettings) -> str:
         wait_minutes=settings.workers.wait_minutes,
     )
     out = storage.absolute(settings.out)
-    data = {name: prepared.metadata[name] for name in ("content_hash", "canvas", "charset")}
-    data["lines"] = {split: figures["prepared"] for split, figures in prepared.metadata["splits"].items()}
-    data["lines"]["train"] = num_lines
+    data = {
+        "content_hash": prepared.content_hash,
+        "canvas": prepared.canvas.to_list(),
+        "charset": prepared.charset,
+        "lines": {**prepared.num_lines, "train": num_lines},
+    }
     run_id = open_run(out, {**settings.recipe(), **origin, "data": data})
     if not last_step(out):
         check_fresh(out)
     owner = OwnershipToken.take(out)
     init_paths = [settings.init_from] if settings.init_from else []
-    check_shared(storage.join(out, "recipe.json"), prepared.path, *init_paths)
+    check_shared(storage.join(out, "recipe.json"), *prepared.paths, *init_paths)
     channel = new_channel()
     lines_per_epoch = num_lines // settings.batch_size * settings.batch_size
     try:
@@ -85,12 +88,8 @@ def train(settings: TrainSettings) -> str:
         log.info("stopped after %d epochs; to resume: %s", len(read_history(out)), command())
         raise
     show_curves(out)
-    log.info(
-        "best epoch %s: CER %.2f %%, exact match %.2f %%",
-        metrics["epoch"],
-        100 * metrics["cer"],
-        100 * metrics["exact_match"],
-    )
+    for name, figures in {f"best epoch {metrics['epoch']}": metrics, **metrics.get("sets", {})}.items():
+        log.info("%s: CER %.2f %%, exact match %.2f %%", name, 100 * figures["cer"], 100 * figures["exact_match"])
     best = storage.join(out, "best")
     log.info("decoder fitted: %s", fit_decoder_remotely(best, prepared, texts, settings))
     return best
@@ -108,7 +107,7 @@ def show_curves(out: str) -> None:
         write_curves(out, history)
 
 
-def fit_decoder_remotely(best: str, prepared: Prepared, texts: Counter[str], settings: TrainSettings) -> str:
+def fit_decoder_remotely(best: str, prepared: PreparedSets, texts: Counter[str], settings: TrainSettings) -> str:
     """Fits the decoder of a bundle on a node, with the resources of a training worker; returns a summary."""
     fit_remotely: Any = ray.remote(_fit_decoder)
     fit_remotely = fit_remotely.options(**settings.workers.options)
@@ -123,28 +122,29 @@ def _fit_decoder(*args: Any, **settings: Any) -> str:
     return fit_decoder(*args, **settings)
 
 
-def count_train_lines(prepared: Prepared, settings: TrainSettings) -> int:
+def count_train_lines(prepared: PreparedSets, settings: TrainSettings) -> int:
     """Returns the number of training lines outside the run's fold. Raises UserError if the set has none."""
-    lines = prepared.num_lines("train")
+    lines = prepared.require("train")
     if settings.fold is None:
         return lines
     return int((folds_of(prepared.table("train", ["id"])["id"].to_pylist(), settings.num_folds) != settings.fold).sum())
 
 
-def check_feasible(prepared: Prepared, settings: TrainSettings, num_lines: int) -> None:
+def check_feasible(prepared: PreparedSets, settings: TrainSettings, num_lines: int) -> None:
     """Raises UserError if there are too few lines, or if a label needs more frames than the network has."""
-    prepared.num_lines("validation")
+    prepared.require("validation")
     if num_lines < settings.batch_size:
         raise UserError(
             f"{num_lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}"
         )
     frames = num_frames(prepared.canvas.height, prepared.canvas.width)
-    needed = prepared.metadata["splits"]["train"]["most_frames_needed"]
-    if needed > frames:
-        raise UserError(
-            f"a training label needs {needed} frames, but the canvas {prepared.canvas} gives {frames}: "
-            f"prepare the lines with a wider --canvas or a lower --max-length"
-        )
+    for one in prepared.having("train"):
+        needed = one.metadata["splits"]["train"]["most_frames_needed"]
+        if needed > frames:
+            raise UserError(
+                f"a training label of {one.path} needs {needed} frames, but the canvas {prepared.canvas} gives "
+                f"{frames}: prepare the lines with a wider --canvas or a lower --max-length"
+            )
 
 
 def open_run(out: str, recipe: dict[str, Any]) -> str:
@@ -177,7 +177,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, str]:
 
 def fit(
     settings: TrainSettings,
-    prepared: Prepared,
+    prepared: PreparedSets,
     out: str,
     run_id: str,
     *,
@@ -219,7 +219,7 @@ def fit(
         has_cleaner=has_cleaner,
         train_loop_config={
             "settings": settings,
-            "data": prepared.path,
+            "data": prepared.paths,
             "out": out,
             "run_id": run_id,
             "num_train_lines": num_lines,
@@ -261,16 +261,16 @@ def fit(
     return min(read_history(out), key=lambda row: row["cer"], default={})
 
 
-def may_stream(prepared: Prepared, settings: TrainSettings, num_lines: int, runs_at_once: int) -> bool:
+def may_stream(prepared: PreparedSets, settings: TrainSettings, num_lines: int, runs_at_once: int) -> bool:
     """Returns whether to prepare for streaming: if the settings request it, or if the lines of all runs might not fit
     into the memory of a node."""
     memory = min(node["Resources"].get("memory", 0) for node in working_nodes())
-    return settings.stream or runs_at_once * prepared.num_bytes(num_lines) > KEPT_SHARE * memory
+    return settings.stream or runs_at_once * num_lines * prepared.bytes_per_line > KEPT_SHARE * memory
 
 
-def read_train_lines(prepared: Prepared, settings: TrainSettings, *, seed: int) -> ray.data.Dataset:
+def read_train_lines(prepared: PreparedSets, settings: TrainSettings, *, seed: int) -> ray.data.Dataset:
     """Returns the training lines of the run, in blocks of at least one shard, with the shards in random order."""
-    lines = prepared.read("train", shuffle_seed=seed)
+    lines = prepared.read_shuffled("train", seed=seed)
     if settings.fold is None:
         return lines
     others = partial(leave_out, fold=settings.fold, num_folds=settings.num_folds)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hwr_ray.cluster.resources import per_node, threads_among
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import OwnershipToken
@@ -30,7 +30,7 @@ class WorkerState:
     """Everything that the training loop of one worker uses."""
 
     settings: TrainSettings
-    prepared: Prepared
+    prepared: PreparedSets
     out: str
     origin: dict[str, Any]
     """Digest of the bundle that the run started from; empty if it started from random weights."""
@@ -64,7 +64,7 @@ def begin(config: dict[str, Any]) -> WorkerState:
     Raises TakenOverError, on all workers, if another process writes the folder now.
     """
     settings: TrainSettings = config["settings"]
-    prepared, out = Prepared(config["data"]), config["out"]
+    prepared, out = PreparedSets(config["data"]), config["out"]
     if not storage.is_file(config["visibility_marker"]):
         raise UserError(f"a node does not see {out}: choose an --out on storage that all nodes share")
     if config["owner"]:
@@ -122,7 +122,7 @@ def begin(config: dict[str, Any]) -> WorkerState:
 
 
 def new_state(
-    settings: TrainSettings, prepared: Prepared, codec: Codec, device: torch.device, *, is_fresh: bool
+    settings: TrainSettings, prepared: PreparedSets, codec: Codec, device: torch.device, *, is_fresh: bool
 ) -> TrainState:
     """Returns a new model with its average and optimizer.
 

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hwr_ray.cluster.connection import configure_data
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import OwnershipToken
 from hwr_ray.training.checkpoints import read_history
@@ -74,7 +74,7 @@ class Sweep:
     """Runs trials under Ray Tune and records them in a ledger."""
 
     def __init__(
-        self, base: TrainSettings, prepared: Prepared, folder: str, run_id: str, at_once: int, owner: OwnershipToken
+        self, base: TrainSettings, prepared: PreparedSets, folder: str, run_id: str, at_once: int, owner: OwnershipToken
     ) -> None:
         self.base, self.prepared, self.ledger = base, prepared, Ledger(folder, owner)
         self.run_id, self.at_once = run_id, at_once
@@ -146,7 +146,7 @@ class Sweep:
                     prepared,
                     out,
                     f"{run_id}-{trial.number}",
-                    num_lines=prepared.num_lines("train"),
+                    num_lines=prepared.require("train"),
                     callbacks=[_Reports(out)],
                     runs_at_once=at_once,
                     owner=owner,

@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 from hwr_ray.cluster.connection import check_shared, connect
 from hwr_ray.cluster.resources import Needs, WorkerSettings, preflight, room_for
 from hwr_ray.cluster.tracking import check_key
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
@@ -40,8 +40,8 @@ SPEED_LINES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
-    data: str
-    """Prepared data set (output of jobs/prepare.py)."""
+    data: tuple[str, ...]
+    """Prepared data set (output of jobs/prepare.py), or several with the same canvas."""
     out: str
     """Folder or URI of the sweep. The same command resumes it; --trials may be increased."""
     space: tuple[str, ...] = ()
@@ -89,9 +89,7 @@ class TuneSettings:
     def training(self) -> TrainSettings:
         """Returns the training settings that all trials share."""
         names = ("epochs", "seed", "num_workers", "workers", "wandb_project")
-        return TrainSettings(
-            data=storage.absolute(self.data), out=self.out, **{name: getattr(self, name) for name in names}
-        )
+        return TrainSettings(data=self.data, out=self.out, **{name: getattr(self, name) for name in names})
 
     def recipe(self) -> dict[str, Any]:
         """Returns the settings that must not change when a sweep resumes; trials, choice and workers may."""
@@ -105,9 +103,9 @@ class TuneSettings:
 
 def tune(settings: TuneSettings) -> str:
     """Starts or resumes the sweep of the settings and returns its path."""
-    prepared, base, space = Prepared(settings.data), settings.training(), space_of(settings.space)
+    prepared, base, space = PreparedSets(settings.data), settings.training(), space_of(settings.space)
     for corner in corners(space):
-        check_feasible(prepared, settings_of(base, corner), prepared.num_lines("train"))
+        check_feasible(prepared, settings_of(base, corner), prepared.require("train"))
     texts = language_model_texts(prepared)
     check_key(settings.wandb_project)
     out = storage.absolute(settings.out)
@@ -115,8 +113,8 @@ def tune(settings: TuneSettings) -> str:
     os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{sha256(out.encode()).hexdigest()[:12]}")
     connect(with_dashboard=True, show_workers=False)
     at_once = trials_at_once(settings)
-    sweep_id = open_run(out, {**settings.recipe(), "data": prepared.metadata["content_hash"]})
-    check_shared(storage.join(out, "recipe.json"), prepared.path)
+    sweep_id = open_run(out, {**settings.recipe(), "data": prepared.content_hash})
+    check_shared(storage.join(out, "recipe.json"), *prepared.paths)
     owner, deadline = OwnershipToken.take(out), time.monotonic() + 60 * (settings.time_budget or math.inf)
 
     def sweep_in(name: str, run_id: str) -> Sweep:
@@ -190,7 +188,7 @@ def trials_at_once(settings: TuneSettings) -> int:
     return at_once
 
 
-def measure_speeds(ledger: Ledger, prepared: Prepared) -> None:
+def measure_speeds(ledger: Ledger, prepared: PreparedSets) -> None:
     """Measures the throughput of the finished trials' models, one after the other on an otherwise idle cluster."""
     unmeasured = [trial for trial in ledger.in_state("finished") if trial.throughput is None]
     if not unmeasured:

@@ -1,11 +1,12 @@
-"""Tests of the image column of prepared lines."""
+"""Tests of prepared data sets: the image column, and several sets together."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import Prepared, PreparedSets
+from hwr_ray.errors import UserError
 from hwr_ray.files.storage import write_json
 from hwr_ray.images.arrow import column_of, images_of
 from hwr_ray.images.lines import Canvas
@@ -46,3 +47,48 @@ def test_images_are_found_by_their_ids_and_none_by_no_id(images, tmp_path):
     found = Prepared(str(tmp_path)).images("validation", ["7.png", "2.png"])
     assert found.keys() == {"7.png", "2.png"} and np.array_equal(found["7.png"], images[7])
     assert Prepared(str(tmp_path)).images("validation", []) == {}  # a report without an error shows no line
+
+
+def write_metadata(folder, charset="AB", canvas=(8, 16), **numbers):
+    folder.mkdir(parents=True)
+    splits = {split: {"prepared": number} for split, number in numbers.items()}
+    metadata = {"canvas": list(canvas), "charset": charset, "splits": splits, "content_hash": f"{2**256 - 1:064x}"}
+    write_json(str(folder / "dataset.json"), metadata)
+    return str(folder)
+
+
+def test_data_sets_add_up(tmp_path):
+    one = write_metadata(tmp_path / "a/lines", train=3, validation=2)
+    two = write_metadata(tmp_path / "b/lines", charset="bBaA", train=4, test=1)
+    both = PreparedSets((one, two))
+    assert both.num_lines == {"train": 7, "validation": 2, "test": 1} and both.charset == "ABba"
+    assert both.names == [one, two] and PreparedSets((one, write_metadata(tmp_path / "c", train=1))).names[1] == "c"
+    assert both.content_hash == f"{2**256 - 2:064x}" != PreparedSets((one,)).content_hash
+    assert PreparedSets((two, one)).content_hash == both.content_hash
+    with pytest.raises(
+        UserError, match="there are no validation lines in .*c and .*lines: prepare the lines again without"
+    ):
+        PreparedSets((str(tmp_path / "c"), two)).require("validation")
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([{"canvas": (16, 16)}], "one has the canvas 8x16, but .*other0 has 16x16: prepare one of them again"),
+        ([{"canvas": (8, 16, 1.5)}], "but .*other0 has 8x16 stretched by 1.5"),
+        ([{}, {"train": 0, "test": 5}], "other1 has neither training nor validation lines: omit it"),
+    ],
+)
+def test_data_sets_that_do_not_go_together_are_refused(others, message, tmp_path):
+    paths = [write_metadata(tmp_path / "one", train=1)]
+    paths += [write_metadata(tmp_path / f"other{n}", **{"train": 1, **other}) for n, other in enumerate(others)]
+    with pytest.raises(UserError, match=message):
+        PreparedSets(tuple(paths))
+
+
+def test_no_data_set_and_the_same_one_twice_are_refused(tmp_path):
+    path = write_metadata(tmp_path / "one", train=1)
+    with pytest.raises(UserError, match="--data names .*one twice: omit one"):
+        PreparedSets((path, f"{tmp_path}/two/../one"))
+    with pytest.raises(UserError, match="--data names no data set: pass at least one"):
+        PreparedSets(())

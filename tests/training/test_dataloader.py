@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hwr_ray.cluster.shared_file import SharedFile
-from hwr_ray.data.dataset import Prepared, schema
+from hwr_ray.data.dataset import PreparedSets, schema
 from hwr_ray.data.folds import fold_of
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import write_json
@@ -27,18 +27,22 @@ CANVAS, CPU, ALONE = Canvas(16, 32), torch.device("cpu"), WorkerShard(0, 1)
 NUM_LINES = 53
 
 
-def write_lines(folder, *, files=3, backwards=False):
-    """Writes a prepared data set whose line i has the id f"{i}.png", the text "A" * i and the gray value i."""
+def write_lines(folder, *, files=3, backwards=False, offset=0):
+    """Writes a prepared data set whose line i has the id f"{i}.png", the text "A" * i and the gray value
+    i + offset."""
     numbers = list(range(NUM_LINES))[:: -1 if backwards else 1]
     (folder / "train").mkdir(parents=True)
     for part in range(files):
         rows = numbers[part::files]
-        images = [np.full((CANVAS.height, CANVAS.width), i, np.uint8) for i in rows]
+        images = [np.full((CANVAS.height, CANVAS.width), i + offset, np.uint8) for i in rows]
         columns = {"id": [f"{i}.png" for i in rows], "path": ["p"] * len(rows), "text": ["A" * i for i in rows]}
         columns |= {"height": [1] * len(rows), "width": [1] * len(rows), "image": column_of(images, CANVAS)}
         pq.write_table(pa.table(columns, schema=schema(CANVAS)), folder / f"train/{part}.parquet")
-    write_json(str(folder / "dataset.json"), {"canvas": [CANVAS.height, CANVAS.width], "charset": "A", "splits": {}})
-    return Prepared(str(folder))
+    splits = {"train": {"prepared": NUM_LINES}}
+    write_json(
+        str(folder / "dataset.json"), {"canvas": [CANVAS.height, CANVAS.width], "charset": "A", "splits": splits}
+    )
+    return PreparedSets((str(folder),))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def prepared(tmp_path_factory):
 
 
 def lines_of(prepared, shard=ALONE, *, batch_size=8, num_lines=NUM_LINES, **settings):
-    settings = TrainSettings(data="", out="", batch_size=batch_size, **settings)
+    settings = TrainSettings(data=(), out="", batch_size=batch_size, **settings)
     return KeptLines(prepared, settings, shard, CPU, kept_on=CPU, num_lines=num_lines)
 
 
@@ -93,6 +97,18 @@ def test_the_order_does_not_depend_on_how_the_lines_lie_in_files(prepared, tmp_p
     assert ids_of(lines_of(prepared), 1) == ids_of(lines_of(other), 1)
 
 
+def test_lines_of_two_data_sets_with_the_same_ids_keep_their_own_pictures(prepared, tmp_path):
+    other = write_lines(tmp_path / "other", files=5, backwards=True, offset=100)
+    again = write_lines(tmp_path / "again", offset=100)
+
+    def epoch_of(second):
+        lines = lines_of(PreparedSets((*prepared.paths, *second.paths)), batch_size=1, num_lines=2 * NUM_LINES)
+        return [(batch.ids[0], len(batch.texts[0]), int(batch.images[0, 0, 0])) for batch in lines.batches(1, 0)]
+
+    assert sorted(epoch_of(other)) == sorted((f"{i}.png", i, i + by) for i in range(NUM_LINES) for by in (0, 100))
+    assert epoch_of(other) == epoch_of(again)  # the order does not depend on how the lines lie in files
+
+
 def test_a_fold_is_left_out(prepared):
     others = {f"{i}.png" for i in range(NUM_LINES) if fold_of(f"{i}.png", 3) != 1}
     lines = lines_of(prepared, batch_size=1, num_lines=len(others), num_folds=3, fold=1)
@@ -109,17 +125,17 @@ def test_the_workers_of_a_node_share_one_copy_of_the_lines(prepared, tmp_path, m
     num_lines = NUM_LINES
     if settings:
         num_lines = sum(fold_of(f"{i}.png", 3) != 1 for i in range(NUM_LINES))
-    barrier, read, has_read_images = Barrier(3), Prepared.tables, []
+    barrier, read, has_read_images = Barrier(3), PreparedSets.tables, []
 
     def tables(self, split, columns, *, rows):
         has_read_images.append("image" in columns)
         return read(self, split, columns, rows=rows)
 
-    monkeypatch.setattr(Prepared, "tables", tables)
+    monkeypatch.setattr(PreparedSets, "tables", tables)
 
     def keep(rank):
         shared = SharedFile(tmp_path / "shared", rank == 0, barrier.wait)
-        run = TrainSettings(data="", out="", batch_size=8, **settings)
+        run = TrainSettings(data=(), out="", batch_size=8, **settings)
         return KeptLines(prepared, run, WorkerShard(rank, 3), CPU, kept_on=CPU, num_lines=num_lines, shared=shared)
 
     with ThreadPoolExecutor(3) as pool:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hwr_ray.data import dataset as prepared_module
-from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.folds import folds_of
 from hwr_ray.data.label_list import language_model_texts
 from hwr_ray.decoding.calibration import errors_before_and_after
@@ -31,7 +31,7 @@ TEXTS = ["ANNA", "BOB", "ANNA", "CLOE", "EVE", "ANNA", "BOB", "DAN"]
 CANVAS = Canvas()
 
 
-def write_prepared(folder, lines: dict[str, list[str]], images: list[np.ndarray] | None = None) -> Prepared:
+def write_prepared(folder, lines: dict[str, list[str]], images: list[np.ndarray] | None = None) -> PreparedSets:
     """Writes a prepared data set of texts by split, with the given or blank images."""
     blank = np.full((CANVAS.height, CANVAS.width), 255, np.uint8)
     for split, texts in lines.items():
@@ -48,7 +48,7 @@ def write_prepared(folder, lines: dict[str, list[str]], images: list[np.ndarray]
         "splits": {split: {"prepared": len(texts)} for split, texts in lines.items()},
     }
     (folder / "dataset.json").write_text(json.dumps(metadata))
-    return Prepared(str(folder))
+    return PreparedSets((str(folder),))
 
 
 @pytest.fixture

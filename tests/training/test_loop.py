@@ -218,19 +218,19 @@ def test_patience_counts_from_the_first_best_epoch(tiny_bundle, cers, since):
 )
 def test_settings_that_cannot_train_are_refused_by_their_flag(wrong, flag):
     with pytest.raises(UserError, match=flag):
-        TrainSettings(data="data", out="out", **wrong)
+        TrainSettings(data=("data",), out="out", **wrong)
 
 
 def test_where_a_run_trains_is_no_part_of_its_recipe():
-    one = TrainSettings(data="a", out="b", num_workers=1)
+    one = TrainSettings(data=("a",), out="b", num_workers=1)
     other = TrainSettings(
-        data="c", out="d", num_workers=(2, 8), workers=WorkerSettings(use_gpu=True), wandb_project="p"
+        data=("c",), out="d", num_workers=(2, 8), workers=WorkerSettings(use_gpu=True), wandb_project="p"
     )
-    assert one.recipe() == other.recipe() != TrainSettings(data="a", out="b", seed=1).recipe()
+    assert one.recipe() == other.recipe() != TrainSettings(data=("a",), out="b", seed=1).recipe()
 
 
 def test_the_fold_is_part_of_the_recipe():
-    recipes = [TrainSettings(data="a", out="b", num_folds=n, fold=f).recipe() for n, f in ((2, 0), (2, 1), (3, 0))]
+    recipes = [TrainSettings(data=("a",), out="b", num_folds=n, fold=f).recipe() for n, f in ((2, 0), (2, 1), (3, 0))]
     assert [(r["num_folds"], r["fold"]) for r in recipes] == [(2, 0), (2, 1), (3, 0)]
 
 
@@ -249,8 +249,8 @@ def test_lines_may_be_streamed_if_the_smallest_node_might_not_hold_those_of_all_
 ):
     nodes = [{"Resources": {"memory": memory}} for memory in (10**9, 4_000)]
     monkeypatch.setattr(training, "working_nodes", lambda: nodes)
-    prepared = SimpleNamespace(num_bytes=lambda num_lines: 100 * num_lines)
-    given = TrainSettings(data="", out="", batch_size=8, **settings)
+    prepared = SimpleNamespace(bytes_per_line=100)
+    given = TrainSettings(data=(), out="", batch_size=8, **settings)
     assert training.may_stream(prepared, given, 10, runs_at_once) is expected
 
 

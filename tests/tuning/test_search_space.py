@@ -21,7 +21,7 @@ from hwr_ray.tuning.search_space import (
 )
 from hwr_ray.tuning.trials import Ledger, Trial
 
-BASE = TrainSettings(data="prepared", out="sweep")
+BASE = TrainSettings(data=("prepared",), out="sweep")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_values_reach_the_model_and_the_training_settings():
     values = {"shape": "late", "scale": 2.0, "gru_size": 64, "batch_size": 32, "seed": 5}
     settings = settings_of(BASE, values)
     assert settings.model == ModelSettings(conv_widths=(32, 48, 128, 320), gru_size=64)
-    assert (settings.batch_size, settings.seed, settings.data) == (32, 5, "prepared")
+    assert (settings.batch_size, settings.seed, settings.data) == (32, 5, ("prepared",))
 
 
 def test_a_value_that_no_training_takes_is_refused_before_a_sweep_starts():

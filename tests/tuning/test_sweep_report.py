@@ -21,7 +21,7 @@ from hwr_ray.tuning.trials import Ledger, Trial
 from hwr_ray.tuning.trials_view import TrialsView
 from hwr_ray.tuning.tune import TuneSettings, choose_trial
 
-BASE = TrainSettings(data="prepared", out="sweep")
+BASE = TrainSettings(data=("prepared",), out="sweep")
 SPACE = {"dropout": FloatDistribution(0.0, 0.4), "shape": CategoricalDistribution(("late", "early"))}
 
 
@@ -206,4 +206,4 @@ def test_a_trial_that_failed_before_it_began_is_marked_and_no_more(ledger):
 )
 def test_settings_that_no_sweep_takes_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        TuneSettings(data="prepared", out="sweep", **settings)
+        TuneSettings(data=("prepared",), out="sweep", **settings)
