@@ -66,7 +66,7 @@ def test_data_sets_add_up(tmp_path):
     assert both.content_hash == f"{2**256 - 2:064x}" != PreparedSets((one,)).content_hash
     assert PreparedSets((two, one)).content_hash == both.content_hash
     with pytest.raises(
-        UserError, match="there are no validation lines in .*c and .*lines: prepare the lines again without"
+        UserError, match=r"there are no validation lines in .*c and .*lines: prepare the lines again without"
     ):
         PreparedSets((str(tmp_path / "c"), two)).require("validation")
 
@@ -88,7 +88,7 @@ def test_data_sets_that_do_not_go_together_are_refused(others, message, tmp_path
 
 def test_no_data_set_and_the_same_one_twice_are_refused(tmp_path):
     path = write_metadata(tmp_path / "one", train=1)
-    with pytest.raises(UserError, match="--data names .*one twice: omit one"):
+    with pytest.raises(UserError, match=r"--data names .*one twice: omit one"):
         PreparedSets((path, f"{tmp_path}/two/../one"))
     with pytest.raises(UserError, match="--data names no data set: pass at least one"):
         PreparedSets(())
