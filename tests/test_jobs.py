@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 
+import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -270,6 +271,40 @@ def test_parquet_files_of_train_and_test_get_validation_lines(folder, drawn, ray
     for split in SPLITS:
         assert found[split] == sorted(name for name, of in splits.items() if of == split and name not in set(rejected))
     assert len(found["validation"]) > 1
+
+
+def test_unusual_images_are_told_and_light_writing_is_inverted_on_request(folder, draw_text, ray_cluster):
+    csv, images = draw_lines(folder / "unusual", draw_text, ["ANNA"] * 20)
+    prepare = ["prepare", "--labels", csv, "--images", images, "--canvas", "48", "320"]
+    run_here(*prepare, "--out", folder / "unusual/usual")
+    for number in range(4):
+        path = str(images / f"{number}.png")
+        cv2.imwrite(path, 255 - cv2.imread(path, cv2.IMREAD_GRAYSCALE))
+    cv2.imwrite(str(images / "4.png"), np.full((40, 200), 230, np.uint8))
+    expected = {**{f"{n}.png": "light_on_dark" for n in range(4)}, "4.png": "blank"}
+    found = {}
+    for name, settings in (("plain", []), ("inverted", ["--invert", "auto"])):
+        _, err = run_here(*prepare, "--out", folder / "unusual" / name, *settings)
+        kept = [split for split in SPLITS if (folder / "unusual" / name / split).exists()]
+        found[name] = pd.concat(pd.read_parquet(folder / "unusual" / name / split) for split in kept).set_index("id")
+        assert found[name].warning.dropna().to_dict() == {
+            line: "inverted" if settings and warning == "light_on_dark" else warning
+            for line, warning in expected.items()
+        }
+        metadata = json.loads((folder / "unusual" / name / "dataset.json").read_text())
+        assert sum(sum(split["warnings"].values()) for split in metadata["splits"].values()) == 5
+        assert "warning blank for 1 image: the image has no writing" in err
+        assert "warning light_on_dark for 4 images" in err or settings
+        assert "Lines with a warning" in (folder / "unusual" / name / "report.html").read_text()
+    run_here("transcribe", "--images", images, "--out", folder / "unusual/read", "--invert", "auto")
+    warnings = pd.concat(map(pd.read_parquet, (folder / "unusual/read").glob("*.parquet"))).set_index("path").warning
+    assert warnings.dropna().to_dict() == found["inverted"].warning.dropna().to_dict()
+    assert json.loads((folder / "unusual/read/_run.json").read_text())["warnings"] == {"inverted": 4, "blank": 1}
+    kept = [split for split in SPLITS if (folder / "unusual/usual" / split).exists()]
+    before = pd.concat(pd.read_parquet(folder / "unusual/usual" / split) for split in kept).set_index("id")
+    for line in before.index.drop("4.png"):
+        assert found["inverted"].image[line] == before.image[line]
+        assert (found["plain"].image[line] == before.image[line]) == (line not in expected)
 
 
 def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):

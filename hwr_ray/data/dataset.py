@@ -29,6 +29,7 @@ def schema(canvas: Canvas) -> pa.Schema:
             "text": pa.string(),  # normalized label
             "height": pa.int32(),  # height of the image file in pixels
             "width": pa.int32(),  # width of the image file in pixels
+            "warning": pa.string(),  # one of hwr_ray.images.line_warnings.WARNINGS, or null
             "image": pa.binary(canvas.height * canvas.width),  # (H, W) uint8 on the canvas, row-major; 255 is white
         }
     )
@@ -174,6 +175,14 @@ class PreparedSets:
     def num_lines(self) -> dict[Split, int]:
         """Numbers of prepared lines of the splits that have any."""
         return dict(sum((Counter(one.num_lines) for one in self.sets), Counter[Split]()))
+
+    @property
+    def warning_shares(self) -> dict[str, float]:
+        """Share of the training lines with each warning, 0 to 1; version 0.1 did not count them."""
+        counts: Counter[str] = Counter()
+        for one in self.having("train"):
+            counts.update(one.metadata["splits"]["train"].get("warnings", {}))
+        return {warning: number / self.num_lines["train"] for warning, number in counts.items()}
 
     @property
     def bytes_per_line(self) -> int:

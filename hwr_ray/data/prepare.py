@@ -19,6 +19,7 @@ from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.staging import staged
+from hwr_ray.images.line_warnings import explained
 from hwr_ray.images.lines import Canvas
 from hwr_ray.model.architecture import num_frames
 from hwr_ray.versions import versions
@@ -55,6 +56,8 @@ class PrepareSettings:
     width and --stretch."""
     stretch: float = 1.0
     """Factor by which all images are widened, for long texts in small images."""
+    invert: Literal["auto"] | None = None
+    """`auto` inverts images with light writing on a dark background; by default they get a warning only."""
     cleaning: CleaningSettings = field(default_factory=CleaningSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     overwrite: bool = False
@@ -112,7 +115,7 @@ def prepare(settings: PrepareSettings) -> str:
         needs = Needs(num_workers=1, cpus_per_worker=SHARD_CPUS, other_cpus=LABEL_CPUS)
         preflight(needs, wait_minutes=settings.cluster.wait_minutes)
         check_shared(out, *(path for file in files for path in (file.path, file.images) if path))
-        statistics = write_shards(files, out, settings.cleaning, canvas)
+        statistics = write_shards(files, out, settings.cleaning, canvas, invert=settings.invert is not None)
         check_whole(out, statistics)
         if not any(reason == "prepared" for _, reason in statistics.rows):
             raise UserError(nothing_prepared(out, storage.absolute(settings.out), statistics))
@@ -136,6 +139,8 @@ def prepare(settings: PrepareSettings) -> str:
     for split, figures in metadata["splits"].items():
         rejected = ", ".join(f"{reason} {n}" for reason, n in figures["rejected"].items()) or "none"
         log.info("%s: %s rows, %s prepared, rejected: %s", split, figures["rows"], figures["prepared"], rejected)
+    for sentence in explained(statistics.warning_counts()):
+        log.warning("%s", sentence)
     return storage.absolute(settings.out)
 
 

@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from matplotlib.patches import Rectangle
 
 from hwr_ray.data.cleaning import REASONS
-from hwr_ray.data.dataset import REJECTED
+from hwr_ray.data.dataset import REJECTED, schema
 from hwr_ray.data.labels import SPLITS
 from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.files import storage
 from hwr_ray.images.arrow import images_of
 from hwr_ray.images.decode import UndecodableImageError, decode
+from hwr_ray.images.line_warnings import WARNINGS
 from hwr_ray.images.lines import Canvas
 from hwr_ray.reporting.html import BAD, GOOD, PALE, data_uri, new_figure, render
 
@@ -34,6 +36,8 @@ def write_preparation_report(out: str, *, metadata: dict[str, Any], statistics: 
         reasons=reason_table(statistics),
         explanations=REASONS,
         rejected=rejected_samples(out),
+        warnings=warning_table(statistics),
+        warned=warned_samples(out, canvas),
         lengths=_plot_lengths(before, after) if before else None,
         characters=character_table(statistics),
         most_characters=MOST_CHARACTERS,
@@ -74,6 +78,35 @@ def rejected_samples(out: str, *, count: int = 6) -> dict[str, list[dict[str, An
     for row in kept.to_pylist():
         samples[row["reason"]].append({**row, "picture": _picture_of_file(row["path"])})
     return {reason: rows for reason, rows in samples.items() if rows}
+
+
+def warning_table(statistics: DatasetStatistics) -> list[dict[str, Any]]:
+    """Returns the warnings that prepared rows have, each with its explanation and its counts."""
+    found = {warning for _, warning in statistics.warnings}
+    return [
+        {
+            "warning": warning,
+            "explanation": explanation,
+            "counts": {split: statistics.warnings[split, warning] for split in SPLITS},
+        }
+        for warning, explanation in WARNINGS.items()
+        if warning in found
+    ]
+
+
+def warned_samples(out: str, canvas: Canvas, *, count: int = 6) -> dict[str, list[dict[str, Any]]]:
+    """Returns the first `count` prepared lines with each warning, with their `picture` on the canvas."""
+    filesystem, _ = storage.locate(out)
+    files = [shard for split in SPLITS for shard in _shards(out, split)]
+    samples: dict[str, list[dict[str, Any]]] = {}
+    lines = ds.dataset(files, filesystem=filesystem, schema=schema(canvas))
+    for warning in WARNINGS:
+        head = lines.head(count, columns=["id", "text", "image"], filter=pc.field("warning") == warning)
+        rows = head.select(["id", "text"]).to_pylist()
+        pictures = images_of(head, canvas)
+        if rows:
+            samples[warning] = [{**row, "picture": image} for row, image in zip(rows, pictures, strict=True)]
+    return samples
 
 
 def _picture_of_file(path: str | None) -> np.ndarray | None:
@@ -132,6 +165,7 @@ def _plot_lengths(before: Counter[int], after: Counter[int]) -> str:
         for length, number in lengths.items():
             capped[min(length, last)] += number
         axes.bar(list(capped), list(capped.values()), color=color, label=name)
+    axes.set_xlim(0, last + 1)
     axes.set_xlabel(f"characters in the label (the bar at {last} includes longer labels)")
     axes.set_ylabel("labels")
     axes.legend(frameon=False)

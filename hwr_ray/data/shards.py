@@ -37,7 +37,9 @@ LABEL_CPUS, SHARD_CPUS = 0.1, 0.45
 The actors reserve little, so that CPUs stay free when those of a lost node restart on the other nodes."""
 
 
-def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, canvas: Canvas) -> DatasetStatistics:
+def write_shards(
+    files: list[LabelFile], out: str, cleaning: CleaningSettings, canvas: Canvas, *, invert: bool
+) -> DatasetStatistics:
     """Prepares all rows of the label files, writes them to `out` and returns their statistics."""
     rows_per_shard = max(16, min(MOST_ROWS, SHARD_BYTES // (canvas.height * canvas.width)))
     tables = chain.from_iterable(read_rows(file, rows_per_table=rows_per_shard) for file in files)
@@ -54,7 +56,7 @@ def write_shards(files: list[LabelFile], out: str, cleaning: CleaningSettings, c
         )
         .map_batches(
             ShardWriter,
-            fn_constructor_kwargs={"out": out, "cleaning": cleaning, "canvas": canvas},
+            fn_constructor_kwargs={"out": out, "cleaning": cleaning, "canvas": canvas, "invert": invert},
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=SHARD_CPUS,
@@ -102,12 +104,15 @@ def _shards_of(files: pa.Table, *, rows_per_shard: int) -> Iterable[pa.Table]:
             yield pa.table({"name": [f"{number:02d}-{shard:06d}.parquet"], "rows": [sink.getvalue().to_pybytes()]})
 
 
-def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) -> list[dict[str, Any]]:
+def prepare_rows(
+    rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas, invert: bool = False
+) -> list[dict[str, Any]]:
     """Returns rows of the schema ROWS cleaned, with their images decoded and fitted to the canvas.
 
-    Adds `kept_text`, the normalized label; `height` and `width` of the image file in pixels and `image`, (H, W) uint8
-    on the canvas, which are None for rejected rows; and `digest`, the SHA-256 of the file, empty if it was not read.
-    Rejected rows stay in the result with their `reason`.
+    Adds `kept_text`, the normalized label; `height` and `width` of the image file in pixels, `image`, (H, W) uint8 on
+    the canvas, and its `warning`, which are None for rejected rows; and `digest`, the SHA-256 of the file, empty if it
+    was not read. Rejected rows stay in the result with their `reason`. `invert` turns light writing on dark into dark
+    on light.
     """
     records, frames = rows.to_pylist(), num_frames(canvas.height, canvas.width)
     for row in records:
@@ -116,14 +121,14 @@ def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) 
         row["reason"] = row["reason"] or reason_for(
             row["kept_text"], cleaning, is_training=row["split"] == "train", num_frames=frames
         )
-        row |= {"height": None, "width": None, "image": None, "digest": b""}
+        row |= {"height": None, "width": None, "image": None, "warning": None, "digest": b""}
     good = [row for row in records if row["reason"] is None]
     held = [row for row in good if row["file"] is not None]
-    _take_images(held, (row["file"] for row in held), canvas)
+    _take_images(held, (row["file"] for row in held), canvas, invert)
     for folder in {row["folder"] for row in good} - {None}:
         members = [row for row in good if row["folder"] == folder]
         start = len(storage.join(folder, ""))
-        _take_images(members, read_files(folder, [row["path"][start:] for row in members]), canvas)
+        _take_images(members, read_files(folder, [row["path"][start:] for row in members]), canvas, invert)
         missing = [row for row in members if row["reason"] == "missing_image"]
         for row in missing:
             row["detail"] = f"there is no {row['path']}"
@@ -131,30 +136,31 @@ def prepare_rows(rows: pa.Table, *, cleaning: CleaningSettings, canvas: Canvas) 
         found = [(row, name) for row, name in spelled if name]
         for row, name in found:
             row["path"] = storage.join(folder, name)
-        _take_images([row for row, _ in found], read_files(folder, [name for _, name in found]), canvas)
+        _take_images([row for row, _ in found], read_files(folder, [name for _, name in found]), canvas, invert)
     return records
 
 
-def _take_images(rows: list[dict[str, Any]], files: Iterable[bytes | Line], canvas: Canvas) -> None:
+def _take_images(rows: list[dict[str, Any]], files: Iterable[bytes | Line], canvas: Canvas, invert: bool) -> None:
     """Adds what becomes of an image file to each row."""
     to_hash, to_decode = tee(files)
-    for row, file, line in zip(rows, to_hash, lines_of(to_decode, canvas), strict=True):
+    for row, file, line in zip(rows, to_hash, lines_of(to_decode, canvas, invert=invert), strict=True):
         row |= {"reason": line.reason, "detail": line.detail, "height": line.height, "width": line.width}
-        row |= {"digest": b"" if isinstance(file, Line) else sha256(file).digest(), "image": line.image}
+        row |= {"digest": b"" if isinstance(file, Line) else sha256(file).digest()}
+        row |= {"image": line.image, "warning": line.warning}
 
 
 class ShardWriter:
     """Actor that prepares tables of rows and writes each to `out`, as one shard per split and one of rejected rows."""
 
-    def __init__(self, out: str, cleaning: CleaningSettings, canvas: Canvas) -> None:
-        self.out, self.cleaning, self.canvas = out, cleaning, canvas
+    def __init__(self, out: str, cleaning: CleaningSettings, canvas: Canvas, invert: bool = False) -> None:
+        self.out, self.cleaning, self.canvas, self.invert = out, cleaning, canvas, invert
 
     def __call__(self, shards: pa.Table) -> pa.Table:
         """Writes shards (`name`, `rows` as an Arrow stream). Returns a row with the pickled statistics for each."""
         results = []
         for shard in shards.to_pylist():
             rows = pa.ipc.open_stream(shard["rows"]).read_all()
-            records = prepare_rows(rows, cleaning=self.cleaning, canvas=self.canvas)
+            records = prepare_rows(rows, cleaning=self.cleaning, canvas=self.canvas, invert=self.invert)
             # The name depends on neither process nor attempt, so a retry replaces the same files.
             results.append(pickle.dumps(self.write(records, shard["name"])))
         return pa.table({"statistics": results})
@@ -190,5 +196,6 @@ def count_row(row: dict[str, Any], statistics: DatasetStatistics, canvas: Canvas
         size=(row["height"], row["width"]) if row["height"] else None,
         content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"]],
         num_frames=frames,
+        warning=row["warning"],
     )
     return row["split"] if is_kept else "rejected"

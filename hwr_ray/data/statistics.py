@@ -31,6 +31,8 @@ class DatasetStatistics:
     """Prepared rows by split and number of frames that their label needs."""
     few_frames: int = 0
     """Prepared rows with fewer than FEW_FRAMES frames a character."""
+    warnings: Counter[tuple[Split, str]] = field(default_factory=Counter)
+    """Prepared rows by split and warning."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Decoded images by (height, width) in pixels."""
     lengths_before: Counter[int] = field(default_factory=Counter)
@@ -52,6 +54,7 @@ class DatasetStatistics:
         size: tuple[int, int] | None,
         content: Iterable[bytes],
         num_frames: float = math.inf,
+        warning: str | None = None,
     ) -> None:
         """Counts one row. `kept_text` is its normalized label, or None for a rejected row. `num_frames` is the
         number of frames that its image covers on the canvas."""
@@ -66,6 +69,8 @@ class DatasetStatistics:
             if kept_text != text and not text.isascii():
                 self.invisible[split] += INVISIBLE.search(text) is not None
             self.frames[split, frames_needed(kept_text)] += 1
+            if warning:
+                self.warnings[split, warning] += 1
             self.few_frames += num_frames < FEW_FRAMES * len(kept_text)
             self.lengths_after[len(kept_text)] += 1
             self.characters_after.update((split, c) for c in kept_text)
@@ -77,6 +82,13 @@ class DatasetStatistics:
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "digest"},
             digest=(self.digest + other.digest) % 2**256,
         )
+
+    def warning_counts(self) -> dict[str, int]:
+        """Returns the number of prepared rows with each warning."""
+        counts: Counter[str] = Counter()
+        for (_, warning), number in self.warnings.items():
+            counts[warning] += number
+        return dict(counts.most_common())
 
     def charset(self) -> str:
         """Returns the characters of the prepared training labels, sorted."""
@@ -95,5 +107,6 @@ class DatasetStatistics:
             "rejected": dict(sorted(rows.items())),
             "normalized": self.normalized[name],
             "invisible_removed": self.invisible[name],
+            "warnings": dict(sorted((warning, n) for (split, warning), n in self.warnings.items() if split == name)),
             "most_frames_needed": max((frames for split, frames in self.frames if split == name), default=0),
         }

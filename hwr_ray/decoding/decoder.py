@@ -56,6 +56,9 @@ class Reading:
     """The next best candidates of a beam search with their shares of the candidates' probability."""
     characters: tuple[Character, ...] = ()
     """Characters of the text, if requested."""
+    warning: str | None = None
+    """One of hwr_ray.images.line_warnings.WARNINGS, if the image does not look like an upright line of dark text on
+    light paper."""
     review_threshold: float | None = None
     """Minimum confidence of texts that need no review; None if unknown."""
 
@@ -65,7 +68,8 @@ class Reading:
         return None if self.review_threshold is None else self.confidence < self.review_threshold
 
     def __str__(self) -> str:
-        return f"{self.text} ({self.confidence:.0%}{', needs review' if self.needs_review else ''})"
+        words = [f"{self.confidence:.0%}", *(["needs review"] if self.needs_review else [])]
+        return f"{self.text} ({', '.join([*words, *([self.warning] if self.warning else [])])})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,12 +47,37 @@ class Canvas:
         return min(1.0, self.height / height, self.width / (self.stretch * width))
 
 
+@dataclass(frozen=True)
+class Levels:
+    """Grey levels of an image, from a sample of its pixels."""
+
+    darkest: int
+    """Almost the darkest grey of the sample: that of ink on light paper."""
+    paper: int
+    """The median."""
+    lightest: int
+    """Almost the lightest grey."""
+
+
+def levels_of(image: np.ndarray) -> Levels:
+    """Returns the grey levels of an image (h, w) uint8."""
+    sample = image.ravel()[::SAMPLED_EVERY].copy()
+    sample.sort()
+    number, outliers = len(sample), len(sample) // 128
+    return Levels(sample.item(outliers), sample.item(number // 2), sample.item(number - 1 - outliers))
+
+
 def fit(image: np.ndarray, canvas: Canvas) -> np.ndarray:
     """Returns a grey image (h, w) uint8 on the canvas (H, W): shrunk if necessary, then stretched, left-aligned and
     vertically centred.
 
     The rest is filled with the median grey of the image, which is its paper.
     """
+    return fit_with_levels(image, canvas)[0]
+
+
+def fit_with_levels(image: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, Levels]:
+    """Returns the image on the canvas, as `fit` does, and the levels of its pixels there."""
     height, width = image.shape
     scale = canvas.scale_for(height, width)
     if scale < 1:
@@ -62,22 +87,22 @@ def fit(image: np.ndarray, canvas: Canvas) -> np.ndarray:
     if canvas.stretch != 1:
         width = min(canvas.width, max(1, round(width * canvas.stretch)))
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    fitted = np.full((canvas.height, canvas.width), _median(image), np.uint8)
+    levels = levels_of(image)
+    fitted = np.full((canvas.height, canvas.width), _median(image, levels.paper), np.uint8)
     top = (canvas.height - height) // 2
     fitted[top : top + height, :width] = image
-    return fitted
+    return fitted, levels
 
 
-def _median(image: np.ndarray) -> int:
-    """Returns the median of an image (h, w) uint8, rounded down.
+def _median(image: np.ndarray, median: int) -> int:
+    """Returns the median of an image (h, w) uint8, rounded down, given an estimate.
 
-    The search starts from the median of a sample, which is exact or close if most pixels are paper, and takes at most
-    255 steps. Each step counts pixels, which is fast on any processor; np.partition and np.median are fast only where
-    numpy has vectorized them.
+    The estimate from a sample is exact or close if most pixels are paper. The search takes at most 255 steps. Each step
+    counts pixels, which is fast on any processor; np.partition and np.median are fast only where numpy has vectorized
+    them.
     """
     pixels = image.ravel()
-    half, sample = (len(pixels) - 1) // 2, pixels[::SAMPLED_EVERY]
-    median = int(np.partition(sample, len(sample) // 2)[len(sample) // 2])
+    half = (len(pixels) - 1) // 2
     while np.count_nonzero(pixels < median) > half:
         median -= 1
     while (reached := np.count_nonzero(pixels <= median)) <= half:

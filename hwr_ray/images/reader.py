@@ -16,7 +16,8 @@ from pyarrow import fs
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import join, locate
 from hwr_ray.images.decode import UndecodableImageError, decode
-from hwr_ray.images.lines import Canvas, fit
+from hwr_ray.images.line_warnings import warning_of
+from hwr_ray.images.lines import Canvas, fit_with_levels
 
 READ_THREADS = 32
 """Number of threads that read files."""
@@ -47,6 +48,9 @@ class Line:
     """Height in pixels before fitting."""
     width: int | None = None
     """Width in pixels before fitting."""
+    warning: str | None = None
+    """One of hwr_ray.images.line_warnings.WARNINGS, if the image does not look like a line of dark text on light
+    paper."""
     reason: str | None = None
     """`missing_image`, `undecodable_image` or `unsafe_path`; None if there is an image."""
     detail: str | None = None
@@ -80,15 +84,16 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | Line]:
             yield futures.popleft().result()
 
 
-def lines_of(files: Iterable[bytes | Line], canvas: Canvas) -> Iterator[Line]:
+def lines_of(files: Iterable[bytes | Line], canvas: Canvas, *, invert: bool = False) -> Iterator[Line]:
     """Decodes image files and fits them to the canvas, in order. Yields items that are already a Line unchanged.
 
-    Processes files in groups and never raises for a bad one. The previous group is in memory while the next is built.
+    `invert` turns light writing on dark into dark on light. Processes files in groups and never raises for a bad one.
+    The previous group is in memory while the next is built.
     """
     cv2.setNumThreads(1)  # OpenCV's own threads only slow down small images
     for group in in_groups(files):
         for images in in_groups(map(_decode_file, group)):
-            yield from [_fit_image(image, canvas) for image in images]
+            yield from [image if isinstance(image, Line) else line_of(image, canvas, invert=invert) for image in images]
 
 
 def in_groups(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -113,11 +118,16 @@ def _decode_file(file: bytes | Line) -> np.ndarray | Line:
         return Line(reason="undecodable_image", detail=str(error))
 
 
-def _fit_image(image: np.ndarray | Line, canvas: Canvas) -> Line:
-    if isinstance(image, Line):
-        return image
+def line_of(image: np.ndarray, canvas: Canvas, *, invert: bool = False) -> Line:
+    """Returns a decoded grey image (h, w) uint8 fitted to the canvas, with its warning."""
+    fitted, levels = fit_with_levels(image, canvas)
+    warning = warning_of(image, levels)
+    if invert and warning == "light_on_dark":
+        image = 255 - image
+        fitted, levels = fit_with_levels(image, canvas)
+        warning = warning_of(image, levels) or "inverted"
     height, width = image.shape
-    return Line(image=fit(image, canvas), height=height, width=width)
+    return Line(image=fitted, height=height, width=width, warning=warning)
 
 
 def _read(filesystem: fs.FileSystem, path: str) -> bytes | Line:

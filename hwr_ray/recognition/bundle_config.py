@@ -21,6 +21,8 @@ from hwr_ray.text.codec import Codec
 WEIGHTS, CONFIG, LANGUAGE_MODEL = "model.safetensors", "config.json", "language_model.safetensors"
 SHIPPED = str(Path(__file__).parents[1] / "pretrained")
 """Path of the bundle that comes with the package."""
+USUAL_SHARE = 0.005
+"""Share of the training lines with a warning above which the warning is usual for a bundle."""
 SHIPPED_WORD = "shipped"
 """Name by which settings refer to that bundle."""
 
@@ -37,6 +39,10 @@ class BundleConfig:
     """Origin of the weights: settings, data, metrics, versions."""
     model_id: str = ""
     """12 hex digits that change with the weights and the decoding; empty if the bundle was not loaded."""
+
+    def is_usual(self, warning: str | None) -> bool:
+        """Returns whether the training lines often had this warning, so that it tells nothing about a new line."""
+        return self.training.get("warnings", {}).get(warning, 0) > USUAL_SHARE
 
 
 def bundle_path(name: str) -> str:

@@ -9,30 +9,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import cv2
 import numpy as np
 
-from hwr_ray.decoding.decoder import placed_characters
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.images.decode import decode
+from hwr_ray.images.line_warnings import WARNINGS
 from hwr_ray.images.lines import encode_png
-from hwr_ray.images.reader import MAX_BYTES, lines_of
+from hwr_ray.images.reader import MAX_BYTES
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD
+from hwr_ray.recognition.demo_reader import Details, Reader, Row
 from hwr_ray.recognition.recognizer import Recognizer
 from hwr_ray.synthetic.forms import draw_line
 from hwr_ray.synthetic.synthesize import Names
 
 log = logging.getLogger(__name__)
 
-NUM_CANDIDATES = 5
 MOST_FILES = 1000
 """Maximum number of images per upload; `transcribe` has no limit."""
-FRAME_HEIGHT, LABEL_HEIGHT = 200, 34
-"""Minimum height of the framed picture, and height of the strip with the letters below it, in pixels."""
-GREEN, AMBER, RED = (40, 140, 60), (200, 130, 0), (190, 60, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +39,8 @@ class DemoSettings:
     possible."""
     precision: float = 0.99
     """Target share of correct texts, 0 to 1, among those that are not marked for review."""
+    invert: Literal["auto"] | None = None
+    """`auto` inverts images with light writing on a dark background; by default they get a warning only."""
     port: int = 7860
     """Port of the page on this machine's loopback interface; 0 lets Gradio choose one."""
 
@@ -54,85 +51,14 @@ class DemoSettings:
             raise UserError(f"--port must be between 0 and 65535, not {self.port}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Result for one image, as in a transcript."""
-
-    name: str
-    text: str | None = None
-    confidence: float | None = None
-    needs_review: bool | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Details:
-    """Results for one image that its row does not show."""
-
-    alternatives: tuple[tuple[str, float], ...] = ()
-    picture: np.ndarray | None = None
-    """(H, W, 3) uint8, with a box around each character: green for a high confidence, else amber or red."""
-
-
-class Reader:
-    """Recognizes image files, given as bytes, as `transcribe` does."""
-
-    def __init__(self, settings: DemoSettings) -> None:
-        lexicon = storage.absolute(settings.lexicon) if settings.lexicon else None
-        self.recognizer = Recognizer(settings.model, lexicon=lexicon)
-        self.threshold, _ = self.recognizer.decoding.review_threshold(
-            settings.precision, greedy=self.recognizer.is_greedy
-        )
-
-    def read(self, files: Sequence[tuple[str, bytes]]) -> list[tuple[Row, Details]]:
-        """Returns a row and details for each (name, bytes) in order; the row of an unreadable file has an error."""
-        canvas = self.recognizer.canvas
-        lines = list(lines_of((data for _, data in files), canvas))
-        images = [line.image for line in lines if line.image is not None]
-        number = 1 if self.recognizer.is_greedy else NUM_CANDIDATES
-        stacked = np.stack(images) if images else np.empty((0, canvas.height, canvas.width), np.uint8)
-        readings = iter(self.recognizer.read_lines(stacked, num_best=number, characters=True))
-        results = []
-        for (name, data), line in zip(files, lines, strict=True):
-            if line.image is None or line.height is None or line.width is None:
-                results.append((Row(name=name, error=f"{line.reason}: {line.detail}", needs_review=True), Details()))
-                continue
-            reading = next(readings)
-            needs_review = None if self.threshold is None else reading.confidence < self.threshold
-            row = Row(name=name, text=reading.text, confidence=reading.confidence, needs_review=needs_review)
-            characters = placed_characters(reading, canvas, line.height, line.width)
-            details = Details(alternatives=reading.alternatives, picture=framed(data, characters))
-            results.append((row, details))
-        return results
-
-
-def framed(data: bytes, characters: list[dict[str, Any]]) -> np.ndarray:
-    """Returns the written part of an image, with a box around each character and the recognized letter below it."""
-    picture = decode(data)
-    height, width = picture.shape
-    right = max((c["right"] for c in characters), default=width)
-    picture = picture[:, : min(width, right + height // 2)]
-    scale = max(1.0, FRAME_HEIGHT / height)
-    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    height, width = picture.shape
-    page = np.full((height + LABEL_HEIGHT, width, 3), 255, np.uint8)
-    page[:height] = picture[:, :, None]
-    for c in characters:
-        color = GREEN if c["confidence"] >= 0.9 else AMBER if c["confidence"] >= 0.5 else RED
-        left, right = round(c["left"] * scale), round(c["right"] * scale)
-        cv2.rectangle(page, (left, 1), (max(right, left + 4), height - 2), color, 2)
-        if c["character"].isascii():  # OpenCV has no other glyphs
-            place = (left, height + LABEL_HEIGHT - 9)
-            cv2.putText(page, c["character"], place, cv2.FONT_HERSHEY_SIMPLEX, 0.9, color, 2, cv2.LINE_AA)
-    return page
-
-
 def percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def answer(needs_review: bool | None) -> str:
-    return {None: "unknown: the model has no calibration", True: "yes", False: "no"}[needs_review]
+def answer(row: Row) -> str:
+    """Returns whether a row needs review, and its warning."""
+    review = {None: "unknown: the model has no calibration", True: "yes", False: "no"}[row.needs_review]
+    return f"{review}; {WARNINGS[row.warning]}" if row.warning else review
 
 
 def draw_sample(rng: np.random.Generator) -> tuple[str, bytes]:
@@ -146,7 +72,7 @@ def to_csv(rows: Sequence[Row], folder: str) -> str:
     with tempfile.NamedTemporaryFile(
         "w", dir=folder, suffix=".csv", delete=False, newline="", encoding="utf-8"
     ) as file:
-        writer = csv.DictWriter(file, ["name", "text", "confidence", "needs_review", "error"])
+        writer = csv.DictWriter(file, ["name", "text", "confidence", "needs_review", "warning", "error"])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     return file.name
@@ -172,13 +98,17 @@ class Answers:
     """Event handlers of the page. Each returns what the page shows, or raises UserError for a mistake of the user."""
 
     def __init__(self, settings: DemoSettings, folder: str) -> None:
-        self.reader, self.folder, self.rng = Reader(settings), folder, np.random.default_rng()
+        lexicon = storage.absolute(settings.lexicon) if settings.lexicon else None
+        recognizer = Recognizer(
+            settings.model, lexicon=lexicon, precision=settings.precision, invert=settings.invert is not None
+        )
+        self.reader, self.folder, self.rng = Reader(recognizer), folder, np.random.default_rng()
 
     def show(self, files: Sequence[tuple[str, bytes]]) -> list[Any]:
         """Returns the values of `show_one` for the first file, then the table, the CSV file's path and all results."""
         results = self.reader.read(files)
         rows = [row for row, _ in results]
-        table = [[r.name, r.text or r.error, percent(r.confidence), answer(r.needs_review)] for r in rows]
+        table = [[r.name, r.text or r.error, percent(r.confidence), answer(r)] for r in rows]
         return [*show_one(*results[0]), table, to_csv(rows, self.folder), results]
 
     def read_files(self, paths: list[str] | None) -> list[Any]:
@@ -203,7 +133,7 @@ class Answers:
 
 def show_one(row: Row, details: Details) -> list[Any]:
     others = [[text, percent(share)] for text, share in details.alternatives]
-    return [row.text or row.error, percent(row.confidence), answer(row.needs_review), details.picture, others]
+    return [row.text or row.error, percent(row.confidence), answer(row), details.picture, others]
 
 
 def new_page(settings: DemoSettings, folder: str) -> Any:

@@ -100,7 +100,11 @@ def publish(worker: WorkerState) -> None:
     rows = "".join(json.dumps(row) + "\n" for row in state.history).encode()
     bundle = None
     if state.epochs_since_best() == 0:
-        provenance = {"recipe": {**settings.recipe(), **worker.origin}, "data": prepared.content_hash}
+        provenance = {
+            "recipe": {**settings.recipe(), **worker.origin},
+            "data": prepared.content_hash,
+            "warnings": prepared.warning_shares,
+        }
         bundle = Bundle(
             model=copy.deepcopy(state.averaged_model),
             settings=settings.model,

@@ -31,6 +31,8 @@ WORKER_CPUS = 0.45
 """Default number of Ray's logical CPUs per model. A node full of models keeps some for the tasks that feed them."""
 FEED_CPUS = 1
 """Logical CPUs reserved for the tasks that feed the models. Ray Data takes a whole one to list Parquet files."""
+PARTITIONS_AT_ONCE = 2
+"""Partitions that a model's process works on at a time if it waits for storage or a GPU: see `partitions_at_once`."""
 
 Loader = Callable[[pa.Table], pa.Table]
 
@@ -124,7 +126,8 @@ class LineReader:
         gc.freeze()  # else a full collection scans all loaded objects: a tenth of a second every few partitions
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Returns the table without `image`, with `prediction`, `confidence`, `alternatives` and `characters`.
+        """Returns the table without `image`, with `prediction`, `confidence`, `alternatives`, `characters` and
+        `warning`, which replaces that of the images, if there is one.
 
         These are null in rows without an image. `height` and `width` must be those of the image files.
         """
@@ -132,16 +135,20 @@ class LineReader:
         readings = iter(self._read(table.filter(has_image) if table["image"].null_count else table))
         rows = [next(readings) if is_valid else None for is_valid in has_image.to_pylist()]
         return (
-            table.drop_columns("image")
+            table.drop_columns([name for name in ("image", "warning") if name in table.column_names])
             .append_column("prediction", pa.array([r.text if r else None for r in rows], pa.string()))
             .append_column("confidence", pa.array([r.confidence if r else None for r in rows], pa.float32()))
             .append_column("alternatives", pa.array([_alternatives(r) if r else None for r in rows], ALTERNATIVES))
             .append_column("characters", self._characters(table, rows))
+            .append_column("warning", pa.array([r.warning if r else None for r in rows], pa.string()))
         )
 
     def _read(self, table: pa.Table) -> list[Reading]:
         images, settings = images_of(table, self.recognizer.canvas), self.settings
-        return self.recognizer.read_lines(images, num_best=settings.num_best, characters=settings.characters)
+        warnings = table["warning"].to_pylist() if "warning" in table.column_names else ()  # version 0.1 had none
+        return self.recognizer.read_lines(
+            images, warnings=warnings, num_best=settings.num_best, characters=settings.characters
+        )
 
     def _characters(self, table: pa.Table, readings: list[Reading | None]) -> pa.Array:
         """Returns the characters of each reading, or nulls unless the settings ask for them."""
@@ -266,3 +273,12 @@ def _read(
         ),
         **settings.workers.options,
     )
+
+
+def partitions_at_once(images: str, out: str, *, use_gpu: bool) -> int:
+    """Returns how many partitions an actor works on at a time, to fetch the next one while it transcribes one.
+
+    With files on local disks there is little to wait for, and two threads on one CPU slow each other down
+    (benchmarks/results/processes.md).
+    """
+    return PARTITIONS_AT_ONCE if use_gpu or "://" in images + out else 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, groupby, islice
 from operator import itemgetter
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,8 @@ class InputSettings:
     or FILE#ROW for an image in a Parquet file."""
     image_column: str | None = None
     """Column of Parquet files whose cells each contain the bytes of one image file."""
+    invert: Literal["auto"] | None = None
+    """`auto` inverts images with light writing on a dark background; by default they get a warning only."""
 
     def __post_init__(self) -> None:
         if self.root and not self.is_manifest:

@@ -63,10 +63,15 @@ def check_out(out: str, fingerprint: dict[str, Any], *, overwrite: bool = False)
 
 
 class Partitions:
-    """The partitions of the job that writes `out`. Takes ownership of `out`; raises what `check_out` raises."""
+    """The partitions of the job that writes `out`. Takes ownership of `out`; raises what `check_out` raises.
 
-    def __init__(self, out: str, fingerprint: dict[str, Any], *, overwrite: bool = False) -> None:
-        self.out, self.fingerprint = out.rstrip("/"), fingerprint
+    `schema` has the columns of the outputs. Those that an earlier version of the job wrote may lack some.
+    """
+
+    def __init__(
+        self, out: str, fingerprint: dict[str, Any], *, overwrite: bool = False, schema: pa.Schema | None = None
+    ) -> None:
+        self.out, self.fingerprint, self.schema = out.rstrip("/"), fingerprint, schema
         existing = check_out(self.out, fingerprint, overwrite=overwrite)
         # Take the token first, then read the plan, then the state. A run that is still merging checks its token after
         # it writes its plan, and resets the state before it deletes the plan: it stops, or this run sees its plan.
@@ -150,7 +155,7 @@ class Partitions:
         """Executes the plan or what is left of it. Another run may do so at the same time; it writes the same files."""
         for file, names in plan["files"].items():
             if not storage.is_file(self._path(file)):
-                tables = (read_parquet(self._path(f"{OUTPUTS}/{name}")) for name in names)
+                tables = (read_parquet(self._path(f"{OUTPUTS}/{name}"), schema=self.schema) for name in names)
                 try:
                     merged = _to_parquet(tables)
                 except FileNotFoundError:
@@ -200,9 +205,10 @@ def write_output(out: str, name: str, table: pa.Table) -> None:
     storage.write_bytes(storage.join(out, OUTPUTS, name), _to_parquet([table]))
 
 
-def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
+def read_parquet(path: str, columns: list[str] | None = None, *, schema: pa.Schema | None = None) -> pa.Table:
+    """Returns columns of a Parquet file; those of the schema that the file lacks are null."""
     filesystem, inner = storage.locate(path)
-    return pq.read_table(inner, filesystem=filesystem, columns=columns)
+    return pq.read_table(inner, filesystem=filesystem, columns=columns, schema=schema)
 
 
 def repeated_key(inputs: Inputs) -> str | None:

@@ -21,12 +21,14 @@ from hwr_ray.cluster.monitoring import count_lines
 from hwr_ray.cluster.progress import Progress
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
+from hwr_ray.images.line_warnings import explained
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
-from hwr_ray.transcription.actors import Loader, ReadingSettings, read_partitions_with
+from hwr_ray.transcription.actors import Loader, ReadingSettings, partitions_at_once, read_partitions_with
 from hwr_ray.transcription.inputs import ImageTables, Inputs, InputSettings, open_inputs
 from hwr_ray.transcription.partitions import STATE, WORK, WRITTEN, Partitions, check_out, read_inputs, repeated_key
 from hwr_ray.transcription.transcripts import (
     STAGES,
+    TRANSCRIPTS,
     describe_errors,
     describe_review,
     errors_of,
@@ -46,8 +48,6 @@ MOST_ROWS, PARTITION_BYTES = 2048, 32 << 20
 more."""
 LISTING_SECONDS = 10
 """Seconds that a round waits for the listing to end."""
-PARTITIONS_AT_ONCE = 2
-"""Partitions that a model's process works on at a time if it waits for storage or a GPU: see `partitions_at_once`."""
 LOADER_CPUS = 0.5
 """Ray's logical CPUs of a loader, which reads and decodes for models on GPUs. A node with one CPU fits both."""
 PARTITIONS_IN_STORE = 4
@@ -99,7 +99,7 @@ def transcribe(settings: TranscribeSettings) -> str:
     feed_cpus = LOADER_CPUS if reading.workers.use_gpu or isinstance(inputs, ImageTables) else 0
     reading = reading.admitted(feed_cpus)
     check_shared(model_path, settings.inputs.folder, *([reading.lexicon] if reading.lexicon else []))
-    partitions = Partitions(out, fingerprint, overwrite=settings.overwrite)
+    partitions = Partitions(out, fingerprint, overwrite=settings.overwrite, schema=TRANSCRIPTS)
     check_shared(storage.join(out, STATE))
     run = TranscriptionRun(settings, inputs, bundle, reading, partitions, threshold)
     run.run()
@@ -124,6 +124,8 @@ def transcribe(settings: TranscribeSettings) -> str:
     )
     errors = describe_errors(Counter(counts["errors"]))
     log.info("%s of %s images transcribed, errors: %s", counts["num_read"], counts["num_images"], errors)
+    for sentence in explained(counts["warnings"]):
+        log.warning("%s", sentence)
     log.info("%s", describe_review(counts, threshold, share, settings.precision))
     return out
 
@@ -216,7 +218,13 @@ class TranscriptionRun:
         if isinstance(self.inputs, ImageTables):
             fetch = partial(fetch_partitions, out=out, inputs=self.inputs)
             partitions = partitions.map_batches(fetch, **loaders)
-        load: Loader = partial(load_partition, out=out, inputs=self.inputs, canvas=self.bundle.canvas)
+        load: Loader = partial(
+            load_partition,
+            out=out,
+            inputs=self.inputs,
+            canvas=self.bundle.canvas,
+            invert=self.settings.inputs.invert is not None,
+        )
         if on_gpu:
             # Other processes load ahead of the models. On CPUs no decoded image leaves its process.
             partitions, load = partitions.map_batches(partial(load_packed, load=load), **loaders), unpack
@@ -275,15 +283,6 @@ class TranscriptionRun:
                 f"--max-error-rate {most:g}: see `error` in {self.partitions.out}/_work/outputs; to resume, run the "
                 "same command with a higher rate"
             )
-
-
-def partitions_at_once(images: str, out: str, *, use_gpu: bool) -> int:
-    """Returns how many partitions an actor works on at a time, to fetch the next one while it transcribes one.
-
-    With files on local disks there is little to wait for, and two threads on one CPU slow each other down
-    (benchmarks/results/processes.md).
-    """
-    return PARTITIONS_AT_ONCE if use_gpu or "://" in images + out else 1
 
 
 def fingerprint_of(settings: TranscribeSettings, bundle: BundleConfig, reading: ReadingSettings) -> dict[str, Any]:

@@ -36,6 +36,7 @@ TRANSCRIPTS = pa.schema(
         "alternatives": ALTERNATIVES,  # the --num-best candidates other than the text; null without a text
         "characters": CHARACTERS,  # characters of the text, with --characters; else null
         "error": pa.string(),  # `reason: sentence`; null if the image was transcribed
+        "warning": pa.string(),  # one of hwr_ray.images.line_warnings.WARNINGS, or null
         "model_id": pa.string(),  # id of the bundle
         "height": pa.int32(),  # height of the image file in pixels; null if it could not be decoded
         "width": pa.int32(),  # width, likewise
@@ -64,9 +65,9 @@ def fetch_partitions(table: pa.Table, *, out: str, inputs: Inputs) -> Iterator[p
         yield pa.table({"partition": [name], "read_seconds": [seconds], "files": pa.array([found], FILES)})
 
 
-def load_partition(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas) -> pa.Table:
+def load_partition(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas, invert: bool = False) -> pa.Table:
     """Returns the rows of the partition named in a table of one row, with `image` on the canvas, `height`, `width`,
-    `error`, `read_seconds` (wall clock) and `decode_seconds` (CPU time).
+    `warning`, `error`, `read_seconds` (wall clock) and `decode_seconds` (CPU time).
 
     Fetches the images unless `fetch_partitions` did. Raises UserError if the storage fails; a single unreadable file is
     no error.
@@ -83,7 +84,7 @@ def load_partition(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas)
     for group in in_groups(files):  # as in lines_of; to time each file would cost a twelfth of both stages
         read_seconds += time.monotonic() - start
         cpu_start = time.thread_time()
-        lines += lines_of(group, canvas)
+        lines += lines_of(group, canvas, invert=invert)
         decode_seconds += time.thread_time() - cpu_start
         start = time.monotonic()
     errors = [f"{line.reason}: {line.detail}" if line.reason else None for line in lines]
@@ -97,6 +98,7 @@ def load_partition(table: pa.Table, *, out: str, inputs: Inputs, canvas: Canvas)
         "image": column_of([line.image for line in lines], canvas),
         "height": pa.array([line.height for line in lines], pa.int32()),
         "width": pa.array([line.width for line in lines], pa.int32()),
+        "warning": pa.array([line.warning for line in lines], pa.string()),
         "error": pa.array(errors, pa.string()),
     }
     return pa.table(columns)
@@ -141,18 +143,20 @@ def to_transcripts(table: pa.Table, *, model_id: str, threshold: float | None) -
 
 def summarize(partitions: Partitions) -> dict[str, Any]:
     """Returns counts over all transcripts."""
-    errors, num_images, num_review, num_judged = Counter[str](), 0, 0, 0
+    errors, warnings, num_images, num_review, num_judged = Counter[str](), Counter[str](), 0, 0, 0
     for path in partitions.files():
-        table = read_parquet(path, columns=["error", "needs_review"])
+        table = read_parquet(path, columns=["error", "warning", "needs_review"], schema=TRANSCRIPTS)
         num_images += len(table)
         num_review += pc.sum(table["needs_review"]).as_py() or 0
         num_judged += len(table) - table["needs_review"].null_count
         errors += _reasons(table["error"])
+        warnings.update(table["warning"].drop_null().to_pylist())
     return {
         "num_images": num_images,
         "num_read": num_images - errors.total(),
         "num_review": num_review if num_judged else None,
         "errors": dict(errors),
+        "warnings": dict(warnings),
     }
 
 

@@ -32,6 +32,7 @@ def test_a_tally_counts_rows_by_hand():
             "rejected": {"lowercase": 1, "missing_text": 1},
             "normalized": 1,
             "invisible_removed": 0,
+            "warnings": {},
             "most_frames_needed": 5,  # A, N, blank, N, A
         },
         "test": {
@@ -40,6 +41,7 @@ def test_a_tally_counts_rows_by_hand():
             "rejected": {},
             "normalized": 0,
             "invisible_removed": 0,
+            "warnings": {},
             "most_frames_needed": 2,
         },
     }

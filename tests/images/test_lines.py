@@ -16,7 +16,7 @@ from pyarrow import fs
 from hwr_ray.errors import UserError
 from hwr_ray.images import reader
 from hwr_ray.images.decode import UndecodableImageError, decode
-from hwr_ray.images.lines import SAMPLED_EVERY, Canvas, encode_png, fit
+from hwr_ray.images.lines import SAMPLED_EVERY, Canvas, encode_png, fit, fit_with_levels
 from hwr_ray.images.reader import lines_of, read_files
 
 
@@ -339,12 +339,12 @@ def test_files_go_through_a_step_together_few_where_they_are_large():
 def test_few_pictures_are_decoded_before_they_are_fitted(picture, monkeypatch):
     monkeypatch.setattr(reader, "MOST_BYTES_TOGETHER", 3 * picture.nbytes)
     steps = []
-    for name, step in {"decode": decode, "fit": fit}.items():
+    for name, step in {"decode": decode, "fit_with_levels": fit_with_levels}.items():
         monkeypatch.setattr(reader, name, lambda *args, name=name, step=step: steps.append(name) or step(*args))
     data = encode_png(picture)
     assert len(data) * 7 < 3 * picture.nbytes  # one group of files
     assert len(list(lines_of([data] * 7, Canvas(48, 160)))) == 7
-    assert steps == [*(["decode"] * 3 + ["fit"] * 3) * 2, "decode", "fit"]
+    assert steps == [*(["decode"] * 3 + ["fit_with_levels"] * 3) * 2, "decode", "fit_with_levels"]
 
 
 def test_few_files_are_in_memory_at_once(tmp_path, monkeypatch):

@@ -23,20 +23,24 @@ from playwright.sync_api import expect
 from hwr_ray.decoding.decoder import Decoding
 from hwr_ray.errors import UserError
 from hwr_ray.images.decode import decode
-from hwr_ray.recognition.demo import DemoSettings, Reader, draw_sample, framed, ink_of, to_csv
+from hwr_ray.images.lines import encode_png
+from hwr_ray.recognition.demo import draw_sample, ink_of, to_csv
+from hwr_ray.recognition.demo_reader import Reader, framed
+from hwr_ray.recognition.recognizer import Recognizer
 
 
 @pytest.fixture(scope="module")
 def reader():
-    return Reader(DemoSettings())
+    return Reader(Recognizer())
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Six drawn names and a file that is not an image."""
+    """Six drawn names, one of them light on dark, and a file that is not an image."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(4)
     for number in range(6):
         (folder / f"{number}.png").write_bytes(draw_sample(rng)[1])
+    (folder / "5.png").write_bytes(encode_png(255 - decode((folder / "5.png").read_bytes())))
     (folder / "no image.png").write_bytes(b"nothing")
     return folder
 
@@ -55,6 +59,8 @@ def test_the_reader_says_what_transcribe_says(reader, images, transcripts):
     for name, (row, details) in results.items():
         expected = transcripts.loc[name]
         assert row.needs_review == expected.needs_review
+        assert row.warning == ("light_on_dark" if name == "5.png" else None)
+        assert (row.warning or "") == (expected.warning if isinstance(expected.warning, str) else "")
         if name == "no image.png":
             assert row.text is None and row.error == expected.error and details.picture is None
         else:
@@ -95,12 +101,10 @@ def test_a_drawing_becomes_dark_strokes_on_white_and_an_empty_one_is_told():
 
 def test_a_model_without_a_calibration_leaves_review_unknown(bundle_path, tmp_path):
     assert Decoding().review_threshold(0.9)[0] is None
-    ((row, details),) = Reader(DemoSettings(model=bundle_path)).read(
-        [("a.png", draw_sample(np.random.default_rng())[1])]
-    )
+    ((row, details),) = Reader(Recognizer(bundle_path)).read([("a.png", draw_sample(np.random.default_rng())[1])])
     assert row.needs_review is None and not details.alternatives
     table = pd.read_csv(to_csv([row], str(tmp_path)), keep_default_na=False)
-    assert table.columns.tolist() == ["name", "text", "confidence", "needs_review", "error"]
+    assert table.columns.tolist() == ["name", "text", "confidence", "needs_review", "warning", "error"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Compares readings and their probabilities with sums over all paths of a short lattice."""
 
+from dataclasses import replace
 from itertools import groupby, product
 from math import inf, log, prod
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from hwr_ray.decoding.ctc import ctc_losses, greedy_texts
+from hwr_ray.recognition.bundle import save_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED
 from hwr_ray.recognition.recognizer import Recognizer, compare_log_probs, read_log_probs, text_log_probs
+from hwr_ray.synthetic.forms import draw_line
 from hwr_ray.synthetic.glyphs import Writer, write
+from hwr_ray.synthetic.synthesize import Names, without_accents
 from hwr_ray.text.codec import Codec
 
 FRAMES, CLASSES = 4, 3
@@ -123,3 +127,25 @@ def test_characters_stand_where_they_are_drawn(left):
                 first, end = (4 * frame for frame in character.frames)
                 assert low - 8 < (first + end) / 2 < high + 8, (name, character)
     assert num_checked >= 3
+
+
+def test_lines_that_are_upside_down_are_said_to_be_and_upright_ones_not():
+    rng, names = np.random.default_rng(2), Names.draw(2)
+    lines = [draw_line(without_accents(names.draw_one(rng)), rng) for _ in range(60)]
+    recognizer = Recognizer()
+    assert [reading.warning for reading in recognizer.read(lines)] == [None] * 60
+    turned = [reading.warning for reading in recognizer.read([line[::-1, ::-1].copy() for line in lines])]
+    assert set(turned) == {None, "upside_down"} and turned.count("upside_down") >= 30
+    blank = np.full((40, 300), 230, np.uint8)
+    assert [reading.warning for reading in recognizer.read([blank, lines[0]])] == ["blank", None]
+
+
+def test_a_warning_that_training_lines_often_had_is_not_given(tiny_bundle, tmp_path):
+    line = np.full((40, 300), 20, np.uint8)
+    cv2.putText(line, "ANNA", (10, 30), cv2.FONT_HERSHEY_SIMPLEX, 1, 240, 2)
+    for share, expected in ((0.005, "light_on_dark"), (0.006, None)):
+        path = str(tmp_path / f"{share}")
+        save_bundle(replace(tiny_bundle, training={"warnings": {"light_on_dark": share, "blank": 1 - share}}), path)
+        assert [reading.warning for reading in Recognizer(path).read([line])] == [expected]
+        (reading,) = Recognizer(path, invert=True).read([line])
+        assert reading.warning == "inverted" and "inverted" in str(reading)

@@ -36,7 +36,12 @@ def write_lines(folder, *, files=3, backwards=False, offset=0):
         rows = numbers[part::files]
         images = [np.full((CANVAS.height, CANVAS.width), i + offset, np.uint8) for i in rows]
         columns = {"id": [f"{i}.png" for i in rows], "path": ["p"] * len(rows), "text": ["A" * i for i in rows]}
-        columns |= {"height": [1] * len(rows), "width": [1] * len(rows), "image": column_of(images, CANVAS)}
+        columns |= {
+            "height": [1] * len(rows),
+            "width": [1] * len(rows),
+            "warning": pa.nulls(len(rows), pa.string()),
+            "image": column_of(images, CANVAS),
+        }
         pq.write_table(pa.table(columns, schema=schema(CANVAS)), folder / f"train/{part}.parquet")
     splits = {"train": {"prepared": NUM_LINES}}
     write_json(

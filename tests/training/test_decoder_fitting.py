@@ -38,7 +38,8 @@ def write_prepared(folder, lines: dict[str, list[str]], images: list[np.ndarray]
         names = [f"{split}-{n}.jpg" for n in range(len(texts))]
         sizes = pa.array([40] * len(texts), pa.int32())
         column = column_of(images or [blank] * len(texts), CANVAS)
-        table = pa.table([names, names, texts, sizes, sizes, column], schema=prepared_module.schema(CANVAS))
+        none = pa.nulls(len(texts), pa.string())
+        table = pa.table([names, names, texts, sizes, sizes, none, column], schema=prepared_module.schema(CANVAS))
         (folder / split).mkdir(parents=True)
         pq.write_table(table, folder / split / "0.parquet")
     metadata = {

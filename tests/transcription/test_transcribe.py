@@ -19,13 +19,12 @@ from hwr_ray.files.ownership import difference
 from hwr_ray.images.lines import Canvas, encode_png, fit
 from hwr_ray.recognition.bundle import load_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED
-from hwr_ray.transcription.actors import LineReader, PartitionReader, ReadingSettings
+from hwr_ray.transcription.actors import LineReader, PartitionReader, ReadingSettings, partitions_at_once
 from hwr_ray.transcription.inputs import InputSettings, open_inputs
 from hwr_ray.transcription.partitions import Partitions, read_inputs
 from hwr_ray.transcription.transcribe import (
     TranscribeSettings,
     fingerprint_of,
-    partitions_at_once,
     transcribe,
 )
 from hwr_ray.transcription.transcripts import (
@@ -62,6 +61,7 @@ def readings(*, partition: str = "a-000000.parquet", num_rows: int | None = None
             "path": [f"{n}.png" for n in range(number)],
             "height": pa.array([None if c is None else 40 for c in CONFIDENCES], pa.int32()),
             "width": pa.array([None if c is None else 100 for c in CONFIDENCES], pa.int32()),
+            "warning": pa.array([None, None, "blank", None, None, "page", "blank"]),
             "error": ["undecodable_image: the file is empty" if c is None else None for c in CONFIDENCES],
             "prediction": [None if c is None else noise.bytes(padding).hex() for c in CONFIDENCES],
             "confidence": pa.array(CONFIDENCES, pa.float32()),
@@ -88,7 +88,7 @@ def test_transcripts_have_their_columns_and_the_readings_values():
     assert transcripts.schema == TRANSCRIPTS
     assert transcripts["text"].to_pylist() == table["prediction"].to_pylist()
     assert set(transcripts["model_id"].to_pylist()) == {"m"}
-    for name in ("id", "path", "confidence", "alternatives", "characters", "error", "height", "width"):
+    for name in ("id", "path", "confidence", "alternatives", "characters", "warning", "error", "height", "width"):
         assert transcripts[name].to_pylist() == table[name].to_pylist()
 
 
@@ -232,6 +232,7 @@ def test_the_summary_counts_what_is_in_the_files(tmp_path, threshold):
         "num_read": frame.error.isna().sum(),
         "num_review": None if threshold is None else frame.needs_review.sum(),
         "errors": {"missing_image": 2, "undecodable_image": 2},
+        "warnings": {},
     }
 
 
