@@ -55,8 +55,8 @@ def warning_of(image: np.ndarray, levels: Levels) -> str | None:
     ink = _ink(_within(image, MAX_SIDE))
     if cv2.countNonZero(ink) < min(MIN_INK, len(ink) ** 2 / 80):
         return "blank"
-    if not is_dark_on_light and (
-        light >= max(CLEAR_CONTRAST, POLARITY_RATIO * dark) or _is_light_on_dark(_within(image, POLARITY_SIDE))
+    if light >= max(CLEAR_CONTRAST, POLARITY_RATIO * dark) or (
+        not is_dark_on_light and _is_light_on_dark(image, levels.paper)
     ):
         return "light_on_dark"
     return "page" if may_be_page and _num_text_lines(ink) >= PAGE_LINES else None
@@ -88,8 +88,11 @@ def _above_contrast(difference: np.ndarray) -> np.ndarray:
     return cv2.threshold(difference, CONTRAST, 255, cv2.THRESH_BINARY)[1]
 
 
-def _is_light_on_dark(image: np.ndarray) -> bool:
+def _is_light_on_dark(image: np.ndarray, paper: int) -> bool:
     """Returns whether more pixels are lighter than the median around them than darker, which shadows do not change."""
+    if image.max() < paper + CONTRAST:
+        return False
+    image = _within(image, POLARITY_SIDE)
     background = cv2.medianBlur(image, min(2 * min(image.shape) + 1, 255))
     lighter, darker = (
         cv2.countNonZero(_above_contrast(cv2.subtract(*pair))) for pair in ((image, background), (background, image))

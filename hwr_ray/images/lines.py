@@ -1,6 +1,7 @@
 """The canvas, and fitting of grey line images to it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ MIN_SIDE = 8
 """Minimum height and width of an image in pixels. A smaller one is not legible."""
 
 MAX_STRETCH = 4.0
-SAMPLED_EVERY = 31
+SAMPLED_EVERY = 61
 """Stride of the pixels from which an image's median is estimated. A stride that divides the width would leave out
 columns."""
 
@@ -47,8 +48,7 @@ class Canvas:
         return min(1.0, self.height / height, self.width / (self.stretch * width))
 
 
-@dataclass(frozen=True)
-class Levels:
+class Levels(NamedTuple):
     """Grey levels of an image, from a sample of its pixels."""
 
     darkest: int

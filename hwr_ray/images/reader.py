@@ -5,9 +5,8 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -38,8 +37,7 @@ PAUSES = (0.5, 2.0, 8.0)
 """Seconds to wait before each retry of a file that can't be read."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """The result of reading one image file: an image, or the reason why there is none."""
 
     image: np.ndarray | None = None
