@@ -74,7 +74,7 @@ WHAT = {
 
 def measure(settings: TrainBenchmark) -> None:
     """Measures all of WHAT in each round and writes the result."""
-    num_lines = Prepared(settings.prepared).require("train")
+    num_lines = Prepared(settings.prepared).require_lines("train")
     if num_lines < settings.batch_size:
         raise UserError(f"{settings.prepared} has {num_lines} training lines, fewer than --batch-size")
     rounds: list[dict[str, float]] = []

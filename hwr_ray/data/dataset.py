@@ -81,9 +81,9 @@ class Prepared:
         splits = self.metadata["splits"].items()
         return {split: figures["prepared"] for split, figures in splits if figures["prepared"]}
 
-    def require(self, split: Split) -> int:
+    def require_lines(self, split: Split) -> int:
         """Returns the number of prepared lines of a split. Raises UserError if it has none."""
-        return _require(split, self.num_lines, self.path)
+        return _require_lines(split, self.num_lines, self.path)
 
     def folder(self, split: Split) -> str:
         return storage.absolute(storage.join(self.path, split))
@@ -119,8 +119,8 @@ class Prepared:
 class PreparedSets:
     """One or more prepared data sets to train on together. An id is unique within its set and split only.
 
-    Raises UserError if there is no set or the same one twice, if the sets differ in canvas or storage, or if a set has
-    neither training nor validation lines.
+    Raises UserError if there is no set or two have the same lines, if the sets differ in canvas or storage, or if a set
+    has neither training nor validation lines.
     """
 
     paths: tuple[str, ...]
@@ -139,10 +139,11 @@ class PreparedSets:
                 )
             if storage.locate(other.path)[0] != storage.locate(first.path)[0]:
                 raise UserError(f"{first.path} and {other.path} are on different storage: copy one to the other's")
-        for path, number in Counter(self.paths).items():
-            if number > 1:
-                raise UserError(f"--data names {path} twice: omit one")
+        same: dict[str, str] = {}
         for one in self.sets:
+            if (content := one.metadata["content_hash"]) in same:
+                raise UserError(f"{same[content]} and {one.path} have the same lines: omit one")
+            same[content] = one.path
             if not one.num_lines.keys() & {"train", "validation"}:
                 raise UserError(f"{one.path} has neither training nor validation lines: omit it")
 
@@ -178,28 +179,35 @@ class PreparedSets:
 
     @property
     def warning_shares(self) -> dict[str, float]:
-        """Share of the training lines with each warning, 0 to 1; version 0.1 did not count them."""
-        counts: Counter[str] = Counter()
-        for one in self.having("train"):
-            counts.update(one.metadata["splits"]["train"].get("warnings", {}))
-        return {warning: number / self.num_lines["train"] for warning, number in counts.items()}
+        """Share of the training lines with each warning, 0 to 1, of the sets that count them, as those of version 0.1
+        do not."""
+        counts, num_lines = Counter[str](), 0
+        for figures in (one.metadata["splits"]["train"] for one in self.with_lines("train")):
+            counts.update(figures.get("warnings", {}))
+            num_lines += figures["prepared"] if "warnings" in figures else 0
+        return {warning: number / num_lines for warning, number in counts.items()}
+
+    @property
+    def invert(self) -> bool:
+        """Whether light writing on dark was inverted in a set."""
+        return any(one.metadata["settings"].get("invert") for one in self.sets)
 
     @property
     def bytes_per_line(self) -> int:
         return self.canvas.height * self.canvas.width
 
-    def require(self, split: Split) -> int:
+    def require_lines(self, split: Split) -> int:
         """Returns the number of prepared lines of a split in all sets. Raises UserError if there is none."""
-        return _require(split, self.num_lines, " and ".join(self.paths))
+        return _require_lines(split, self.num_lines, " and ".join(self.paths))
 
-    def having(self, split: Split) -> list[Prepared]:
+    def with_lines(self, split: Split) -> list[Prepared]:
         """Returns the sets that have lines of a split."""
         return [one for one in self.sets if split in one.num_lines]
 
     def read_shuffled(self, split: Split, *, seed: int) -> ray.data.Dataset:
         """Returns `id`, `text` and `image` of the lines of a split, in blocks of at least one shard, with the shards of
         all sets in random order."""
-        places = [storage.locate(one.folder(split)) for one in self.having(split)]
+        places = [storage.locate(one.folder(split)) for one in self.with_lines(split)]
         return ray.data.read_parquet(
             [inner for _, inner in places],
             filesystem=places[0][0],
@@ -210,15 +218,15 @@ class PreparedSets:
 
     def tables(self, split: Split, columns: list[str], *, rows: int) -> Iterator[pa.Table]:
         """Yields columns of all lines of a split in tables of at most `rows` rows, one set after the other."""
-        for one in self.having(split):
+        for one in self.with_lines(split):
             yield from one.tables(split, columns, rows=rows)
 
     def table(self, split: Split, columns: list[str], *, ids: list[str] | None = None) -> pa.Table:
         """Returns columns of all lines of a split, or of those with the ids, in this process."""
-        return pa.concat_tables([one.table(split, columns, ids=ids) for one in self.having(split)])
+        return pa.concat_tables([one.table(split, columns, ids=ids) for one in self.with_lines(split)])
 
 
-def _require(split: Split, num_lines: dict[Split, int], path: str) -> int:
+def _require_lines(split: Split, num_lines: dict[Split, int], path: str) -> int:
     if split not in num_lines:
         remedy = "prepare the lines again without --split" if split == "validation" else "prepare some"
         raise UserError(f"there are no {split} lines in {path}: {remedy}")

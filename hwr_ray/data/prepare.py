@@ -19,7 +19,7 @@ from hwr_ray.data.statistics import DatasetStatistics
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.staging import staged
-from hwr_ray.images.line_warnings import explained
+from hwr_ray.images.line_warnings import warning_messages
 from hwr_ray.images.lines import Canvas
 from hwr_ray.model.architecture import num_frames
 from hwr_ray.versions import versions
@@ -139,7 +139,7 @@ def prepare(settings: PrepareSettings) -> str:
     for split, figures in metadata["splits"].items():
         rejected = ", ".join(f"{reason} {n}" for reason, n in figures["rejected"].items()) or "none"
         log.info("%s: %s rows, %s prepared, rejected: %s", split, figures["rows"], figures["prepared"], rejected)
-    for sentence in explained(statistics.warning_counts()):
+    for sentence in warning_messages(statistics.warning_counts()):
         log.warning("%s", sentence)
     return storage.absolute(settings.out)
 

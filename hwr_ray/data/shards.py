@@ -188,13 +188,14 @@ def count_row(row: dict[str, Any], statistics: DatasetStatistics, canvas: Canvas
     if is_kept:
         scale = canvas.scale_for(row["height"], row["width"])
         frames = row["width"] * scale * canvas.stretch / WIDTH_STRIDE
+    content = row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"]
     statistics.add_row(
         split=row["split"],
         text=row["text"],
         kept_text=row["kept_text"] if is_kept else None,
         reason=row["reason"],
         size=(row["height"], row["width"]) if row["height"] else None,
-        content=[row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"]],
+        content=[*content, *([b"inverted"] if row["warning"] == "inverted" else [])],
         num_frames=frames,
         warning=row["warning"],
     )

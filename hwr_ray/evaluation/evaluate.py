@@ -63,7 +63,7 @@ def evaluate(settings: EvaluateSettings) -> str:
     model_path = bundle_path(settings.model)
     bundle = read_config(model_path)
     check_canvas(prepared, bundle, model_path)
-    num_lines = prepared.require(settings.split)
+    num_lines = prepared.require_lines(settings.split)
     other = read_other(settings.compare, prepared, settings.split) if settings.compare else None
     reading = settings.reading.for_workers(model_path, bundle)
     with staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:

@@ -82,7 +82,7 @@ def find_label_errors(
     prepared: Prepared, bundle_paths: list[str], out: str, reading: ReadingSettings, *, overwrite: bool
 ) -> str:
     """Writes label_errors.parquet and label_errors.html and returns their folder. Bundles are sorted by fold."""
-    num_lines = prepared.require("train")
+    num_lines = prepared.require_lines("train")
     with staged(storage.absolute(out), mark="label_errors.parquet", overwrite=overwrite) as partial:
         connect()
         reading = reading.admitted()

@@ -13,13 +13,20 @@ from hwr_ray.images.lines import Levels
 
 WARNINGS = {
     "blank": "the image has no writing, or hardly any",
-    "light_on_dark": "the writing is lighter than its background: pass --invert auto",
-    "inverted": "the writing was lighter than its background and --invert auto turned it",
-    "vertical": "the image is more than twice as high as wide: turn it by 90 degrees",
-    "page": "the image has several lines of text: cut it into lines",
-    "upside_down": "the text is read with more confidence if the image is turned by 180 degrees",
+    "light_on_dark": "the writing is lighter than its background",
+    "inverted": "the writing was lighter than its background; the image was inverted",
+    "vertical": "the image is more than twice as high as wide",
+    "page": "the image has three or more lines of text",
+    "upside_down": "the text is read with more confidence if the image is rotated by 180 degrees",
 }
 """Warnings with their explanations."""
+REMEDIES = {
+    "light_on_dark": "--invert auto inverts such images",
+    "vertical": "rotate them by 90 degrees",
+    "page": "cut them into lines",
+    "upside_down": "rotate them",
+}
+"""What the user of a job can do about a warning."""
 
 CONTRAST, CLEAR_CONTRAST = 20, 40
 """Minimum difference from the background, in grey levels, of a pixel that may be ink, and of ink that is obvious."""
@@ -62,10 +69,11 @@ def warning_of(image: np.ndarray, levels: Levels) -> str | None:
     return "page" if may_be_page and _num_text_lines(ink) >= PAGE_LINES else None
 
 
-def explained(counts: Mapping[str, int]) -> Iterator[str]:
-    """Yields a sentence for each warning with its number of images."""
+def warning_messages(counts: Mapping[str, int]) -> Iterator[str]:
+    """Yields a sentence for each warning with its number of images and its remedy."""
     for warning, number in counts.items():
-        yield f"warning {warning} for {number} image{'s' if number > 1 else ''}: {WARNINGS[warning]}"
+        remedy = f" ({REMEDIES[warning]})" if warning in REMEDIES else ""
+        yield f"warning {warning} for {number} image{'s' if number > 1 else ''}: {WARNINGS[warning]}{remedy}"
 
 
 def _within(image: np.ndarray, side: int) -> np.ndarray:

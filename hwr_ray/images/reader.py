@@ -47,8 +47,8 @@ class Line(NamedTuple):
     width: int | None = None
     """Width in pixels before fitting."""
     warning: str | None = None
-    """One of hwr_ray.images.line_warnings.WARNINGS, if the image does not look like a line of dark text on light
-    paper."""
+    """One of hwr_ray.images.line_warnings.WARNINGS, if the image does not look like a line of dark text on light paper;
+    never `upside_down`, which only a model can tell."""
     reason: str | None = None
     """`missing_image`, `undecodable_image` or `unsafe_path`; None if there is an image."""
     detail: str | None = None

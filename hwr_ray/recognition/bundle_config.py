@@ -40,9 +40,15 @@ class BundleConfig:
     model_id: str = ""
     """12 hex digits that change with the weights and the decoding; empty if the bundle was not loaded."""
 
-    def is_usual(self, warning: str | None) -> bool:
-        """Returns whether the training lines often had this warning, so that it tells nothing about a new line."""
-        return self.training.get("warnings", {}).get(warning, 0) > USUAL_SHARE
+    @property
+    def invert(self) -> bool:
+        """Whether light writing on dark was inverted in the training lines, and has to be in new ones."""
+        return self.training.get("invert", False)
+
+    @property
+    def usual_warnings(self) -> set[str]:
+        """Warnings that the training lines often had, so that they tell nothing about a new line."""
+        return {warning for warning, share in self.training.get("warnings", {}).items() if share > USUAL_SHARE}
 
 
 def bundle_path(name: str) -> str:

@@ -100,7 +100,7 @@ class Answers:
     def __init__(self, settings: DemoSettings, folder: str) -> None:
         lexicon = storage.absolute(settings.lexicon) if settings.lexicon else None
         recognizer = Recognizer(
-            settings.model, lexicon=lexicon, precision=settings.precision, invert=settings.invert is not None
+            settings.model, lexicon=lexicon, precision=settings.precision, invert=True if settings.invert else None
         )
         self.reader, self.folder, self.rng = Reader(recognizer), folder, np.random.default_rng()
 

@@ -1,7 +1,7 @@
 """The demo's reading of image files: texts, confidences and pictures with character positions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -49,18 +49,14 @@ class Reader:
         """Returns a row and details for each (name, bytes) in order; the row of an unreadable file has an error."""
         canvas = self.recognizer.canvas
         lines = list(lines_of((data for _, data in files), canvas, invert=self.recognizer.invert))
-        images = [line.image for line in lines if line.image is not None]
-        warnings = [line.warning for line in lines if line.image is not None]
         number = 1 if self.recognizer.is_greedy else NUM_CANDIDATES
-        stacked = np.stack(images) if images else np.empty((0, canvas.height, canvas.width), np.uint8)
-        readings = iter(self.recognizer.read_lines(stacked, warnings=warnings, num_best=number, characters=True))
+        readings = iter(self.recognizer.read_fitted(lines, num_best=number, characters=True))
         results = []
         for (name, data), line in zip(files, lines, strict=True):
             if line.image is None or line.height is None or line.width is None:
                 results.append((Row(name=name, error=f"{line.reason}: {line.detail}", needs_review=True), Details()))
                 continue
             reading = next(readings)
-            reading = replace(reading, review_threshold=self.recognizer.review_threshold)
             row = Row(
                 name=name,
                 text=reading.text,

@@ -17,15 +17,15 @@ from hwr_ray.decoding.decoder import Reading, calibrated, lexicon_for, with_char
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.decode import UndecodableImageError, decode, grey
-from hwr_ray.images.reader import line_of
+from hwr_ray.images.reader import Line, line_of
 from hwr_ray.recognition.bundle import load_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path
 from hwr_ray.recognition.runtime import Network
 from hwr_ray.text.codec import Codec
 
-DOUBTFUL, READABLE = 0.2, 0.4
-"""Probability of the best path below which a line is read a second time, upside down, and above which this second
-reading shows that it is (benchmarks/results/warnings.json)."""
+DOUBTFUL, READABLE = 0.75, 0.8
+"""Confidence per character below which a line is read again, rotated by 180 degrees, and above which this second
+reading shows that it is upside down (benchmarks/results/warnings.json)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recognizer:
     The bundle is loaded once. `device` is a torch device, and `batch_size` the number of lines per batch. `greedy`
     disables the language model. `lexicon` is a file of known names, one per line, as `name` or `name,count`.
     `precision` is the share of correct texts, 0 to 1, to reach among those that need no review. `invert` turns light
-    writing on a dark background into dark on light.
+    writing on a dark background into dark on light; by default if the bundle's training lines were inverted so.
 
     Raises UserError if the bundle does not exist, or if a lexicon is given but decoding uses no language model.
     """
@@ -59,12 +59,12 @@ class Recognizer:
         greedy: bool = False,
         lexicon: str | None = None,
         precision: float = 0.99,
-        invert: bool = False,
+        invert: bool | None = None,
     ) -> None:
         path = bundle_path(bundle)
         loaded = load_bundle(path)
         self.codec, self.canvas, self.model_id = loaded.codec, loaded.canvas, loaded.model_id
-        self.is_usual, self.invert = loaded.is_usual, invert
+        self.usual_warnings, self.invert = loaded.usual_warnings, loaded.invert if invert is None else invert
         self.decoding, self.is_greedy = loaded.decoding, greedy or loaded.decoding.language_model is None
         self.lexicon = lexicon_for(path, lexicon, self.codec, is_greedy=self.is_greedy)
         self.review_threshold, _ = self.decoding.review_threshold(precision, greedy=self.is_greedy)
@@ -81,12 +81,7 @@ class Recognizer:
         an unsupported image.
         """
         lines = [line_of(grey(image), self.canvas, invert=self.invert) for image in images]
-        if not lines:
-            return []
-        stacked = np.stack([line.image for line in lines if line.image is not None])
-        warnings = [line.warning for line in lines]
-        readings = self.read_lines(stacked, warnings=warnings, num_best=num_best, characters=characters)
-        return [replace(reading, review_threshold=self.review_threshold) for reading in readings]
+        return self.read_fitted(lines, num_best=num_best, characters=characters)
 
     def read_files(self, paths: Iterable[str | Path], *, num_best: int = 1, characters: bool = False) -> list[Reading]:
         """Returns a reading for each image file, by path or URI. Raises UserError naming a file that can't be read, and
@@ -96,18 +91,28 @@ class Recognizer:
         images = [_decoded(str(path)) for path in paths]
         return self.read(images, num_best=num_best, characters=characters)
 
+    def read_fitted(self, lines: Sequence[Line], *, num_best: int = 1, characters: bool = False) -> list[Reading]:
+        """Returns readings as `read` does, for those of the lines that have an image."""
+        images = [line.image for line in lines if line.image is not None]
+        if not images:
+            return []
+        warnings = [line.warning for line in lines if line.image is not None]
+        readings = self.read_lines(np.stack(images), warnings=warnings, num_best=num_best, characters=characters)
+        return [replace(reading, review_threshold=self.review_threshold) for reading in readings]
+
     def read_lines(
         self,
         images: np.ndarray,
         *,
-        warnings: Sequence[str | None] = (),
+        warnings: Sequence[str | None] | None = None,
         num_best: int = 1,
         characters: bool = False,
     ) -> list[Reading]:
         """Returns readings as `read` does, but without a review threshold.
 
-        `images` is (N, H, W) uint8 on the bundle's canvas, 255 paper. `warnings` (N) are those of the images; a reading
-        keeps the warning unless it is usual for the bundle.
+        `images` is (N, H, W) uint8 on the bundle's canvas, 255 paper. `warnings` (N) are those of the images. A reading
+        keeps its image's warning unless that is usual for the bundle, or gets `upside_down`. Without `warnings`
+        readings have none.
         """
         if not len(images):
             return []
@@ -118,23 +123,22 @@ class Recognizer:
             readings = self.decoding.search(
                 log_probs.cpu().numpy(), self.codec, lexicon=self.lexicon, num_best=num_best
             )
-        found = self._warnings(images, log_probs, warnings)
-        readings = [
-            replace(line, warning=warning) if warning else line for line, warning in zip(readings, found, strict=True)
-        ]
+        if warnings is not None:
+            found = zip(readings, self._warnings(images, log_probs, warnings), strict=True)
+            readings = [replace(reading, warning=warning) if warning else reading for reading, warning in found]
         if not characters:
             return readings
         return with_characters(readings, log_probs.cpu().numpy(), self._shortcut()(images).cpu().numpy(), self.codec)
 
     def _warnings(self, images: np.ndarray, log_probs: Tensor, warnings: Sequence[str | None]) -> list[str | None]:
-        """Returns the warning of each image unless it is usual, or `upside_down` if it is read much better so."""
-        found = [None if self.is_usual(warning) else warning for warning in warnings or [None] * len(images)]
-        probabilities = best_path(log_probs).tolist()
-        doubtful = [n for n, warning in enumerate(found) if warning is None and probabilities[n] < DOUBTFUL]
+        """Returns the warning of each image unless it is usual, or `upside_down` if a rotation helps the reading."""
+        found = [None if warning in self.usual_warnings else warning for warning in warnings]
+        confidences = confidence_per_character(log_probs)
+        doubtful = [n for n, warning in enumerate(found) if warning is None and confidences[n] < DOUBTFUL]
         if doubtful:
-            turned = best_path(self.network(images[doubtful, ::-1, ::-1])).tolist()
-            for n, probability in zip(doubtful, turned, strict=True):
-                found[n] = "upside_down" if probability > READABLE else None
+            rotated = confidence_per_character(self.network(images[doubtful, ::-1, ::-1]))
+            for n, confidence in zip(doubtful, rotated, strict=True):
+                found[n] = "upside_down" if confidence > READABLE else None
         return found
 
     def compare(self, images: np.ndarray, texts: list[str]) -> list[Comparison]:
@@ -151,9 +155,12 @@ def _decoded(path: str) -> np.ndarray:
         raise UserError(f"{path} can't be read: {error}") from error
 
 
-def best_path(log_probs: Tensor) -> Tensor:
-    """Returns the probability (N) of the most probable path of each line; `log_probs` is (N, T, C)."""
-    return log_probs.max(-1).values.sum(-1).exp()
+def confidence_per_character(log_probs: Tensor) -> np.ndarray:
+    """Returns the probability (N) of the most probable path of each line, as a geometric mean over its characters;
+    `log_probs` is (N, T, C)."""
+    best, classes = log_probs.max(-1)
+    _, lengths = greedy_labels(classes.cpu().numpy())
+    return np.exp(best.sum(-1).cpu().numpy() / lengths.clip(min=1))
 
 
 def compare_log_probs(log_probs: Tensor, codec: Codec, texts: list[str]) -> list[Comparison]:

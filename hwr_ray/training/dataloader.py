@@ -212,7 +212,7 @@ class ValidationLines:
 
     def __init__(self, prepared: PreparedSets, shard: WorkerShard) -> None:
         self.prepared, self.shard = prepared, shard
-        num_bytes = prepared.require("validation") * prepared.bytes_per_line // shard.world_size
+        num_bytes = prepared.require_lines("validation") * prepared.bytes_per_line // shard.world_size
         self.kept = list(self._read()) if num_bytes <= MOST_KEPT_BYTES else None
 
     def __iter__(self) -> Iterator[tuple[int, pa.Table]]:

@@ -104,6 +104,7 @@ def publish(worker: WorkerState) -> None:
             "recipe": {**settings.recipe(), **worker.origin},
             "data": prepared.content_hash,
             "warnings": prepared.warning_shares,
+            "invert": prepared.invert,
         }
         bundle = Bundle(
             model=copy.deepcopy(state.averaged_model),
@@ -236,7 +237,7 @@ def validate(worker: WorkerState) -> tuple[list[Counts], list[Sample]]:
     if worker.shard.world_size > 1:
         dist.all_reduce(summed)
     of_sets = [Counts(*row) for row in summed.tolist()]
-    validated, expected = sum(counts.num_lines for counts in of_sets), worker.prepared.require("validation")
+    validated, expected = sum(counts.num_lines for counts in of_sets), worker.prepared.require_lines("validation")
     if validated != expected:
         raise RuntimeError(f"validated {validated} of {expected} lines")
     return of_sets, samples

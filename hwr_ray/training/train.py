@@ -58,11 +58,12 @@ def train(settings: TrainSettings) -> str:
         wait_minutes=settings.workers.wait_minutes,
     )
     out = storage.absolute(settings.out)
-    data = {
+    data: dict[str, Any] = {
         "content_hash": prepared.content_hash,
         "canvas": prepared.canvas.to_list(),
         "charset": prepared.charset,
         "lines": {**prepared.num_lines, "train": num_lines},
+        **({"sets": prepared.names} if len(prepared.paths) > 1 else {}),  # by which metrics.jsonl calls them
     }
     run_id = open_run(out, {**settings.recipe(), **origin, "data": data})
     if not last_step(out):
@@ -124,7 +125,7 @@ def _fit_decoder(*args: Any, **settings: Any) -> str:
 
 def count_train_lines(prepared: PreparedSets, settings: TrainSettings) -> int:
     """Returns the number of training lines outside the run's fold. Raises UserError if the set has none."""
-    lines = prepared.require("train")
+    lines = prepared.require_lines("train")
     if settings.fold is None:
         return lines
     return int((folds_of(prepared.table("train", ["id"])["id"].to_pylist(), settings.num_folds) != settings.fold).sum())
@@ -132,13 +133,13 @@ def count_train_lines(prepared: PreparedSets, settings: TrainSettings) -> int:
 
 def check_feasible(prepared: PreparedSets, settings: TrainSettings, num_lines: int) -> None:
     """Raises UserError if there are too few lines, or if a label needs more frames than the network has."""
-    prepared.require("validation")
+    prepared.require_lines("validation")
     if num_lines < settings.batch_size:
         raise UserError(
             f"{num_lines} training lines are fewer than one batch: lower --batch-size {settings.batch_size}"
         )
     frames = num_frames(prepared.canvas.height, prepared.canvas.width)
-    for one in prepared.having("train"):
+    for one in prepared.with_lines("train"):
         needed = one.metadata["splits"]["train"]["most_frames_needed"]
         if needed > frames:
             raise UserError(

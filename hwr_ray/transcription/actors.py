@@ -145,7 +145,8 @@ class LineReader:
 
     def _read(self, table: pa.Table) -> list[Reading]:
         images, settings = images_of(table, self.recognizer.canvas), self.settings
-        warnings = table["warning"].to_pylist() if "warning" in table.column_names else ()  # version 0.1 had none
+        has_warnings = "warning" in table.column_names  # prepared sets of version 0.1 have none
+        warnings = table["warning"].to_pylist() if has_warnings else [None] * len(table)
         return self.recognizer.read_lines(
             images, warnings=warnings, num_best=settings.num_best, characters=settings.characters
         )

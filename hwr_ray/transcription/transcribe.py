@@ -21,7 +21,7 @@ from hwr_ray.cluster.monitoring import count_lines
 from hwr_ray.cluster.progress import Progress
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
-from hwr_ray.images.line_warnings import explained
+from hwr_ray.images.line_warnings import warning_messages
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
 from hwr_ray.transcription.actors import Loader, ReadingSettings, partitions_at_once, read_partitions_with
 from hwr_ray.transcription.inputs import ImageTables, Inputs, InputSettings, open_inputs
@@ -124,7 +124,7 @@ def transcribe(settings: TranscribeSettings) -> str:
     )
     errors = describe_errors(Counter(counts["errors"]))
     log.info("%s of %s images transcribed, errors: %s", counts["num_read"], counts["num_images"], errors)
-    for sentence in explained(counts["warnings"]):
+    for sentence in warning_messages(counts["warnings"]):
         log.warning("%s", sentence)
     log.info("%s", describe_review(counts, threshold, share, settings.precision))
     return out
@@ -223,7 +223,7 @@ class TranscriptionRun:
             out=out,
             inputs=self.inputs,
             canvas=self.bundle.canvas,
-            invert=self.settings.inputs.invert is not None,
+            invert=self.settings.inputs.invert is not None or self.bundle.invert,
         )
         if on_gpu:
             # Other processes load ahead of the models. On CPUs no decoded image leaves its process.

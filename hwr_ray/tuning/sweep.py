@@ -146,7 +146,7 @@ class Sweep:
                     prepared,
                     out,
                     f"{run_id}-{trial.number}",
-                    num_lines=prepared.require("train"),
+                    num_lines=prepared.require_lines("train"),
                     callbacks=[_Reports(out)],
                     runs_at_once=at_once,
                     owner=owner,

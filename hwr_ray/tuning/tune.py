@@ -105,7 +105,7 @@ def tune(settings: TuneSettings) -> str:
     """Starts or resumes the sweep of the settings and returns its path."""
     prepared, base, space = PreparedSets(settings.data), settings.training(), space_of(settings.space)
     for corner in corners(space):
-        check_feasible(prepared, settings_of(base, corner), prepared.require("train"))
+        check_feasible(prepared, settings_of(base, corner), prepared.require_lines("train"))
     texts = language_model_texts(prepared)
     check_key(settings.wandb_project)
     out = storage.absolute(settings.out)

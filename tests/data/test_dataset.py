@@ -1,5 +1,7 @@
 """Tests of prepared data sets: the image column, and several sets together."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,26 +51,37 @@ def test_images_are_found_by_their_ids_and_none_by_no_id(images, tmp_path):
     assert Prepared(str(tmp_path)).images("validation", []) == {}  # a report without an error shows no line
 
 
-def write_metadata(folder, charset="AB", canvas=(8, 16), **numbers):
+def write_metadata(folder, charset="AB", canvas=(8, 16), content=2**256 - 1, warnings=None, settings=None, **numbers):
     folder.mkdir(parents=True)
-    splits = {split: {"prepared": number} for split, number in numbers.items()}
-    metadata = {"canvas": list(canvas), "charset": charset, "splits": splits, "content_hash": f"{2**256 - 1:064x}"}
-    write_json(str(folder / "dataset.json"), metadata)
+    splits = {split: {"prepared": number, **(warnings or {})} for split, number in numbers.items()}
+    metadata = {"canvas": list(canvas), "charset": charset, "splits": splits, "content_hash": f"{content:064x}"}
+    write_json(str(folder / "dataset.json"), {**metadata, "settings": settings or {}})
     return str(folder)
 
 
 def test_data_sets_add_up(tmp_path):
     one = write_metadata(tmp_path / "a/lines", train=3, validation=2)
-    two = write_metadata(tmp_path / "b/lines", charset="bBaA", train=4, test=1)
+    two = write_metadata(tmp_path / "b/lines", charset="bBaA", content=4, train=4, test=1)
+    three = write_metadata(tmp_path / "c", content=5, train=1)
     both = PreparedSets((one, two))
     assert both.num_lines == {"train": 7, "validation": 2, "test": 1} and both.charset == "ABba"
-    assert both.names == [one, two] and PreparedSets((one, write_metadata(tmp_path / "c", train=1))).names[1] == "c"
-    assert both.content_hash == f"{2**256 - 2:064x}" != PreparedSets((one,)).content_hash
+    assert both.names == [one, two] and PreparedSets((one, three)).names == ["lines", "c"]
+    assert both.content_hash == f"{3:064x}" and PreparedSets((one,)).content_hash == f"{2**256 - 1:064x}"
     assert PreparedSets((two, one)).content_hash == both.content_hash
     with pytest.raises(
         UserError, match=r"there are no validation lines in .*c and .*lines: prepare the lines again without"
     ):
-        PreparedSets((str(tmp_path / "c"), two)).require("validation")
+        PreparedSets((three, two)).require_lines("validation")
+
+
+def test_warnings_are_counted_among_the_lines_of_the_sets_that_have_them(tmp_path):
+    old = write_metadata(tmp_path / "old", content=1, train=1000)  # of version 0.1
+    new = write_metadata(tmp_path / "new", content=2, train=100, warnings={"warnings": {"page": 3, "blank": 1}})
+    third = write_metadata(tmp_path / "third", content=3, train=300, warnings={"warnings": {"page": 1}})
+    assert PreparedSets((old,)).warning_shares == {} and not PreparedSets((old,)).invert
+    assert PreparedSets((old, new, third)).warning_shares == {"page": 0.01, "blank": 0.0025}
+    inverted = write_metadata(tmp_path / "inverted", content=4, train=1, settings={"invert": "auto"})
+    assert PreparedSets((old, inverted)).invert
 
 
 @pytest.mark.parametrize(
@@ -81,14 +94,20 @@ def test_data_sets_add_up(tmp_path):
 )
 def test_data_sets_that_do_not_go_together_are_refused(others, message, tmp_path):
     paths = [write_metadata(tmp_path / "one", train=1)]
-    paths += [write_metadata(tmp_path / f"other{n}", **{"train": 1, **other}) for n, other in enumerate(others)]
+    for number, other in enumerate(others):
+        paths.append(write_metadata(tmp_path / f"other{number}", **{"train": 1, "content": number, **other}))
     with pytest.raises(UserError, match=message):
         PreparedSets(tuple(paths))
 
 
 def test_no_data_set_and_the_same_one_twice_are_refused(tmp_path):
     path = write_metadata(tmp_path / "one", train=1)
-    with pytest.raises(UserError, match=r"--data names .*one twice: omit one"):
-        PreparedSets((path, f"{tmp_path}/two/../one"))
+    other = write_metadata(tmp_path / "copy", train=1)
+    for again in (other, path):
+        with pytest.raises(UserError, match=r"/one and .* have the same lines: omit one"):
+            PreparedSets((path, again))
+    write_json("memory://bucket/dataset.json", json.loads((tmp_path / "one/dataset.json").read_text()))
+    with pytest.raises(UserError, match=r"/one and memory://bucket are on different storage: copy one"):
+        PreparedSets((path, "memory://bucket"))
     with pytest.raises(UserError, match="--data names no data set: pass at least one"):
         PreparedSets(())

@@ -14,6 +14,7 @@ ROWS: list[dict[str, Any]] = [
     {"split": "train", "text": "", "kept_text": None, "reason": "missing_text", "size": None, "content": [b"4", b""]},
     {"split": "test", "text": "ÀA", "kept_text": "ÀA", "reason": None, "size": (9, 9), "content": [b"1", b"x"]},
 ]
+ROWS[1]["warning"] = ROWS[4]["warning"] = "page"
 
 
 def statistics(rows: list[dict[str, Any]]) -> DatasetStatistics:
@@ -32,7 +33,7 @@ def test_a_tally_counts_rows_by_hand():
             "rejected": {"lowercase": 1, "missing_text": 1},
             "normalized": 1,
             "invisible_removed": 0,
-            "warnings": {},
+            "warnings": {"page": 1},
             "most_frames_needed": 5,  # A, N, blank, N, A
         },
         "test": {
@@ -41,10 +42,11 @@ def test_a_tally_counts_rows_by_hand():
             "rejected": {},
             "normalized": 0,
             "invisible_removed": 0,
-            "warnings": {},
+            "warnings": {"page": 1},
             "most_frames_needed": 2,
         },
     }
+    assert total.warning_counts() == {"page": 2}
     assert total.sizes == {(12, 40): 2, (9, 9): 1}
     assert total.lengths_before == {4: 2, 3: 1, 2: 1}
     assert total.lengths_after == {4: 1, 3: 1, 2: 1}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.line_warnings import page_of, photographed
-from hwr_ray.images.line_warnings import WARNINGS, explained
+from hwr_ray.images.line_warnings import WARNINGS, warning_messages
 from hwr_ray.images.lines import Canvas, fit
 from hwr_ray.images.reader import line_of
 from hwr_ray.synthetic.forms import draw_line
@@ -79,5 +79,6 @@ def test_any_image_can_be_looked_at():
 
 
 def test_each_warning_is_explained_with_its_number():
-    (sentence,) = explained({"light_on_dark": 3})
-    assert sentence.startswith("warning light_on_dark for 3 images: ") and "--invert auto" in sentence
+    dark, blank = warning_messages({"light_on_dark": 3, "blank": 1})
+    assert dark.startswith("warning light_on_dark for 3 images: ") and "--invert auto" in dark
+    assert blank == "warning blank for 1 image: the image has no writing, or hardly any"

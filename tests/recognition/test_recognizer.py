@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hwr_ray.decoding.ctc import ctc_losses, greedy_texts
+from hwr_ray.images.lines import fit
 from hwr_ray.recognition.bundle import save_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED
 from hwr_ray.recognition.recognizer import Recognizer, compare_log_probs, read_log_probs, text_log_probs
@@ -149,3 +150,8 @@ def test_a_warning_that_training_lines_often_had_is_not_given(tiny_bundle, tmp_p
         assert [reading.warning for reading in Recognizer(path).read([line])] == [expected]
         (reading,) = Recognizer(path, invert=True).read([line])
         assert reading.warning == "inverted" and "inverted" in str(reading)
+    save_bundle(replace(tiny_bundle, training={"invert": True}), path)
+    assert [reading.warning for reading in Recognizer(path).read([line, 255 - line])] == ["inverted", None]
+    assert [reading.warning for reading in Recognizer(path, invert=False).read([line])] == ["light_on_dark"]
+    stacked = np.stack([fit(line, tiny_bundle.canvas)])
+    assert [reading.warning for reading in Recognizer(path).read_lines(stacked)] == [None]

@@ -428,3 +428,18 @@ def test_a_key_that_two_rows_have_is_found_even_in_tables_far_apart(tmp_path, mo
 
 def test_no_input_has_no_repeated_key(tmp_path):
     assert repeated_key(ImageFiles(str(tmp_path))) is None
+
+
+def test_outputs_of_an_older_version_get_the_columns_that_they_lack(tmp_path):
+    out, schema = str(tmp_path), pa.schema({name: pa.string() for name in ("id", "path", "text", "warning")})
+    partitions = Partitions(out, FINGERPRINT, schema=schema)
+    older, newer = assign(partitions, range(600), most=300)[:2]
+    read(partitions, [older])
+    paths = read_inputs(out, newer)["path"]
+    rest = [pa.nulls(len(paths), pa.string()), paths, paths, pa.array(["page"] * len(paths))]
+    write_output(out, newer, pa.table(rest, schema=schema))
+    read(partitions)
+    partitions.finish()
+    table = pa.concat_tables([pq.read_table(tmp_path / name) for name in files_in(out)])
+    assert table.schema.names == schema.names and len(table) == 600
+    assert table["warning"].null_count == 600 - len(paths)

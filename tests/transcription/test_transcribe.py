@@ -217,6 +217,7 @@ def test_the_summary_counts_what_is_in_the_files(tmp_path, threshold):
             numbers = [int(path.split("-")[1][0]) for path in rows["path"].to_pylist()]
             columns = {
                 "path": rows["path"],
+                "warning": pa.array(["page" if n == 3 else None for n in numbers], pa.string()),
                 "error": pa.array([errors[n] for n in numbers], pa.string()),
                 "confidence": pa.array([None if errors[n] else n / 4 for n in numbers], pa.float32()),
             }
@@ -232,7 +233,7 @@ def test_the_summary_counts_what_is_in_the_files(tmp_path, threshold):
         "num_read": frame.error.isna().sum(),
         "num_review": None if threshold is None else frame.needs_review.sum(),
         "errors": {"missing_image": 2, "undecodable_image": 2},
-        "warnings": {},
+        "warnings": {"page": 2},
     }
 
 
