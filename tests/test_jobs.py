@@ -24,6 +24,7 @@ from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.folds import fold_of
 from hwr_ray.data.labels import SPLITS, split_of
 from hwr_ray.evaluation.comparison import verdict
+from hwr_ray.recognition.bundle import load_bundle
 from hwr_ray.recognition.recognizer import Recognizer
 from hwr_ray.text.metrics import count
 from hwr_ray.training.settings import TrainSettings
@@ -127,6 +128,21 @@ def test_evaluate_confirms_the_error_that_the_end_of_training_reported(evaluated
     assert metrics["num_lines"] == decoder["num_lines"]
     assert metrics["cer_ci"][0] < metrics["cer"] < metrics["cer_ci"][1]
     check_report(browser, evaluated / "report.html", "evaluate")
+
+
+def test_a_model_is_calibrated_on_other_lines(folder, prepared, trained):
+    command = "jobs/evaluate.py --data own --model run/best --out evaluation --recalibrate calibrated"
+    run_here(*documented(command, own=prepared, evaluation="read-train"), "--split", "train", cwd=folder)
+    before, after = (load_bundle(str(folder / name)) for name in ("run/best", "calibrated"))
+    predictions = pd.read_parquet(folder / "read-train/predictions")
+    noise = after.decoding.label_noise()
+    first, second = before.decoding.calibration(), after.decoding.calibration()
+    raw = predictions.confidence.to_numpy(float)
+    if first:  # undone
+        raw = 1 / (1 + np.exp(-(np.log(raw / (1 - raw)) - first.intercept) / first.slope))
+    expected = (1 - noise) * second.apply(raw)
+    assert expected.mean() == pytest.approx((predictions.num_edits == 0).mean(), abs=0.02)
+    assert after.training["recalibration"]["num_lines"] == len(predictions)
 
 
 def test_transcribe_and_evaluate_read_the_same_text_in_the_same_image(folder, easy, evaluated):

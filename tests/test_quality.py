@@ -121,11 +121,15 @@ def test_the_pages_the_card_and_the_shipped_weights_are_those_of_the_result():
     (low, high), (least, most) = row["cer_ci"], row["exact_match_ci"]
     told = f"{100 * row['cer']:.2f} % ({100 * low:.2f} to {100 * high:.2f}) | {100 * row['exact_match']:.1f} %"
     assert f"{told} ({100 * least:.1f} to {100 * most:.1f})" in (ROOT / "README.md").read_text()
-    assert load_bundle(SHIPPED).model_id == row["model_id"]
+    shipped, result = load_bundle(SHIPPED), json.loads((ROOT / "benchmarks/results/recalibration.json").read_text())
+    assert shipped.training["recalibration"]["model_id"] == row["model_id"]  # the weights and the decoder are its own
+    assert shipped.model_id == result["model_id"]
     card = Path(SHIPPED, "README.md").read_text()
     for figure in ("cer", "exact_match"):
         (low, high), value = row[f"{figure}_ci"], row[figure]
         assert f"{100 * value:.2f} % ({'95 %: ' if figure == 'cer' else ''}{100 * low:.2f} to {100 * high:.2f})" in card
+    for counts in result["review"].values():
+        assert str(counts["passed"]) in card and str(counts["equal_to_label"]) in card
 
 
 def test_variants_of_one_run_are_trained_alike():

@@ -123,6 +123,7 @@ def _evaluation_page(folder: Path, predictions: pa.Table, images: dict[str, np.n
         "num_characters": 5678,
         "num_edits": 182,
         "split": "validation",
+        "label_noise": 0.05,
         "model_id": "model",
         "prepared": MALICIOUS,
         "content_hash": "0" * 64,

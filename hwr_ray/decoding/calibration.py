@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 EPSILON = 1e-6
 """Minimum distance of confidences from 0 and 1, where the logit is infinite."""
 NUM_QUANTILES = 201
+MAX_LABEL_NOISE, LEAST_GAIN = 0.2, 1.35
+"""Maximum share of wrong labels that the fit considers, and the gain in log-likelihood from which it assumes any: a
+likelihood ratio test at 5 %, with the share at the bound of its range (Self and Liang 1987)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,9 @@ class Calibration:
 
     slope: float
     intercept: float
+    label_noise: float = 0.0
+    """Estimated share of wrong labels, 0 to 1, among the lines of the fit. A correct text equals its label with the
+    probability 1 - label_noise: the upper asymptote of the four-parameter logistic model (Barton and Lord 1981)."""
     quantiles: tuple[float, ...] = ()
     """Evenly spaced quantiles, in ascending order, of the calibrated confidences of the lines of the fit."""
 
@@ -32,6 +38,14 @@ class Calibration:
     def apply(self, confidences: np.ndarray) -> np.ndarray:
         """Returns the calibrated confidences (N), 0 to 1, for a decoder's confidences (N)."""
         return _sigmoid(self.slope * _logit(confidences) + self.intercept)
+
+    def agreement(self, calibrated: np.ndarray) -> np.ndarray:
+        """Returns the probability (N) that a text equals its label, for calibrated confidences (N)."""
+        return (1 - self.label_noise) * calibrated
+
+    def after(self, first: Calibration) -> Calibration:
+        """Returns the calibration that applies `first`, then this one."""
+        return replace(self, slope=self.slope * first.slope, intercept=self.slope * first.intercept + self.intercept)
 
     def review_threshold(self, precision: float) -> tuple[float, float]:
         """Returns the minimum confidence of texts that need no review, and the share of lines that reach it.
@@ -46,10 +60,13 @@ class Calibration:
 
 
 def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibration | None:
-    """Returns the maximum-likelihood calibration for the confidences (N) of texts and whether each is correct (N).
+    """Returns the maximum-likelihood calibration for the confidences (N) of texts and whether each equals its label
+    (N).
 
-    The targets are Platt's (n + 1) / (n + 2), so that the fit never reaches certainty. Returns None if the
-    confidences are uninformative: no text is correct, none is wrong, or the wrong ones have the higher confidence.
+    Even the most confident texts differ from wrong labels. The fit assumes a share of wrong labels if that explains
+    the texts significantly better. The targets are Platt's (n + 1) / (n + 2), so that the fit never reaches certainty.
+    Returns None if the confidences are uninformative: no text equals its label, all do, or those that don't have the
+    higher confidence.
     """
     from scipy.optimize import minimize  # inference alone does not need scipy
 
@@ -66,12 +83,23 @@ def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibratio
         loss = np.logaddexp(0, logits) - targets * logits
         return loss.mean(), inputs.T @ (_sigmoid(logits) - targets) / len(targets)
 
-    slope, intercept = minimize(cross_entropy, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-8}).x.tolist()
+    def noisy_cross_entropy(parameters: np.ndarray) -> float:
+        """Returns the mean loss for a slope, an intercept and a share of wrong labels."""
+        agreement = (1 - parameters[2]) * _sigmoid(inputs @ parameters[:2])
+        return float(-(targets * np.log(agreement) + (1 - targets) * np.log1p(-agreement)).mean())
+
+    plain = minimize(cross_entropy, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-8})
+    slope, intercept = plain.x.tolist()
+    label_noise = 0.0
     if slope <= 0:
         return None
-    calibrated = Calibration(slope=slope, intercept=intercept).apply(confidences)
-    quantiles = np.quantile(calibrated, np.linspace(0, 1, NUM_QUANTILES)).round(6).tolist()
-    return Calibration(slope=slope, intercept=intercept, quantiles=tuple(quantiles))
+    bounds = [(None, None), (None, None), (0, MAX_LABEL_NOISE)]
+    noisy = minimize(noisy_cross_entropy, [slope, intercept, 0.01], method="L-BFGS-B", bounds=bounds)
+    if noisy.x[0] > 0 and len(targets) * (plain.fun - noisy.fun) > LEAST_GAIN:
+        slope, intercept, label_noise = noisy.x.tolist()
+    calibration = Calibration(slope=slope, intercept=intercept, label_noise=label_noise)
+    quantiles = np.quantile(calibration.apply(confidences), np.linspace(0, 1, NUM_QUANTILES)).round(6).tolist()
+    return replace(calibration, quantiles=tuple(quantiles))
 
 
 def calibration_error(confidences: np.ndarray, is_right: np.ndarray, *, num_bins: int = 10) -> float:
@@ -109,7 +137,7 @@ def errors_before_and_after(confidences: np.ndarray, is_right: np.ndarray) -> tu
     calibrated = np.array(confidences, np.float64)
     for half in (is_odd, ~is_odd):
         if calibration := fit_calibration(confidences[~half], is_right[~half]):
-            calibrated[half] = calibration.apply(confidences[half])
+            calibrated[half] = calibration.agreement(calibration.apply(confidences[half]))
     return calibration_error(confidences, is_right), calibration_error(calibrated, is_right)
 
 

@@ -90,9 +90,18 @@ class Decoding:
 
         `precision` is the share of correct texts among them, 0 to 1. The confidence is None without a calibration.
         """
-        is_greedy = greedy or self.language_model is None
-        calibration = self.greedy_calibration if is_greedy else self.beam_calibration
+        calibration = self.calibration(greedy=greedy)
         return calibration.review_threshold(precision) if calibration and calibration.quantiles else (None, 0.0)
+
+    def calibration(self, *, greedy: bool = False) -> Calibration | None:
+        """Returns the calibration of the beam search, or of greedy decoding if there is no language model or `greedy`
+        disables it."""
+        return self.greedy_calibration if greedy or self.language_model is None else self.beam_calibration
+
+    def label_noise(self, *, greedy: bool = False) -> float:
+        """Returns the estimated share of wrong labels, 0 to 1, among the lines of the calibration."""
+        calibration = self.calibration(greedy=greedy)
+        return calibration.label_noise if calibration else 0.0
 
     def search(
         self, log_probs: np.ndarray, codec: Codec, *, lexicon: Lexicon | None = None, num_best: int = 1

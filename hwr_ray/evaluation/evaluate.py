@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow.dataset
 from hwr_ray.cluster.connection import check_shared, connect
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.labels import Split
-from hwr_ray.decoding.calibration import calibration_error
+from hwr_ray.decoding.calibration import calibration_error, fit_calibration
 from hwr_ray.errors import UserError
 from hwr_ray.evaluation.comparison import compare, verdict
 from hwr_ray.evaluation.label_errors import find_label_errors, in_fold_order
@@ -44,6 +44,8 @@ class EvaluateSettings:
     --fold). Each training line is scored by the bundle trained without it. --model and --split are ignored."""
     compare: str | None = None
     """Folder or URI of another evaluation of the same lines to compare with; includes a significance test."""
+    recalibrate: str | None = None
+    """Folder or URI in which to save the model with confidences that are calibrated on these lines."""
     seed: int = 0
     """Random seed of the bootstrap."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
@@ -83,7 +85,8 @@ def evaluate(settings: EvaluateSettings) -> str:
         if len(predictions) != num_lines:
             raise RuntimeError(f"the evaluation is incomplete: {len(predictions)} predictions for {num_lines} lines")
         known_texts = training_texts(prepared) if settings.split != "train" else None
-        metrics = measure(predictions, bundle, seed=settings.seed, training_texts=known_texts)
+        label_noise = bundle.decoding.label_noise(greedy=settings.reading.greedy)
+        metrics = measure(predictions, bundle, seed=settings.seed, training_texts=known_texts, label_noise=label_noise)
         metrics |= {
             "split": settings.split,
             "prepared": prepared.path,
@@ -100,10 +103,40 @@ def evaluate(settings: EvaluateSettings) -> str:
         storage.write_json(storage.join(out, "metrics.json"), metrics)
         images = prepared.images(settings.split, lines_to_show(predictions))
         write_evaluation_report(out, metrics=metrics, predictions=predictions, images=images)
+        if settings.recalibrate:
+            origin = {"data": prepared.metadata["content_hash"], "split": settings.split, "num_lines": num_lines}
+            greedy = settings.reading.greedy
+            save_recalibrated(model_path, settings.recalibrate, predictions, lines=origin, greedy=greedy)
     log.info("%s", summary(metrics))
     if other:
         log.info("compared with %s: %s", settings.compare, verdict(comparison))
     return storage.absolute(settings.out)
+
+
+def save_recalibrated(
+    model_path: str, path: str, predictions: pa.Table, *, lines: dict[str, Any], greedy: bool
+) -> None:
+    """Saves a bundle with its calibration fitted to predictions, and with `lines`, which describes them.
+
+    Raises UserError if they are too few or too alike.
+    """
+    from hwr_ray.recognition.bundle import load_bundle, save_bundle  # imports torch, which other evaluations don't need
+
+    bundle = load_bundle(model_path)
+    decoding, is_exact = bundle.decoding, predictions["num_edits"].to_numpy() == 0
+    fitted = fit_calibration(predictions["confidence"].to_numpy(), is_exact)
+    if fitted is None:
+        raise UserError(
+            f"{len(is_exact)} lines, {is_exact.sum()} of them right, do not show how far confidences can be trusted: "
+            "evaluate more lines or omit --recalibrate"
+        )
+    if before := decoding.calibration(greedy=greedy):
+        fitted = fitted.after(before)
+    is_greedy = greedy or decoding.language_model is None
+    changed = replace(decoding, greedy_calibration=fitted) if is_greedy else replace(decoding, beam_calibration=fitted)
+    origin = {"model_id": bundle.model_id, **lines, "label_noise": fitted.label_noise}
+    training = {**bundle.training, "recalibration": origin}
+    save_bundle(replace(bundle, decoding=changed, training=training), path)
 
 
 def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, Any], pa.Table]:
@@ -170,13 +203,23 @@ def training_texts(prepared: Prepared) -> set[str] | None:
 
 
 def measure(
-    predictions: pa.Table, bundle: BundleConfig, *, seed: int, training_texts: Collection[str] | None
+    predictions: pa.Table,
+    bundle: BundleConfig,
+    *,
+    seed: int,
+    training_texts: Collection[str] | None,
+    label_noise: float = 0.0,
 ) -> dict[str, Any]:
-    """Returns metrics of all predictions and of subgroups, with a table of confused characters."""
+    """Returns metrics of all predictions and of subgroups, with a table of confused characters.
+
+    `label_noise` is the share of wrong labels that the calibration of the bundle assumes.
+    """
+    agreement = (1 - label_noise) * predictions["confidence"].to_numpy()
     texts, edits = predictions["text"].to_pylist(), predictions["num_edits"].to_pylist()
     return {
         **figures(texts, edits, seed=seed),
-        "calibration_error": calibration_error(predictions["confidence"].to_numpy(), np.array(edits) == 0),
+        "calibration_error": calibration_error(agreement, np.array(edits) == 0),
+        "label_noise": label_noise,
         # Each of them counts as an error, because the model cannot output it.
         "num_unknown_characters": sum(c not in bundle.codec.charset for text in texts for c in text),
         "confusions": confusion_table(texts, predictions["prediction"].to_pylist()),

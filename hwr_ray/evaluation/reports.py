@@ -37,8 +37,8 @@ def write_evaluation_report(
         few_lines=FEW_LINES,
         most_confusions=MOST_CONFUSIONS,
         confidence=_plot_confidence(predictions) if len(predictions) else None,
-        calibration=_plot_calibration(predictions) if len(predictions) else None,
-        trade_off=_plot_trade_off(predictions) if len(predictions) else None,
+        calibration=_plot_calibration(predictions, metrics["label_noise"]) if len(predictions) else None,
+        trade_off=_plot_trade_off(predictions, metrics["label_noise"]) if len(predictions) else None,
         comparison=metrics.get("comparison"),
         verdict=verdict(metrics["comparison"]["difference"]) if "comparison" in metrics else None,
         lines=_with_pictures(_worst_first(predictions)[:MOST_WORST], images),
@@ -119,15 +119,16 @@ def _plot_scores(ranked: pa.Table, threshold: float) -> str:
     return data_uri(figure)
 
 
-def _plot_calibration(predictions: pa.Table) -> str:
-    """Plots the share of correct lines against confidence, in bins of equally many lines, with 95 % intervals."""
+def _plot_calibration(predictions: pa.Table, label_noise: float) -> str:
+    """Plots the share of texts that equal their label against confidence, in bins of equally many lines, with 95 %
+    intervals."""
     figure, axes = new_figure()
     confidence, is_right = predictions["confidence"].to_numpy(), predictions["num_edits"].to_numpy() == 0
     parts = bins(confidence)
     sure = [confidence[part].mean() for part in parts]
     shares = np.array([is_right[part].mean() for part in parts])
     ends = np.array([wilson_interval(int(is_right[part].sum()), len(part)) for part in parts])
-    axes.plot([0, 1], [0, 1], color=PALE, label="perfect calibration")
+    axes.plot([0, 1], [0, 1 - label_noise], color=PALE, label="perfect calibration")
     bars = np.maximum(0, np.abs(ends.T - shares))
     axes.errorbar(sure, shares, yerr=bars, fmt="o", color=GOOD, ms=4, lw=1, label=f"{len(parts)} bins of lines")
     axes.set(xlabel="mean confidence", ylabel="share of correct lines", xlim=(0, 1), ylim=(0, 1.02))
@@ -135,12 +136,13 @@ def _plot_calibration(predictions: pa.Table) -> str:
     return data_uri(figure)
 
 
-def _plot_trade_off(predictions: pa.Table) -> str:
+def _plot_trade_off(predictions: pa.Table, label_noise: float) -> str:
     figure, axes = new_figure()
     confidence, is_right = predictions["confidence"].to_numpy(), predictions["num_edits"].to_numpy() == 0
     passed, right = review_trade_off(confidence, is_right)
     axes.step(np.append(0, passed), np.append(right[0], right), where="pre", color=GOOD)
-    axes.axhline(0.99, color=PALE, label="0.99, the default --precision of transcribe")
+    name = "0.99, the default --precision of transcribe" + (", less the wrong labels" if label_noise else "")
+    axes.axhline(0.99 * (1 - label_noise), color=PALE, label=name)
     axes.set(xlabel="share of lines that pass without review", ylabel="share of correct lines among these", xlim=(0, 1))
     axes.set_ylim(min(0.95, right[len(right) // 4 :].min() - 0.02), 1.005)
     axes.legend(frameon=False, loc="lower left")

@@ -54,6 +54,7 @@ def fit_decoder(bundle_path: str, prepared: PreparedSets, texts: Counter[str], *
     confidences = np.array([reading.confidence for reading in readings])
     is_exact = np.array([reading.text == text for reading, text in zip(readings, truth, strict=True)])
     figures["calibration_error"], figures["uncalibrated_error"] = errors_before_and_after(confidences, is_exact)[::-1]
+    figures["label_noise"] = decoding.label_noise()
     training = {**bundle.training, "decoder": figures}
     save_bundle(replace(bundle, decoding=decoding, training=training), bundle_path)
     return summary

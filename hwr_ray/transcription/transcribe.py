@@ -126,7 +126,8 @@ def transcribe(settings: TranscribeSettings) -> str:
     log.info("%s of %s images transcribed, errors: %s", counts["num_read"], counts["num_images"], errors)
     for sentence in warning_messages(counts["warnings"]):
         log.warning("%s", sentence)
-    log.info("%s", describe_review(counts, threshold, share, settings.precision))
+    label_noise = bundle.decoding.label_noise(greedy=reading.greedy)
+    log.info("%s", describe_review(counts, threshold, share, settings.precision, label_noise))
     return out
 
 

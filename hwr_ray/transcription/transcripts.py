@@ -181,18 +181,26 @@ def describe_errors(errors: Counter[str]) -> str:
     return ", ".join(f"{reason} {number}" for reason, number in errors.most_common()) or "none"
 
 
-def describe_review(counts: dict[str, Any], threshold: float | None, share: float, precision: float) -> str:
+def describe_review(
+    counts: dict[str, Any], threshold: float | None, share: float, precision: float, label_noise: float = 0.0
+) -> str:
     """Returns a sentence on how many texts need no review."""
     if threshold is None:
         return "the bundle has no calibration: `needs_review` is null"
     if not np.isfinite(threshold):
         return f"no confidence threshold reaches a precision of {precision:g}: every image needs review"
     passed = counts["num_images"] - counts["num_review"]
-    return (
+    sentence = (
         f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
         f"precision of {precision:g}: their confidence is at least {threshold:.3f} (reached by {share:.1%} of the "
         "validation lines)"
     )
+    if label_noise:
+        sentence += (
+            f"; an estimated {label_noise:.1%} of the labels are wrong, so that {precision * (1 - label_noise):.1%} "
+            "of these texts would equal a label"
+        )
+    return sentence
 
 
 def slowest(seconds: dict[str, float], whole: float, *, use_gpu: bool) -> str:

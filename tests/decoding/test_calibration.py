@@ -37,6 +37,26 @@ def test_calibrated_confidences_are_the_true_chances_on_other_readings():
     assert calibration_error(calibrated, new_right) < 0.025
 
 
+@pytest.mark.parametrize("label_noise", [0, 0.03, 0.06])
+def test_the_share_of_wrong_labels_is_found_and_confidences_are_those_of_true_texts(label_noise):
+    reported, _, is_right = overconfident(20_000, seed=7)
+    equals_label = is_right & (np.random.default_rng(7).random(20_000) >= label_noise)
+    calibration = fit_calibration(reported, equals_label)
+    assert calibration.label_noise == pytest.approx(label_noise, abs=0.01)
+    new_reported, new_true, new_right = overconfident(20_000, seed=8)
+    calibrated = calibration.apply(new_reported)
+    assert np.abs(calibrated - new_true).max() < 0.05
+    new_equals = new_right & (np.random.default_rng(8).random(20_000) >= label_noise)
+    assert calibration_error(calibration.agreement(calibrated), new_equals) < 0.02
+    threshold, _ = calibration.review_threshold(0.9)
+    assert new_right[calibrated >= threshold].mean() == pytest.approx(0.9, abs=0.015)
+
+
+def test_few_lines_without_wrong_labels_rarely_seem_to_have_some():
+    fits = [fit_calibration(*overconfident(500, seed=seed)[::2]) for seed in range(40)]
+    assert sum(calibration.label_noise > 0 for calibration in fits) <= 6
+
+
 def test_the_error_after_is_that_of_readings_the_calibration_has_not_seen():
     reported, _, is_right = overconfident(5_000, seed=4)
     before, after = errors_before_and_after(reported, is_right)

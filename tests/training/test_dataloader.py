@@ -45,7 +45,8 @@ def write_lines(folder, *, files=3, backwards=False, offset=0):
         pq.write_table(pa.table(columns, schema=schema(CANVAS)), folder / f"train/{part}.parquet")
     splits = {"train": {"prepared": NUM_LINES}}
     write_json(
-        str(folder / "dataset.json"), {"canvas": [CANVAS.height, CANVAS.width], "charset": "A", "splits": splits}
+        str(folder / "dataset.json"),
+        {"canvas": [CANVAS.height, CANVAS.width], "charset": "A", "splits": splits, "content_hash": f"{offset:064x}"},
     )
     return PreparedSets((str(folder),))
 

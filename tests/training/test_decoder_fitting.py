@@ -45,6 +45,7 @@ def write_prepared(folder, lines: dict[str, list[str]], images: list[np.ndarray]
     metadata = {
         "canvas": [CANVAS.height, CANVAS.width],
         "charset": load_bundle(SHIPPED).codec.charset,
+        "content_hash": "0" * 64,
         "settings": {"cleaning": {"max_length": 8, "keep": [], "charset": None}},
         "splits": {split: {"prepared": len(texts)} for split, texts in lines.items()},
     }
