@@ -141,7 +141,7 @@ def _plot_trade_off(predictions: pa.Table, label_noise: float) -> str:
     confidence, is_right = predictions["confidence"].to_numpy(), predictions["num_edits"].to_numpy() == 0
     passed, right = review_trade_off(confidence, is_right)
     axes.step(np.append(0, passed), np.append(right[0], right), where="pre", color=GOOD)
-    name = "0.99, the default --precision of transcribe" + (", less the wrong labels" if label_noise else "")
+    name = "0.99, the default --precision" + (", less wrong labels" if label_noise else "")
     axes.axhline(0.99 * (1 - label_noise), color=PALE, label=name)
     axes.set(xlabel="share of lines that pass without review", ylabel="share of correct lines among these", xlim=(0, 1))
     axes.set_ylim(min(0.95, right[len(right) // 4 :].min() - 0.02), 1.005)
