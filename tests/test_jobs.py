@@ -131,8 +131,14 @@ def test_evaluate_confirms_the_error_that_the_end_of_training_reported(evaluated
 
 
 def test_a_model_is_calibrated_on_other_lines(folder, prepared, trained):
-    command = "jobs/evaluate.py --data own --model run/best --out evaluation --recalibrate calibrated"
-    run_here(*documented(command, own=prepared, evaluation="read-train"), "--split", "train", cwd=folder)
+    command = "jobs/evaluate.py --data own --model run/best --out evaluation --split test --recalibrate calibrated"
+    command = documented(command, own=prepared, evaluation="read-train", test="train")
+    _, err = run_here(*command, cwd=folder)
+    assert "calibrated: calibrated on 240 lines, of whose labels an estimated" in err
+    again = [*command, "--out", "read-again"]
+    assert mistake(*again, cwd=folder).endswith(
+        "calibrated is a bundle: choose another --recalibrate, or pass --overwrite"
+    )
     before, after = (load_bundle(str(folder / name)) for name in ("run/best", "calibrated"))
     predictions = pd.read_parquet(folder / "read-train/predictions")
     noise = after.decoding.label_noise()

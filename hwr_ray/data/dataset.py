@@ -83,7 +83,10 @@ class Prepared:
 
     def require_lines(self, split: Split) -> int:
         """Returns the number of prepared lines of a split. Raises UserError if it has none."""
-        return _require_lines(split, self.num_lines, self.path)
+        if split not in self.num_lines:
+            others = ", ".join(f"{number} {name} lines" for name, number in self.num_lines.items()) or "none at all"
+            raise UserError(f"there are no {split} lines in {self.path}, but {others}: pass --split or prepare some")
+        return self.num_lines[split]
 
     def folder(self, split: Split) -> str:
         return storage.absolute(storage.join(self.path, split))
@@ -142,7 +145,7 @@ class PreparedSets:
         same: dict[str, str] = {}
         for one in self.sets:
             if (content := one.metadata["content_hash"]) in same:
-                raise UserError(f"{same[content]} and {one.path} have the same lines: omit one")
+                raise UserError(f"--data names the same lines twice, in {same[content]} and {one.path}: omit one")
             same[content] = one.path
             if not one.num_lines.keys() & {"train", "validation"}:
                 raise UserError(f"{one.path} has neither training nor validation lines: omit it")
@@ -198,7 +201,10 @@ class PreparedSets:
 
     def require_lines(self, split: Split) -> int:
         """Returns the number of prepared lines of a split in all sets. Raises UserError if there is none."""
-        return _require_lines(split, self.num_lines, " and ".join(self.paths))
+        if split not in self.num_lines:
+            remedy = "prepare the lines again without --split" if split == "validation" else "prepare some"
+            raise UserError(f"there are no {split} lines in {' and '.join(self.paths)}: {remedy}")
+        return self.num_lines[split]
 
     def with_lines(self, split: Split) -> list[Prepared]:
         """Returns the sets that have lines of a split."""
@@ -224,10 +230,3 @@ class PreparedSets:
     def table(self, split: Split, columns: list[str], *, ids: list[str] | None = None) -> pa.Table:
         """Returns columns of all lines of a split, or of those with the ids, in this process."""
         return pa.concat_tables([one.table(split, columns, ids=ids) for one in self.with_lines(split)])
-
-
-def _require_lines(split: Split, num_lines: dict[Split, int], path: str) -> int:
-    if split not in num_lines:
-        remedy = "prepare the lines again without --split" if split == "validation" else "prepare some"
-        raise UserError(f"there are no {split} lines in {path}: {remedy}")
-    return num_lines[split]

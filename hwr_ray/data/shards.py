@@ -185,7 +185,7 @@ class ShardWriter:
 def count_row(row: dict[str, Any], statistics: DatasetStatistics, canvas: Canvas) -> str:
     """Adds a prepared row to the statistics and returns the name of its output folder."""
     is_kept, frames = row["reason"] is None, math.inf
-    if is_kept:
+    if is_kept and row["warning"] != "vertical":  # such a line needs to be rotated, not a wider canvas
         scale = canvas.scale_for(row["height"], row["width"])
         frames = row["width"] * scale * canvas.stretch / WIDTH_STRIDE
     content = row["split"].encode(), row["id"].encode(), row["text"].encode(), row["digest"]

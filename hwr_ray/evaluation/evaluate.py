@@ -21,12 +21,15 @@ from hwr_ray.evaluation.reports import lines_to_show, write_evaluation_report
 from hwr_ray.evaluation.subgroups import subgroup_figures, weak_groups
 from hwr_ray.files import storage
 from hwr_ray.files.staging import staged
-from hwr_ray.recognition.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
+from hwr_ray.recognition.bundle_config import CONFIG, SHIPPED_WORD, BundleConfig, bundle_path, read_config
 from hwr_ray.text.metrics import confusion_table, edit_distances, figures
 from hwr_ray.transcription.actors import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
 from hwr_ray.versions import versions
 
 log = logging.getLogger(__name__)
+
+FEW_LINES = 200
+"""Number of lines below which a calibration is a guess."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class EvaluateSettings:
     compare: str | None = None
     """Folder or URI of another evaluation of the same lines to compare with; includes a significance test."""
     recalibrate: str | None = None
-    """Folder or URI in which to save the model with confidences that are calibrated on these lines."""
+    """Folder or URI in which to save the model with confidences that are calibrated on these lines; a few hundred are
+    needed. It calibrates the decoder that is used: --greedy or not."""
     seed: int = 0
     """Random seed of the bootstrap."""
     reading: ReadingSettings = field(default_factory=ReadingSettings)
@@ -68,6 +72,8 @@ def evaluate(settings: EvaluateSettings) -> str:
     num_lines = prepared.require_lines(settings.split)
     other = read_other(settings.compare, prepared, settings.split) if settings.compare else None
     reading = settings.reading.for_workers(model_path, bundle)
+    if settings.recalibrate and storage.is_file(storage.join(settings.recalibrate, CONFIG)) and not settings.overwrite:
+        raise UserError(f"{settings.recalibrate} is a bundle: choose another --recalibrate, or pass --overwrite")
     with staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         connect()
         reading = reading.admitted()
@@ -137,6 +143,10 @@ def save_recalibrated(
     origin = {"model_id": bundle.model_id, **lines, "label_noise": fitted.label_noise}
     training = {**bundle.training, "recalibration": origin}
     save_bundle(replace(bundle, decoding=changed, training=training), path)
+    if len(is_exact) < FEW_LINES:
+        log.warning("%s lines are few for a calibration: its confidences may be far off", len(is_exact))
+    message = "%s: calibrated on %s lines, of whose labels an estimated %.1f %% are wrong"
+    log.info(message, path, len(is_exact), 100 * fitted.label_noise)
 
 
 def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, Any], pa.Table]:

@@ -3,7 +3,6 @@
 benchmarks/results/warnings.json has the share of such images that are found, and of real lines that are not spared.
 """
 
-import statistics
 from collections.abc import Iterator, Mapping
 
 import cv2
@@ -32,9 +31,10 @@ CONTRAST, CLEAR_CONTRAST = 20, 40
 """Minimum difference from the background, in grey levels, of a pixel that may be ink, and of ink that is obvious."""
 POLARITY_RATIO = 2
 """How many times the contrast of ink exceeds that of pixels on the other side of the paper's grey."""
-BACKGROUND, MAX_SIDE, POLARITY_SIDE = 25, 384, 128
-"""Side of the square whose mean is the local background, and maximum sides of the image to count ink in and to compare
-light and dark pixels in. All in pixels."""
+BACKGROUND, PAGE_BACKGROUND = 25, 61
+"""Side in pixels of the square whose mean is the local background. On a page it must be larger than thick strokes."""
+MAX_SIDE, POLARITY_SIDE = 320, 128
+"""Maximum side in pixels of the image to count ink in, and to compare light and dark pixels in."""
 MIN_INK = 24
 """Pixels of ink that a line has at least; fewer if it is under 44 pixels high."""
 LINE_SHAPE, VERTICAL_SHAPE, LINE_HEIGHT = 0.35, 2.0, 96
@@ -59,14 +59,14 @@ def warning_of(image: np.ndarray, levels: Levels) -> str | None:
     is_dark_on_light = dark >= max(CLEAR_CONTRAST, POLARITY_RATIO * light)
     if is_dark_on_light and not may_be_page:
         return None
-    ink = _ink(_within(image, MAX_SIDE))
-    if cv2.countNonZero(ink) < min(MIN_INK, len(ink) ** 2 / 80):
+    small = _within(image, MAX_SIDE)
+    if cv2.countNonZero(_ink(small, BACKGROUND)) < min(MIN_INK, len(small) ** 2 / 80):
         return "blank"
     if light >= max(CLEAR_CONTRAST, POLARITY_RATIO * dark) or (
         not is_dark_on_light and _is_light_on_dark(image, levels.paper)
     ):
         return "light_on_dark"
-    return "page" if may_be_page and _num_text_lines(ink) >= PAGE_LINES else None
+    return "page" if may_be_page and _num_text_lines(_ink(small, PAGE_BACKGROUND)) >= PAGE_LINES else None
 
 
 def warning_messages(counts: Mapping[str, int]) -> Iterator[str]:
@@ -86,9 +86,9 @@ def _within(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def _ink(image: np.ndarray) -> np.ndarray:
-    """Returns a mask (h, w) uint8, 0 or 255, of the pixels that differ from the mean around them."""
-    background = cv2.blur(image, (BACKGROUND, BACKGROUND))
+def _ink(image: np.ndarray, side: int) -> np.ndarray:
+    """Returns a mask (h, w) uint8, 0 or 255, of the pixels that differ from the mean of a square around them."""
+    background = cv2.blur(image, (side, side))
     return _above_contrast(cv2.absdiff(cv2.blur(image, (3, 3)), background))
 
 
@@ -109,10 +109,11 @@ def _is_light_on_dark(image: np.ndarray, paper: int) -> bool:
 
 
 def _num_text_lines(ink: np.ndarray) -> float:
-    """Returns the number of text lines in a mask (h, w) uint8: the median count of the vertical strips with text."""
-    strips = cv2.blur(cv2.resize(ink, (NUM_STRIPS, len(ink)), interpolation=cv2.INTER_AREA), (1, 3)).T
-    much = np.sort(strips)[:, int(0.8 * len(ink)), None]
-    is_text = strips > GAP * much
+    """Returns the number of text lines in a mask (h, w) uint8: the median count of vertical strips of the text."""
+    left, top, width, height = cv2.boundingRect(ink)
+    text = ink[top : top + height, left : left + width]
+    strips = cv2.blur(cv2.resize(text, (NUM_STRIPS, height), interpolation=cv2.INTER_AREA), (1, 3)).T
+    much = np.sort(strips)[:, int(0.8 * height), None]
+    is_text = np.pad(strips > GAP * much, ((0, 0), (1, 2)))
     is_line = is_text[:, :-2] & is_text[:, 1:-1] & is_text[:, 2:]  # three rows at least
-    counts = is_line[:, 0] + (is_line[:, 1:] & ~is_line[:, :-1]).sum(1)
-    return statistics.median(counts[counts > 0].tolist() or [0])
+    return float(np.median((is_line[:, 1:] & ~is_line[:, :-1]).sum(1)))

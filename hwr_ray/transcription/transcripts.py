@@ -190,17 +190,12 @@ def describe_review(
     if not np.isfinite(threshold):
         return f"no confidence threshold reaches a precision of {precision:g}: every image needs review"
     passed = counts["num_images"] - counts["num_review"]
-    sentence = (
+    noise = f", of whose labels an estimated {label_noise:.1%} are wrong" if label_noise else ""
+    return (
         f"{passed} of {counts['num_images']} images ({passed / counts['num_images']:.1%}) need no review at a "
         f"precision of {precision:g}: their confidence is at least {threshold:.3f} (reached by {share:.1%} of the "
-        "validation lines)"
+        f"validation lines{noise})"
     )
-    if label_noise:
-        sentence += (
-            f"; an estimated {label_noise:.1%} of the labels are wrong, so that {precision * (1 - label_noise):.1%} "
-            "of these texts would equal a label"
-        )
-    return sentence
 
 
 def slowest(seconds: dict[str, float], whole: float, *, use_gpu: bool) -> str:

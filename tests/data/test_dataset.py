@@ -104,7 +104,7 @@ def test_no_data_set_and_the_same_one_twice_are_refused(tmp_path):
     path = write_metadata(tmp_path / "one", train=1)
     other = write_metadata(tmp_path / "copy", train=1)
     for again in (other, path):
-        with pytest.raises(UserError, match=r"/one and .* have the same lines: omit one"):
+        with pytest.raises(UserError, match=r"--data names the same lines twice, in .*/one and .*: omit one"):
             PreparedSets((path, again))
     write_json("memory://bucket/dataset.json", json.loads((tmp_path / "one/dataset.json").read_text()))
     with pytest.raises(UserError, match=r"/one and memory://bucket are on different storage: copy one"):

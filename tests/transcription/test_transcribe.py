@@ -262,7 +262,7 @@ def test_what_is_told_of_review_has_the_counts_and_the_share():
     for phrase in ("150 of 200", "(75.0%)", "precision of 0.99", "at least 0.912", "70.0%"):
         assert phrase in sentence
     assert describe_review(counts, 0.9123, 0.7, 0.99, 0.04) == (
-        f"{sentence}; an estimated 4.0% of the labels are wrong, so that 95.0% of these texts would equal a label"
+        f"{sentence[:-1]}, of whose labels an estimated 4.0% are wrong)"
     )
     assert "no calibration" in describe_review({"num_images": 200, "num_review": None}, None, 0.0, 0.99)
 
