@@ -85,8 +85,10 @@ def fit_calibration(confidences: np.ndarray, is_right: np.ndarray) -> Calibratio
 
     def noisy_cross_entropy(parameters: np.ndarray) -> float:
         """Returns the mean loss for a slope, an intercept and a share of wrong labels."""
-        agreement = (1 - parameters[2]) * _sigmoid(inputs @ parameters[:2])
-        return float(-(targets * np.log(agreement) + (1 - targets) * np.log1p(-agreement)).mean())
+        logits, noise = inputs @ parameters[:2], parameters[2]
+        log_agreement = np.log1p(-noise) - np.logaddexp(0, -logits)
+        log_difference = np.logaddexp(np.log(max(noise, EPSILON)), np.log1p(-noise) - np.logaddexp(0, logits))
+        return float(-(targets * log_agreement + (1 - targets) * log_difference).mean())
 
     plain = minimize(cross_entropy, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-8})
     slope, intercept = plain.x.tolist()

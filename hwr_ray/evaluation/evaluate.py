@@ -109,13 +109,13 @@ def evaluate(settings: EvaluateSettings) -> str:
         storage.write_json(storage.join(out, "metrics.json"), metrics)
         images = prepared.images(settings.split, lines_to_show(predictions))
         write_evaluation_report(out, metrics=metrics, predictions=predictions, images=images)
-        if settings.recalibrate:
-            origin = {"data": prepared.metadata["content_hash"], "split": settings.split, "num_lines": num_lines}
-            greedy = settings.reading.greedy
-            save_recalibrated(model_path, settings.recalibrate, predictions, lines=origin, greedy=greedy)
     log.info("%s", summary(metrics))
     if other:
         log.info("compared with %s: %s", settings.compare, verdict(comparison))
+    if settings.recalibrate:
+        origin = {"data": prepared.metadata["content_hash"], "split": settings.split, "num_lines": num_lines}
+        greedy = settings.reading.greedy
+        save_recalibrated(model_path, settings.recalibrate, predictions, lines=origin, greedy=greedy)
     return storage.absolute(settings.out)
 
 

@@ -111,6 +111,8 @@ def _is_light_on_dark(image: np.ndarray, paper: int) -> bool:
 def _num_text_lines(ink: np.ndarray) -> float:
     """Returns the number of text lines in a mask (h, w) uint8: the median count of vertical strips of the text."""
     left, top, width, height = cv2.boundingRect(ink)
+    if not width:
+        return 0.0
     text = ink[top : top + height, left : left + width]
     strips = cv2.blur(cv2.resize(text, (NUM_STRIPS, height), interpolation=cv2.INTER_AREA), (1, 3)).T
     much = np.sort(strips)[:, int(0.8 * height), None]

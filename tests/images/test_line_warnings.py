@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.line_warnings import page_of, photographed
-from hwr_ray.images.line_warnings import WARNINGS, warning_messages
+from hwr_ray.images.line_warnings import WARNINGS, _num_text_lines, warning_messages
 from hwr_ray.images.lines import Canvas, fit
 from hwr_ray.images.reader import line_of
 from hwr_ray.synthetic.forms import draw_line
@@ -76,6 +76,12 @@ def test_any_image_can_be_looked_at():
     for height, width in ((8, 8), (8, 9), (1, 40), (40, 8), (300, 8), (9, 4000), (500, 700)):
         noise = rng.integers(0, 256, (height, width), dtype=np.uint8)
         assert line_of(noise, CANVAS).warning in (None, *WARNINGS)
+    # Stripes that only the smaller surroundings show, since the larger ones hold as much of both greys.
+    for period in range(10, 120, 2):
+        stripes = np.where(np.arange(300) % period < period // 2, 225, 200).astype(np.uint8)
+        for image in (np.tile(stripes, (300, 1)), np.tile(stripes[:, None], (1, 300))):
+            assert line_of(image, CANVAS).warning in (None, *WARNINGS)
+    assert _num_text_lines(np.zeros((120, 200), np.uint8)) == 0
 
 
 def test_each_warning_is_explained_with_its_number():
