@@ -48,6 +48,11 @@ JOBS = {
         "data.prepare:PrepareSettings",
         "Cleans labels, fits their images to the canvas and writes both as Parquet.",
     ),
+    "recombine": Job(
+        "training.recombine:recombine",
+        "training.recombine:RecombineSettings",
+        "Composes training lines of new texts from the letters of prepared lines.",
+    ),
     "train": Job(
         "training.train:train",
         "training.settings:TrainSettings",

@@ -23,11 +23,11 @@ from latches import Latch
 from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.folds import fold_of
 from hwr_ray.data.labels import SPLITS, split_of
+from hwr_ray.data.selection import Selection
 from hwr_ray.evaluation.comparison import verdict
 from hwr_ray.recognition.bundle import load_bundle
 from hwr_ray.recognition.recognizer import Recognizer
 from hwr_ray.text.metrics import count
-from hwr_ray.training.settings import TrainSettings
 from hwr_ray.training.train import read_train_lines
 
 RECIPE = ["--epochs", "5", "--batch-size", "16", "--learning-rate", "1e-2", "--no-augmentation", "--dropout", "0"]
@@ -408,8 +408,8 @@ def test_every_training_line_is_compared_by_the_model_of_the_fold_that_left_it_o
         run_here(*documented(command, **words), *RECIPE, "--epochs", 1, cwd=folder)
     monkeypatch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # as in jobs
     for fold in (0, 1):
-        settings = TrainSettings(data=(str(data),), out="", num_folds=2, fold=fold)
-        streamed = read_train_lines(PreparedSets(settings.data), settings, seed=0)
+        selection = Selection(num_folds=2, fold=fold)
+        streamed = read_train_lines(PreparedSets((str(data),)), selection, seed=0)
         others = sorted(line for line in lines.index if fold_of(line, 2) != fold)
         assert sorted(row["id"] for row in streamed.take_all()) == others
         recipe = json.loads((folder / f"fold-{fold}/recipe.json").read_text())

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
-import pyarrow as pa
 
 
 def fold_of(line: str, num_folds: int) -> int:
@@ -20,8 +19,3 @@ def fold_of(line: str, num_folds: int) -> int:
 def folds_of(lines: Iterable[str], num_folds: int) -> np.ndarray:
     """Returns the fold of each line, (N) int64."""
     return np.array([fold_of(line, num_folds) for line in lines], np.int64)
-
-
-def leave_out(table: pa.Table, *, fold: int, num_folds: int) -> pa.Table:
-    """Returns the rows whose `id` is in another fold."""
-    return table.filter(pa.array(folds_of(table["id"].to_pylist(), num_folds) != fold))

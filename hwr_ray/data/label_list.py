@@ -5,7 +5,7 @@ from collections import Counter
 
 from hwr_ray.data.cleaning import CleaningSettings, reason_for
 from hwr_ray.data.dataset import PreparedSets
-from hwr_ray.data.folds import leave_out
+from hwr_ray.data.selection import Selection
 from hwr_ray.errors import UserError
 from hwr_ray.files.csv import read_csv
 from hwr_ray.text.normalization import normalize
@@ -18,19 +18,16 @@ def language_model_texts(
     label_list: str | None = None,
     column: str = "IDENTITY",
     *,
-    fold: int | None = None,
-    num_folds: int = 1,
+    selection: Selection | None = None,
 ) -> Counter[str]:
     """Returns the texts for the language model of a run, with their counts.
 
-    These are the training texts outside the run's fold or, with a label list, the texts of the list that the cleaning
-    rules of a data set keep. Raises UserError if the list or its column is missing, or if no text is left.
+    These are the texts of the training lines that the run uses or, with a label list, the texts of the list that the
+    cleaning rules of a data set keep. Raises UserError if the list or its column is missing, or if no text is left.
     """
     if label_list is None:
         table = prepared.table("train", ["id", "text"])
-        if fold is not None:
-            table = leave_out(table, fold=fold, num_folds=num_folds)
-        return Counter(table["text"].to_pylist())
+        return Counter((selection or Selection()).of(table)["text"].to_pylist())
     settings = [one.metadata["settings"]["cleaning"] for one in prepared.sets]
     rules = [CleaningSettings(**{**cleaning, "keep": tuple(cleaning["keep"])}) for cleaning in settings]
     raw = Counter(read_column(label_list, column))

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from hwr_ray.cluster.connection import check_shared, connect
 from hwr_ray.data.dataset import Prepared
+from hwr_ray.data.selection import THRESHOLD, TIMES_LIKELIER
 from hwr_ray.errors import UserError
 from hwr_ray.evaluation.reports import write_label_errors_report
 from hwr_ray.files import storage
@@ -39,9 +40,6 @@ LABEL_ERRORS = pa.schema(
 )
 """Columns of OUT/label_errors.parquet, which has a row for each training line, sorted by `rank`."""
 
-TIMES_LIKELIER = 1000
-THRESHOLD = math.log(TIMES_LIKELIER)
-"""Score above which a label counts as suspect: the prediction is TIMES_LIKELIER times likelier than the label."""
 NUM_SHOWN = 200
 """Number of lines shown in the report."""
 
@@ -49,8 +47,14 @@ NUM_SHOWN = 200
 def in_fold_order(bundles: Sequence[tuple[str, dict[str, Any]]], prepared: Prepared) -> list[str]:
     """Returns the paths of bundles, given as (path, `training` of the bundle), sorted by fold.
 
-    Raises UserError unless there is exactly one bundle for each fold of the prepared training lines.
+    A single bundle that was trained without folds is accepted, too; a warning says if it was trained on these lines.
+    Raises UserError otherwise, unless there is exactly one bundle for each fold of the prepared training lines.
     """
+    (path, training), *others = bundles
+    if not others and training.get("recipe", {}).get("fold") is None:
+        if training.get("data") == prepared.metadata["content_hash"]:
+            log.warning("%s was trained on these lines: it may have learned some of their label errors", path)
+        return [path]
     by_fold: dict[int, str] = {}
     first, num_folds = bundles[0][0], 0
     for path, training in bundles:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hwr_ray.cluster.shared_file import SharedFile
 from hwr_ray.data.dataset import PreparedSets
-from hwr_ray.data.folds import leave_out
+from hwr_ray.data.selection import Selection
 from hwr_ray.errors import UserError
 from hwr_ray.images.arrow import images_of
 from hwr_ray.training.settings import KEPT_SHARE, TrainSettings
@@ -73,6 +73,7 @@ def training_lines(
     device: torch.device,
     *,
     num_lines: int,
+    selection: Selection,
     runs_at_once: int,
     may_stream: bool,
 ) -> Lines:
@@ -95,7 +96,9 @@ def training_lines(
             return StreamedLines(prepared, settings, shard, device, num_lines)
         place = places[-1]  # a node with less memory joined after the decision
     shared = SharedFile.of_node() if place.type == "cpu" and shard.world_size > 1 else None
-    return KeptLines(prepared, settings, shard, device, kept_on=place, num_lines=num_lines, shared=shared)
+    return KeptLines(
+        prepared, settings, shard, device, kept_on=place, num_lines=num_lines, selection=selection, shared=shared
+    )
 
 
 def _memory(place: torch.device, runs_at_once: int) -> float:
@@ -126,16 +129,17 @@ class KeptLines:
         *,
         kept_on: torch.device,
         num_lines: int,
+        selection: Selection,
         shared: SharedFile | None = None,
     ) -> None:
         self.seed, self.batch_size, self.shard, self.device = settings.seed, settings.batch_size, shard, device
         self.ids, self.texts = list[str](), list[str]()
-        for table in read_train_tables(prepared, settings, ["id", "text"]):
+        for table in read_train_tables(prepared, selection, ["id", "text"]):
             self.ids += table["id"].to_pylist()
             self.texts += table["text"].to_pylist()
         if len(self.ids) != num_lines:
             raise RuntimeError(f"read {len(self.ids)} of {num_lines} training lines of {', '.join(prepared.paths)}")
-        canvas, tables = prepared.canvas, read_train_tables(prepared, settings, ["id", "image"])
+        canvas, tables = prepared.canvas, read_train_tables(prepared, selection, ["id", "text", "image"])
         parts, shape = (images_of(table, canvas) for table in tables), (num_lines, canvas.height, canvas.width)
         if shared:
             self.images = torch.from_numpy(shared.exchange(parts, shape))
@@ -157,12 +161,11 @@ class KeptLines:
             yield Batch(_to_device(images, self.device), [self.ids[i] for i in rows], [self.texts[i] for i in rows])
 
 
-def read_train_tables(prepared: PreparedSets, settings: TrainSettings, columns: list[str]) -> Iterator[pa.Table]:
-    """Yields columns (`id` among them) of the training lines of the run in tables of at most READ_BATCH rows."""
+def read_train_tables(prepared: PreparedSets, selection: Selection, columns: list[str]) -> Iterator[pa.Table]:
+    """Yields columns, `id` and `text` among them, of the training lines of the run in tables of at most READ_BATCH
+    rows."""
     for table in prepared.tables("train", columns, rows=READ_BATCH):
-        if settings.fold is not None:
-            table = leave_out(table, fold=settings.fold, num_folds=settings.num_folds)
-        yield table
+        yield selection.of(table)
 
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:

@@ -67,6 +67,9 @@ class TrainSettings:
     """Number of folds to split the training lines into, by a hash of their ids."""
     fold: int | None = None
     """Fold to exclude from training, from 0 to --num-folds minus 1; used by `evaluate --label-errors`."""
+    label_errors: str | None = None
+    """File label_errors.parquet of `evaluate --label-errors`. Of the training lines whose label it calls wrong, those
+    with a sure prediction get it as their text; the others are left out."""
     seed: int = 0
     """Random seed of the initial weights, the order of lines, augmentation and dropout."""
     num_workers: Workers = 1
@@ -133,6 +136,6 @@ class TrainSettings:
         """Returns the settings that determine the weights; a run resumes only if they are unchanged."""
         excluded = {"data", "out", "num_workers", "workers", "wandb_project"}
         excluded |= {"stream", "checkpoint_minutes", "keep", "max_failures"}
-        excluded |= {"init_from"}  # identified by its weights, not by its path
+        excluded |= {"init_from", "label_errors"}  # identified by their content, not by their path
         excluded |= {"label_list", "label_column"}  # only for the decoder, which every run fits again at its end
         return {name: value for name, value in asdict(self).items() if name not in excluded}

@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -17,8 +16,8 @@ from hwr_ray.cluster.resources import preflight, working_nodes
 from hwr_ray.cluster.tracking import check_key
 from hwr_ray.command import command
 from hwr_ray.data.dataset import PreparedSets
-from hwr_ray.data.folds import folds_of, leave_out
 from hwr_ray.data.label_list import language_model_texts
+from hwr_ray.data.selection import Selection, read_corrections
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import OwnershipToken, difference
@@ -40,17 +39,16 @@ REPORT_SECONDS = "0.5"
 def train(settings: TrainSettings) -> str:
     """Starts or resumes the run of the settings and returns the path of its best bundle."""
     prepared = PreparedSets(settings.data)
-    num_lines = count_train_lines(prepared, settings)
-    origin: dict[str, Any] = {}
+    selection = select(prepared, settings)
+    num_lines = count_train_lines(prepared, selection)
+    origin: dict[str, Any] = {"label_errors": selection.digest} if selection.digest else {}
     if settings.init_from:
         settings = replace(settings, init_from=bundle_path(settings.init_from))
         bundle = read_config(str(settings.init_from))
         settings = replace(settings, model=architecture_from(bundle, settings.model, prepared.canvas))
-        origin = {"init_from": weights_digest(str(settings.init_from))}
+        origin |= {"init_from": weights_digest(str(settings.init_from))}
     check_feasible(prepared, settings, num_lines)
-    texts = language_model_texts(
-        prepared, settings.label_list, settings.label_column, fold=settings.fold, num_folds=settings.num_folds
-    )
+    texts = language_model_texts(prepared, settings.label_list, settings.label_column, selection=selection)
     check_key(settings.wandb_project)
     connect()
     preflight(
@@ -77,7 +75,15 @@ def train(settings: TrainSettings) -> str:
         metrics = follow(
             channel,
             lambda: fit(
-                settings, prepared, out, run_id, num_lines=num_lines, channel=channel, origin=origin, owner=owner
+                settings,
+                prepared,
+                out,
+                run_id,
+                num_lines=num_lines,
+                selection=selection,
+                channel=channel,
+                origin=origin,
+                owner=owner,
             ),
             total=settings.epochs * lines_per_epoch,
             done=last_step(out) * settings.batch_size,
@@ -123,12 +129,23 @@ def _fit_decoder(*args: Any, **settings: Any) -> str:
     return fit_decoder(*args, **settings)
 
 
-def count_train_lines(prepared: PreparedSets, settings: TrainSettings) -> int:
-    """Returns the number of training lines outside the run's fold. Raises UserError if the set has none."""
+def select(prepared: PreparedSets, settings: TrainSettings) -> Selection:
+    """Returns the selection of training lines. Raises UserError if none of the label errors is among them."""
+    corrections = read_corrections(settings.label_errors) if settings.label_errors else {}
+    if corrections:
+        prepared.require_lines("train")
+        table = prepared.table("train", ["id", "text"])
+        if corrections.keys().isdisjoint(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)):
+            raise UserError(
+                f"{settings.label_errors} is of other lines than {', '.join(prepared.paths)}: omit --label-errors"
+            )
+    return Selection(num_folds=settings.num_folds, fold=settings.fold, corrections=corrections)
+
+
+def count_train_lines(prepared: PreparedSets, selection: Selection) -> int:
+    """Returns the number of training lines that a run uses. Raises UserError if the set has none."""
     lines = prepared.require_lines("train")
-    if settings.fold is None:
-        return lines
-    return int((folds_of(prepared.table("train", ["id"])["id"].to_pylist(), settings.num_folds) != settings.fold).sum())
+    return lines if selection.is_all else len(selection.of(prepared.table("train", ["id", "text"])))
 
 
 def check_feasible(prepared: PreparedSets, settings: TrainSettings, num_lines: int) -> None:
@@ -183,6 +200,7 @@ def fit(
     run_id: str,
     *,
     num_lines: int,
+    selection: Selection | None = None,
     callbacks: Sequence[Any] = (),
     runs_at_once: int = 1,
     channel: Any = None,
@@ -191,8 +209,8 @@ def fit(
     visibility_marker: str = "recipe.json",
     has_cleaner: bool = False,
 ) -> dict[str, Any]:
-    """Runs or resumes Ray Train on `num_lines` training lines and returns the metrics of the best epoch, which are
-    empty if the run was stopped during the first one.
+    """Runs or resumes Ray Train on `num_lines` training lines, those of the `selection`, by default all. Returns the
+    metrics of the best epoch, which are empty if the run was stopped during the first one.
 
     `callbacks` are Ray Train's. `runs_at_once` is the number of runs that share the cluster. `channel` is a
     DriverChannel. `origin` describes the weights that the run starts from. `owner` is the token of the run's folder.
@@ -205,10 +223,12 @@ def fit(
 
     from hwr_ray.training.trainer import Trainer
 
+    selection = selection or Selection()
+
     def train_lines() -> ray.data.Dataset:
         """Returns the training lines for a new group of workers, in another order for each."""
         configure_data()
-        lines = read_train_lines(prepared, settings, seed=settings.seed + last_step(out))
+        lines = read_train_lines(prepared, selection, seed=settings.seed + last_step(out))
         lines.context.enable_progress_bars = False  # the run shows its own
         return lines
 
@@ -224,6 +244,7 @@ def fit(
             "out": out,
             "run_id": run_id,
             "num_train_lines": num_lines,
+            "selection": selection,
             "runs_at_once": runs_at_once,
             "channel": channel,
             "origin": origin or {},
@@ -269,10 +290,9 @@ def may_stream(prepared: PreparedSets, settings: TrainSettings, num_lines: int, 
     return settings.stream or runs_at_once * num_lines * prepared.bytes_per_line > KEPT_SHARE * memory
 
 
-def read_train_lines(prepared: PreparedSets, settings: TrainSettings, *, seed: int) -> ray.data.Dataset:
+def read_train_lines(prepared: PreparedSets, selection: Selection, *, seed: int) -> ray.data.Dataset:
     """Returns the training lines of the run, in blocks of at least one shard, with the shards in random order."""
     lines = prepared.read_shuffled("train", seed=seed)
-    if settings.fold is None:
+    if selection.is_all:
         return lines
-    others = partial(leave_out, fold=settings.fold, num_folds=settings.num_folds)
-    return lines.map_batches(others, batch_format="pyarrow", batch_size=None, num_cpus=0.25)
+    return lines.map_batches(selection.of, batch_format="pyarrow", batch_size=None, num_cpus=0.25)

@@ -107,6 +107,7 @@ def begin(config: dict[str, Any]) -> WorkerState:
             shard,
             device,
             num_lines=num_lines,
+            selection=config["selection"],
             runs_at_once=at_once,
             may_stream=config["may_stream"],
         ),

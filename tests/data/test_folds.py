@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hwr_ray.data.folds import fold_of, folds_of, leave_out
+from hwr_ray.data.folds import fold_of, folds_of
 from hwr_ray.data.labels import split_of
+from hwr_ray.data.selection import Selection
 
 LINES = [f"TRAIN_{number:05}.jpg" for number in range(3000)]
 
@@ -29,14 +30,17 @@ def test_folds_are_about_equal_also_among_lines_that_were_dealt_out_to_training(
 
 def test_each_line_is_left_out_by_exactly_one_fold_whatever_lies_beside_it():
     table = pa.table({"id": LINES[:50], "text": [line[6:11] for line in LINES[:50]]})
-    kept = [leave_out(table, fold=fold, num_folds=3) for fold in range(3)]
+    kept = [Selection(fold=fold, num_folds=3).of(table) for fold in range(3)]
     assert sorted(row for part in kept for row in part["id"].to_pylist()) == sorted(LINES[:50] * 2)
     for fold, part in enumerate(kept):
         assert fold not in folds_of(part["id"].to_pylist(), 3)
         assert part["text"].to_pylist() == [line[6:11] for line in part["id"].to_pylist()]
-        halves = [leave_out(half, fold=fold, num_folds=3) for half in (table.slice(0, 20), table.slice(20))]
+        halves = [Selection(fold=fold, num_folds=3).of(half) for half in (table.slice(0, 20), table.slice(20))]
         assert pa.concat_tables(halves).equals(part)
 
 
 def test_no_lines_have_no_folds():
-    assert len(leave_out(pa.table({"id": pa.array([], pa.string())}), fold=0, num_folds=2)) == 0
+    assert (
+        len(Selection(fold=0, num_folds=2).of(pa.table({name: pa.array([], pa.string()) for name in ("id", "text")})))
+        == 0
+    )

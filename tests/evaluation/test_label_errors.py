@@ -72,7 +72,7 @@ def test_bundles_are_taken_in_the_order_of_their_folds():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ([bundle("a", 1, None)], "a was trained without --fold"),
+        ([bundle("a", 1, None), bundle("b", 1, None)], "a was trained without --fold"),
         ([bundle("a", 2, 0), ("b", {})], "b was trained without --fold"),
         ([bundle("a", 2, 0), bundle("b", 2, 1, "other")], "b was trained on another data set than prepared"),
         ([bundle("a", 2, 0), bundle("b", 3, 1)], "b was trained with --num-folds 3, but a with --num-folds 2"),

@@ -16,6 +16,7 @@ import torch
 from hwr_ray.cluster.shared_file import SharedFile
 from hwr_ray.data.dataset import PreparedSets, schema
 from hwr_ray.data.folds import fold_of
+from hwr_ray.data.selection import Selection
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import write_json
 from hwr_ray.images.arrow import column_of
@@ -24,6 +25,7 @@ from hwr_ray.training.dataloader import KeptLines, WorkerShard, ahead
 from hwr_ray.training.settings import TrainSettings
 
 CANVAS, CPU, ALONE = Canvas(16, 32), torch.device("cpu"), WorkerShard(0, 1)
+ALL = Selection()
 NUM_LINES = 53
 
 
@@ -56,9 +58,9 @@ def prepared(tmp_path_factory):
     return write_lines(tmp_path_factory.mktemp("lines") / "prepared")
 
 
-def lines_of(prepared, shard=ALONE, *, batch_size=8, num_lines=NUM_LINES, **settings):
+def lines_of(prepared, shard=ALONE, *, batch_size=8, num_lines=NUM_LINES, selection=ALL, **settings):
     settings = TrainSettings(data=(), out="", batch_size=batch_size, **settings)
-    return KeptLines(prepared, settings, shard, CPU, kept_on=CPU, num_lines=num_lines)
+    return KeptLines(prepared, settings, shard, CPU, kept_on=CPU, num_lines=num_lines, selection=selection)
 
 
 def ids_of(lines, epoch, start=0):
@@ -117,8 +119,25 @@ def test_lines_of_two_data_sets_with_the_same_ids_keep_their_own_pictures(prepar
 
 def test_a_fold_is_left_out(prepared):
     others = {f"{i}.png" for i in range(NUM_LINES) if fold_of(f"{i}.png", 3) != 1}
-    lines = lines_of(prepared, batch_size=1, num_lines=len(others), num_folds=3, fold=1)
+    selection = Selection(num_folds=3, fold=1)
+    lines = lines_of(prepared, batch_size=1, num_lines=len(others), selection=selection)
     assert {line for (line,) in ids_of(lines, 1)} == others
+
+
+def test_a_corrected_line_keeps_its_picture_and_one_left_out_takes_its_own_away(prepared):
+    whole = {
+        line: (batch.images[0], batch.texts)
+        for batch in lines_of(prepared, batch_size=1).batches(1, 0)
+        for line in batch.ids
+    }
+    labels = {line: texts[0] for line, (_, texts) in whole.items()}
+    corrections = {("3.png", labels["3.png"]): "AA", ("5.png", labels["5.png"]): None}
+    lines = lines_of(prepared, batch_size=1, num_lines=NUM_LINES - 1, selection=Selection(corrections=corrections))
+    batches = {line: batch for batch in lines.batches(1, 0) for line in batch.ids}
+    assert batches.keys() == whole.keys() - {"5.png"}
+    for line, batch in batches.items():
+        assert torch.equal(batch.images[0], whole[line][0])
+        assert batch.texts == (["AA"] if line == "3.png" else whole[line][1])
 
 
 def test_lines_that_are_missing_are_told(prepared):
@@ -126,10 +145,10 @@ def test_lines_that_are_missing_are_told(prepared):
         lines_of(prepared, num_lines=54)
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_folds": 3, "fold": 1}])
-def test_the_workers_of_a_node_share_one_copy_of_the_lines(prepared, tmp_path, monkeypatch, settings):
+@pytest.mark.parametrize("selection", [ALL, Selection(num_folds=3, fold=1)])
+def test_the_workers_of_a_node_share_one_copy_of_the_lines(prepared, tmp_path, monkeypatch, selection):
     num_lines = NUM_LINES
-    if settings:
+    if not selection.is_all:
         num_lines = sum(fold_of(f"{i}.png", 3) != 1 for i in range(NUM_LINES))
     barrier, read, has_read_images = Barrier(3), PreparedSets.tables, []
 
@@ -141,14 +160,23 @@ def test_the_workers_of_a_node_share_one_copy_of_the_lines(prepared, tmp_path, m
 
     def keep(rank):
         shared = SharedFile(tmp_path / "shared", rank == 0, barrier.wait)
-        run = TrainSettings(data=(), out="", batch_size=8, **settings)
-        return KeptLines(prepared, run, WorkerShard(rank, 3), CPU, kept_on=CPU, num_lines=num_lines, shared=shared)
+        run = TrainSettings(data=(), out="", batch_size=8)
+        return KeptLines(
+            prepared,
+            run,
+            WorkerShard(rank, 3),
+            CPU,
+            kept_on=CPU,
+            num_lines=num_lines,
+            selection=selection,
+            shared=shared,
+        )
 
     with ThreadPoolExecutor(3) as pool:
         workers = list(pool.map(keep, range(3)))
     assert sum(has_read_images) == 1
     for rank, lines in enumerate(workers):
-        alone = lines_of(prepared, WorkerShard(rank, 3), num_lines=num_lines, **settings)
+        alone = lines_of(prepared, WorkerShard(rank, 3), num_lines=num_lines, selection=selection)
         for found, expected in zip(lines.batches(2, 0), alone.batches(2, 0), strict=True):
             assert found.ids == expected.ids and torch.equal(found.images, expected.images)
     maps = Path("/proc/self/maps").read_text()

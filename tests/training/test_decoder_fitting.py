@@ -14,6 +14,7 @@ from hwr_ray.data import dataset as prepared_module
 from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.folds import folds_of
 from hwr_ray.data.label_list import language_model_texts
+from hwr_ray.data.selection import Selection
 from hwr_ray.decoding.calibration import errors_before_and_after
 from hwr_ray.errors import UserError
 from hwr_ray.images.arrow import column_of
@@ -63,7 +64,7 @@ def test_without_a_list_the_training_texts_teach_it_and_a_fold_leaves_its_own_ou
     folds = folds_of([f"train-{n}.jpg" for n in range(len(TEXTS))], 3)
     for fold in range(3):
         kept = [text for text, other in zip(TEXTS, folds, strict=True) if other != fold]
-        assert language_model_texts(prepared, num_folds=3, fold=fold) == Counter(kept)
+        assert language_model_texts(prepared, selection=Selection(num_folds=3, fold=fold)) == Counter(kept)
 
 
 @pytest.mark.parametrize("packed", [False, True])
