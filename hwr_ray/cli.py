@@ -72,7 +72,7 @@ JOBS = {
     ),
     "transcribe": Job(
         "transcription.transcribe:transcribe",
-        "transcription.transcribe:TranscribeSettings",
+        "transcription.settings:TranscribeSettings",
         "Transcribes images to Parquet; the same command resumes an interrupted run.",
         resumes=True,
     ),

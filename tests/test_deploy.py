@@ -13,7 +13,7 @@ from conftest import PAGES, ROOT, blocks, commands
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from hwr_ray.training.settings import TrainSettings
-from hwr_ray.transcription.transcribe import TranscribeSettings
+from hwr_ray.transcription.settings import TranscribeSettings
 from hwr_ray.tuning.tune import TuneSettings
 
 CLUSTERS = ["cluster.yaml", "deploy/cluster-gcp.yaml", "deploy/cluster-on-premise.yaml"]

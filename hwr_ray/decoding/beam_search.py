@@ -1,5 +1,6 @@
 """CTC prefix beam search with a language model."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,9 @@ from hwr_ray.decoding.alignment import ctc_log_probs
 from hwr_ray.decoding.ctc import greedy_labels
 from hwr_ray.decoding.ngram import END, LanguageModel
 from hwr_ray.decoding.prefix_beam import Settings, search
+
+LEAST_VOTE = -100.0
+"""Least log-probability of a text for a model that votes with others."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Hypotheses:
     lengths: np.ndarray
     """(N, K) int32; 0 if missing."""
     ctc_log_probs: np.ndarray
-    """(N, K) float64: log-probability of the text given the line, summed over all alignments; -inf if missing."""
+    """(N, K) float64: log-probability of the text given the line, summed over all alignments and averaged over the
+    models; -inf if missing."""
     scores: np.ndarray
     """(N, K) float64: sort key of the candidates; -inf if missing."""
 
@@ -27,6 +32,7 @@ class Hypotheses:
 def beam_search(
     log_probs: np.ndarray,
     *,
+    voters: Sequence[np.ndarray] = (),
     language_model: LanguageModel | None = None,
     lm_weight: float = 0.0,
     length_bonus: float = 0.0,
@@ -44,6 +50,10 @@ def beam_search(
     extended only by labels with a probability of at least `min_prob`. A prefix is pruned if `beam_width` others score
     better, or if one scores better by more than `max_gap`. The resulting candidates and the greedy text are rescored
     exactly, so the best candidate never scores below the greedy text.
+
+    `voters` are the log-probabilities of other models for the same lines, in the same shape. Each model proposes
+    candidates, and the log-probability of a text given the line is the mean of all models. Their frames need not agree
+    on where a letter is, as an average of frames would require.
     """
     if beam_width < 1 or num_best < 1:
         raise ValueError(f"beam_width and num_best must be positive, not {beam_width} and {num_best}")
@@ -60,9 +70,9 @@ def beam_search(
         float(min_prob),
         float(max_gap),
     )
-    probs = np.exp(log_probs, dtype=np.float64)
-    labels, lengths = _with_greedy(log_probs, *search(probs, settings, num_best))
-    ctc = ctc_log_probs(probs, labels, lengths)
+    models = [(frames, np.exp(frames, dtype=np.float64)) for frames in (log_probs, *voters)]
+    labels, lengths = _distinct([found for one in models for found in _candidates(*one, settings, num_best)])
+    ctc = np.mean([_log_probs(probs, labels, lengths, is_vote=bool(voters)) for _, probs in models], axis=0)
     scores = ctc + lm_weight * lm_log_probs(model, labels, lengths) + length_bonus * lengths
     order = np.argsort(-scores, axis=1, kind="stable")[:, :num_best]
     return Hypotheses(
@@ -98,9 +108,26 @@ def _no_model(num_classes: int) -> LanguageModel:
     )
 
 
-def _with_greedy(log_probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the candidates (N, K + 1) with the greedy text appended, marked missing if it is already among them."""
+def _candidates(
+    log_probs: np.ndarray, probs: np.ndarray, settings: Settings, num_best: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the labels (N, K, T) and lengths (N, K) of the texts that a model proposes: by search, then greedily."""
+    yield search(probs, settings, num_best)
     greedy, length = greedy_labels(log_probs.argmax(-1))
-    is_same = (labels == greedy[:, None]).all(-1) & (lengths == length[:, None])
-    length = np.where(is_same.any(1), -1, length).astype(np.int32)
-    return np.concatenate([labels, greedy[:, None]], axis=1), np.concatenate([lengths, length[:, None]], axis=1)
+    yield greedy[:, None], length[:, None]
+
+
+def _distinct(candidates: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the candidates (N, K, T) and their lengths (N, K), which mark a text that stands before it as missing."""
+    labels, lengths = (np.concatenate(parts, axis=1) for parts in zip(*candidates, strict=True))
+    distinct = lengths.astype(np.int32)
+    for k in range(1, lengths.shape[1]):
+        is_same = (labels[:, :k] == labels[:, k, None]).all(-1) & (lengths[:, :k] == lengths[:, k, None])
+        distinct[is_same.any(1), k] = -1
+    return labels, distinct
+
+
+def _log_probs(probs: np.ndarray, labels: np.ndarray, lengths: np.ndarray, *, is_vote: bool) -> np.ndarray:
+    """Returns the log-probability (N, K) of the texts; in a vote at least LEAST_VOTE, so that no model has a veto."""
+    ctc = ctc_log_probs(probs, labels, lengths)
+    return np.where(lengths < 0, ctc, ctc.clip(min=LEAST_VOTE)) if is_vote else ctc

@@ -104,11 +104,18 @@ class Decoding:
         return calibration.label_noise if calibration else 0.0
 
     def search(
-        self, log_probs: np.ndarray, codec: Codec, *, lexicon: Lexicon | None = None, num_best: int = 1
+        self,
+        log_probs: np.ndarray,
+        codec: Codec,
+        *,
+        voters: Sequence[np.ndarray] = (),
+        lexicon: Lexicon | None = None,
+        num_best: int = 1,
     ) -> list[Reading]:
         """Returns readings of N lines by beam search, each with up to num_best - 1 alternatives.
 
-        `log_probs` is (N, T, C) float32. A lexicon is mixed into the language model and reorders the candidates; the
+        `log_probs` is (N, T, C) float32, as is each of the `voters`: those of other models, which vote on the
+        candidates. A lexicon is mixed into the language model and reorders the candidates; the
         calibration was fitted without it. Raises ValueError if there is no language model, or if `num_best` exceeds
         NUM_CANDIDATES.
         """
@@ -120,6 +127,7 @@ class Decoding:
 
         hypotheses = beam_search(
             log_probs,
+            voters=voters,
             language_model=self.language_model,
             lm_weight=self.lm_weight,
             length_bonus=self.length_bonus,

@@ -21,9 +21,17 @@ from hwr_ray.evaluation.reports import lines_to_show, write_evaluation_report
 from hwr_ray.evaluation.subgroups import subgroup_figures, weak_groups
 from hwr_ray.files import storage
 from hwr_ray.files.staging import staged
-from hwr_ray.recognition.bundle_config import CONFIG, SHIPPED_WORD, BundleConfig, bundle_path, read_config
+from hwr_ray.recognition.bundle_config import (
+    CONFIG,
+    SHIPPED_WORD,
+    BundleConfig,
+    bundle_path,
+    joint_model_id,
+    read_config,
+)
 from hwr_ray.text.metrics import confusion_table, edit_distances, figures
-from hwr_ray.transcription.actors import ROWS_PER_BLOCK, ReadingSettings, read_lines_with
+from hwr_ray.transcription.actors import ROWS_PER_BLOCK, read_lines_with
+from hwr_ray.transcription.settings import ReadingSettings
 from hwr_ray.versions import versions
 
 log = logging.getLogger(__name__)
@@ -77,7 +85,7 @@ def evaluate(settings: EvaluateSettings) -> str:
     with staged(storage.absolute(settings.out), mark="metrics.json", overwrite=settings.overwrite) as out:
         connect()
         reading = reading.admitted()
-        check_shared(out, prepared.path, model_path)
+        check_shared(out, prepared.path, model_path, *reading.voters)
         filesystem, folder = storage.locate(storage.join(out, "predictions"))
         # Ray reads small shards as one block, which would leave all models but one idle.
         blocks = prepared.read(settings.split).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
@@ -97,7 +105,7 @@ def evaluate(settings: EvaluateSettings) -> str:
             "split": settings.split,
             "prepared": prepared.path,
             "content_hash": prepared.metadata["content_hash"],
-            "model_id": bundle.model_id,
+            "model_id": joint_model_id(bundle, reading.voter_configs().values()),
             "settings": asdict(settings),
             "versions": versions(),
         }
@@ -164,13 +172,23 @@ def read_other(path: str, prepared: Prepared, split: Split) -> tuple[dict[str, A
 
 def rank_label_errors(settings: EvaluateSettings, prepared: Prepared) -> str:
     """Writes the ranking of the training lines and returns its path; see `evaluate`."""
-    if settings.reading.lexicon or settings.reading.num_best > 1 or settings.reading.characters:
-        raise UserError("--label-errors uses greedy decoding: omit --lexicon, --num-best and --characters")
+    reading = settings.reading
+    if (
+        reading.lexicon
+        or reading.num_best > 1
+        or reading.characters
+        or reading.voters
+        or reading.test_time_augmentation
+    ):
+        raise UserError(
+            "--label-errors uses greedy decoding: omit --lexicon, --num-best, --characters, --voters and "
+            "--test-time-augmentation"
+        )
     bundles = [(path, read_config(path)) for path in map(bundle_path, settings.label_errors)]
     for path, bundle in bundles:
         check_canvas(prepared, bundle, path)
     paths = in_fold_order([(path, bundle.training) for path, bundle in bundles], prepared)
-    return find_label_errors(prepared, paths, settings.out, settings.reading, overwrite=settings.overwrite)
+    return find_label_errors(prepared, paths, settings.out, reading, overwrite=settings.overwrite)
 
 
 def check_canvas(prepared: Prepared, bundle: BundleConfig, model_path: str) -> None:

@@ -17,7 +17,8 @@ from hwr_ray.evaluation.reports import write_label_errors_report
 from hwr_ray.files import storage
 from hwr_ray.files.staging import staged
 from hwr_ray.text.metrics import edit_distances
-from hwr_ray.transcription.actors import ROWS_PER_BLOCK, ReadingSettings, compare_out_of_fold
+from hwr_ray.transcription.actors import ROWS_PER_BLOCK, compare_out_of_fold
+from hwr_ray.transcription.settings import ReadingSettings
 
 log = logging.getLogger(__name__)
 

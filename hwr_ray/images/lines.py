@@ -94,6 +94,22 @@ def fit_with_levels(image: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, Leve
     return fitted, levels
 
 
+def resized(images: np.ndarray, factor: float) -> np.ndarray:
+    """Returns line images (N, H, W) uint8 with their content resized about the middle of their left edge.
+
+    What the content leaves free is filled with the image's median grey, which is its paper.
+    """
+    height, width = images.shape[1:]
+    matrix = np.array([[factor, 0, 0], [0, factor, (1 - factor) * height / 2]])
+    papers = [_median(image, levels_of(image).paper) for image in images]
+    return np.stack(
+        [
+            cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=paper)
+            for image, paper in zip(images, papers, strict=True)
+        ]
+    )
+
+
 def _median(image: np.ndarray, estimate: int) -> int:
     """Returns the median of an image (h, w) uint8, rounded down, given an estimate.
 

@@ -1,6 +1,7 @@
 """The configuration of a bundle, without its network; imports no torch, which a job's driver does not need."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -108,6 +109,22 @@ def read_files(path: str) -> tuple[BundleConfig, bytes]:
         model_id=model_id,
     )
     return bundle, files[WEIGHTS]
+
+
+def check_voters(bundle: BundleConfig, voters: Mapping[str, BundleConfig]) -> None:
+    """Raises UserError, with its path, for a voter whose canvas or charset differs from the bundle's."""
+    for path, voter in voters.items():
+        for name, own, other in (
+            ("canvas", bundle.canvas, voter.canvas),
+            ("charset", bundle.codec.charset, voter.codec.charset),
+        ):
+            if own != other:
+                raise UserError(f"{path} can't vote: its {name} is {other}, but that of the first bundle is {own}")
+
+
+def joint_model_id(bundle: BundleConfig, voters: Iterable[BundleConfig]) -> str:
+    """Returns the id of a bundle with its voters: their ids, joined by `+`."""
+    return "+".join(one.model_id for one in (bundle, *voters))
 
 
 def architecture_from(bundle: BundleConfig, settings: ModelSettings, canvas: Canvas) -> ModelSettings:

@@ -1,6 +1,6 @@
 """Recognition of line images as texts with confidences; does not depend on Ray."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
@@ -17,15 +17,19 @@ from hwr_ray.decoding.decoder import Reading, calibrated, lexicon_for, with_char
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.decode import UndecodableImageError, decode, grey
+from hwr_ray.images.lines import resized
 from hwr_ray.images.reader import Line, line_of
 from hwr_ray.recognition.bundle import load_bundle
-from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path
+from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path, check_voters, joint_model_id
 from hwr_ray.recognition.runtime import Network
 from hwr_ray.text.codec import Codec
 
 DOUBTFUL, READABLE = 0.75, 0.8
 """Confidence per character below which a line is read again, rotated by 180 degrees, and above which this second
 reading shows that it is upside down (benchmarks/results/warnings.json)."""
+
+VIEW_SIZES = (0.92, 1.08)
+"""Sizes, relative to the image, of the views that test-time augmentation adds."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,12 @@ class Recognizer:
     `precision` is the share of correct texts, 0 to 1, to reach among those that need no review. `invert` turns light
     writing on a dark background into dark on light; by default if the bundle's training lines were inverted so.
 
-    Raises UserError if the bundle does not exist, or if a lexicon is given but decoding uses no language model.
+    `voters` are more bundles, with the same canvas and charset, that vote on the texts; the first bundle has the
+    language model and the calibration. With `test_time_augmentation` every bundle also reads each line 8 % smaller and
+    larger, and these readings vote, too.
+
+    Raises UserError if a bundle does not exist, if a voter does not match the first bundle, or if a lexicon is given or
+    readings vote, but decoding uses no language model.
     """
 
     def __init__(
@@ -60,15 +69,23 @@ class Recognizer:
         lexicon: str | None = None,
         precision: float = 0.99,
         invert: bool | None = None,
+        voters: Sequence[str] = (),
+        test_time_augmentation: bool = False,
     ) -> None:
         path = bundle_path(bundle)
-        loaded = load_bundle(path)
-        self.codec, self.canvas, self.model_id = loaded.codec, loaded.canvas, loaded.model_id
+        loaded, others = load_bundle(path), [load_bundle(bundle_path(voter)) for voter in voters]
+        self.codec, self.canvas = loaded.codec, loaded.canvas
+        self.model_id = joint_model_id(loaded, others)
         self.usual_warnings, self.invert = loaded.usual_warnings, loaded.invert if invert is None else invert
         self.decoding, self.is_greedy = loaded.decoding, greedy or loaded.decoding.language_model is None
         self.lexicon = lexicon_for(path, lexicon, self.codec, is_greedy=self.is_greedy)
+        check_voters(loaded, dict(zip(voters, others, strict=True)))
+        if self.is_greedy and (voters or test_time_augmentation):
+            raise UserError(f"votes need a language model, but {path} is decoded greedily: omit the voters and views")
         self.review_threshold, _ = self.decoding.review_threshold(precision, greedy=self.is_greedy)
         self.network = Network(loaded, device=device, batch_size=batch_size)
+        self.voters = [Network(other, device=device, batch_size=batch_size) for other in others]
+        self.view_sizes = VIEW_SIZES if test_time_augmentation else ()
         self._shortcut = cache(lambda: Network(loaded, device=device, batch_size=batch_size, shortcut=True))
 
     def read(
@@ -120,8 +137,9 @@ class Recognizer:
         if self.is_greedy:
             readings = calibrated(read_log_probs(log_probs, self.codec), self.decoding.greedy_calibration)
         else:
+            votes = [votes.cpu().numpy() for votes in self._votes(images)]
             readings = self.decoding.search(
-                log_probs.cpu().numpy(), self.codec, lexicon=self.lexicon, num_best=num_best
+                log_probs.cpu().numpy(), self.codec, voters=votes, lexicon=self.lexicon, num_best=num_best
             )
         if warnings is not None:
             found = zip(readings, self._warnings(images, log_probs, warnings), strict=True)
@@ -129,6 +147,13 @@ class Recognizer:
         if not characters:
             return readings
         return with_characters(readings, log_probs.cpu().numpy(), self._shortcut()(images).cpu().numpy(), self.codec)
+
+    def _votes(self, images: np.ndarray) -> Iterator[Tensor]:
+        """Yields the log-probabilities (N, T, C) of the voters, and those of all bundles for the resized lines."""
+        yield from (voter(images) for voter in self.voters)
+        for size in self.view_sizes:
+            view = resized(images, size)
+            yield from (network(view) for network in (self.network, *self.voters))
 
     def _warnings(self, images: np.ndarray, log_probs: Tensor, warnings: Sequence[str | None]) -> list[str | None]:
         """Returns the warning of each image unless it is usual, or `upside_down` if a rotation helps the reading."""

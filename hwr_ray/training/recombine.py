@@ -192,7 +192,7 @@ def write(composed: ray.data.Dataset, path: str, total: int) -> int:
         Progress("lines", lambda: total) as progress,
     ):
         for table in composed.iter_batches(batch_size=None, batch_format="pyarrow"):
-            writer.write_table(table.cast(COMPOSED))
+            writer.write_table(pa.table(table).cast(COMPOSED))
             written += len(table)
             progress.advance(len(table))
     return written

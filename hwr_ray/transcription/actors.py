@@ -3,7 +3,6 @@
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -12,102 +11,22 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from hwr_ray.cluster.resources import Needs, WorkerSettings, per_node, preflight, threads_among
 from hwr_ray.data.folds import folds_of
-from hwr_ray.decoding.decoder import NUM_CANDIDATES, Reading, lexicon_for, placed_characters
-from hwr_ray.errors import UserError
-from hwr_ray.files import storage
+from hwr_ray.decoding.decoder import Reading, placed_characters
 from hwr_ray.images.arrow import images_of
 from hwr_ray.images.decode import PAPER
-from hwr_ray.recognition.bundle_config import BundleConfig
+from hwr_ray.transcription.settings import ReadingSettings
 from hwr_ray.transcription.transcripts import ALTERNATIVES, CHARACTERS, store_partition
 
 if TYPE_CHECKING:
-    from hwr_ray.recognition.recognizer import Recognizer
+    pass
 
 ROWS_PER_BLOCK = 512
 """Rows per block. Smaller blocks cost Ray more time per row; larger ones leave models idle at the end."""
-WORKER_CPUS = 0.45
-"""Default number of Ray's logical CPUs per model. A node full of models keeps some for the tasks that feed them."""
-FEED_CPUS = 1
-"""Logical CPUs reserved for the tasks that feed the models. Ray Data takes a whole one to list Parquet files."""
 PARTITIONS_AT_ONCE = 2
 """Partitions that a model's process works on at a time if it waits for storage or a GPU: see `partitions_at_once`."""
 
 Loader = Callable[[pa.Table], pa.Table]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadingSettings:
-    num_workers: int | None = None
-    """Number of processes, each with its own model; by default one per CPU, or with --use-gpu one per GPU."""
-    workers: WorkerSettings = field(default_factory=lambda: WorkerSettings(cpus_per_worker=WORKER_CPUS))
-    batch_size: int = 64
-    """Number of lines that a model recognizes at a time."""
-    greedy: bool = False
-    """Decode without the bundle's language model: faster, but less accurate."""
-    lexicon: str | None = None
-    """File of known names, one per line, as `name` or `name,count`. They become more probable; other texts remain
-    possible."""
-    num_best: int = 1
-    """Number of candidates per line, at most 8: the recognized text and --num-best minus 1 `alternatives`."""
-    characters: bool = False
-    """Add the column `characters`: the confidence and position of each character of a text."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_workers", "batch_size", "num_best"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}")
-        if self.greedy and (self.lexicon or self.num_best > 1):
-            raise UserError("--greedy returns one candidate and ignores names: omit --lexicon and --num-best")
-        if self.num_best > NUM_CANDIDATES:
-            raise UserError(f"--num-best must be at most {NUM_CANDIDATES}, not {self.num_best}")
-
-    def recognizer(self, bundle_path: str) -> "Recognizer":
-        """Returns a recognizer of the bundle, limited to this worker's share of its node's threads.
-
-        Raises UserError if the bundle can't be loaded with these settings.
-        """
-        import torch  # only in workers: the driver does not need it
-
-        from hwr_ray.recognition.recognizer import Recognizer
-
-        torch.set_num_threads(threads_among(per_node(self.num_workers or 1)))
-        device = self.workers.device
-        return Recognizer(
-            bundle_path, device=device, batch_size=self.batch_size, greedy=self.greedy, lexicon=self.lexicon
-        )
-
-    def for_workers(self, bundle_path: str, config: BundleConfig) -> "ReadingSettings":
-        """Returns these settings with absolute paths, for processes with another working directory.
-
-        Raises UserError if they do not suit the bundle.
-        """
-        settings = replace(self, lexicon=storage.absolute(self.lexicon) if self.lexicon else None)
-        is_greedy = self.greedy or config.decoding.language_model is None
-        if is_greedy and self.num_best > 1:
-            raise UserError(f"{bundle_path} has no language model and returns one candidate: omit --num-best")
-        lexicon_for(bundle_path, settings.lexicon, config.codec, is_greedy=is_greedy)
-        return settings
-
-    def admitted(self, feed_cpus: float = FEED_CPUS) -> "ReadingSettings":
-        """Returns these settings with `num_workers` set, by default to what the cluster holds beside `feed_cpus`.
-
-        Raises UserError if the cluster can't hold that many workers, or not even one.
-        """
-        preflight(self.needs(feed_cpus), wait_minutes=self.workers.wait_minutes)
-        if self.num_workers:
-            return self
-        cluster = ray.cluster_resources()
-        cpus = cluster["CPU"]
-        fitting = min(cpus, (cpus - feed_cpus) / self.workers.cpus_per_worker)
-        sized = replace(self, num_workers=max(1, int(cluster["GPU"] if self.workers.use_gpu else fitting)))
-        preflight(sized.needs(feed_cpus))
-        return sized
-
-    def needs(self, feed_cpus: float = FEED_CPUS) -> Needs:
-        """Returns the resources of the workers, or of one if their number is not set, and `feed_cpus`."""
-        return self.workers.needs(self.num_workers or 1, other_cpus=feed_cpus)
 
 
 class LineReader:

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from itertools import takewhile
@@ -22,10 +22,11 @@ from hwr_ray.cluster.progress import Progress
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.line_warnings import warning_messages
-from hwr_ray.recognition.bundle_config import SHIPPED_WORD, BundleConfig, bundle_path, read_config
-from hwr_ray.transcription.actors import Loader, ReadingSettings, partitions_at_once, read_partitions_with
-from hwr_ray.transcription.inputs import ImageTables, Inputs, InputSettings, open_inputs
+from hwr_ray.recognition.bundle_config import BundleConfig, bundle_path, joint_model_id, read_config
+from hwr_ray.transcription.actors import Loader, partitions_at_once, read_partitions_with
+from hwr_ray.transcription.inputs import ImageTables, Inputs, open_inputs
 from hwr_ray.transcription.partitions import STATE, WORK, WRITTEN, Partitions, check_out, read_inputs, repeated_key
+from hwr_ray.transcription.settings import ReadingSettings, TranscribeSettings
 from hwr_ray.transcription.transcripts import (
     STAGES,
     TRANSCRIPTS,
@@ -58,27 +59,6 @@ FEWEST_ROWS = 1000
 """Number of rows from which --max-error-rate may stop the job early. At the end of the job it always applies."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TranscribeSettings:
-    inputs: InputSettings
-    model: str = SHIPPED_WORD
-    """Path or URI of a bundle, such as RUN/best (jobs/train.py), or `shipped` for the bundle in the package."""
-    out: str
-    """Folder or URI for *.parquet and _run.json. Repeating the same command resumes the job and adds new images."""
-    precision: float = 0.99
-    """Target share of correct texts, 0 to 1, among those that are not marked for review."""
-    max_error_rate: float = 1.0
-    """Stop if more than this share of images (0 to 1) can't be read; checked from 1,000 images on and at the end."""
-    reading: ReadingSettings = field(default_factory=ReadingSettings)
-    overwrite: bool = False
-    """Delete existing transcripts and start over instead of resuming the job."""
-
-    def __post_init__(self) -> None:
-        for name in ("precision", "max_error_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(self, name)}")
-
-
 def transcribe(settings: TranscribeSettings) -> str:
     """Transcribes the inputs of the settings; returns the absolute path or URI of the output.
 
@@ -93,12 +73,13 @@ def transcribe(settings: TranscribeSettings) -> str:
     if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
         raise UserError(f"{settings.inputs.images} has {repeated} more than once: choose a unique --id-column")
     threshold, share = bundle.decoding.review_threshold(settings.precision, greedy=reading.greedy)
-    fingerprint = fingerprint_of(settings, bundle, reading)
+    model_id = joint_model_id(bundle, reading.voter_configs().values())
+    fingerprint = fingerprint_of(settings, model_id, reading)
     check_out(out, fingerprint, overwrite=settings.overwrite)
     connect()
     feed_cpus = LOADER_CPUS if reading.workers.use_gpu or isinstance(inputs, ImageTables) else 0
     reading = reading.admitted(feed_cpus)
-    check_shared(model_path, settings.inputs.folder, *([reading.lexicon] if reading.lexicon else []))
+    check_shared(model_path, *reading.voters, settings.inputs.folder, *([reading.lexicon] if reading.lexicon else []))
     partitions = Partitions(out, fingerprint, overwrite=settings.overwrite, schema=TRANSCRIPTS)
     check_shared(storage.join(out, STATE))
     run = TranscriptionRun(settings, inputs, bundle, reading, partitions, threshold)
@@ -117,7 +98,7 @@ def transcribe(settings: TranscribeSettings) -> str:
             "review_threshold": threshold if threshold is not None and np.isfinite(threshold) else None,
             "seconds": round(time.time() - start, 1),
             "speed": run.speed(),
-            "model_id": bundle.model_id,
+            "model_id": model_id,
             "settings": asdict(settings),
             "versions": versions(),
         }
@@ -286,13 +267,14 @@ class TranscriptionRun:
             )
 
 
-def fingerprint_of(settings: TranscribeSettings, bundle: BundleConfig, reading: ReadingSettings) -> dict[str, Any]:
+def fingerprint_of(settings: TranscribeSettings, model_id: str, reading: ReadingSettings) -> dict[str, Any]:
     """Returns what determines the rows of a job; every attempt must have the same."""
     lexicon = sha256(storage.read_bytes(reading.lexicon)).hexdigest() if reading.lexicon else None
     return {
         "inputs": asdict(settings.inputs.absolute()),
-        "model_id": bundle.model_id,
+        "model_id": model_id,
         "greedy": reading.greedy,
+        **({"test_time_augmentation": True} if reading.test_time_augmentation else {}),
         "lexicon": lexicon,
         "num_best": reading.num_best,
         "characters": reading.characters,

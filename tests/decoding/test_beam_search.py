@@ -223,3 +223,26 @@ def test_a_frame_whose_probabilities_have_no_reciprocal_makes_a_text_impossible(
     probs = np.full((1, 3, 2), 0.5)
     probs[0, 1:] = 1e-310
     assert ctc_log_probs(probs, np.array([[[1]]]), np.array([[1]])) == -np.inf
+
+
+def test_models_vote_on_all_texts_by_the_mean_of_their_log_probabilities():
+    models, prior = [random_lines(seed, num_lines=6, num_classes=3) for seed in range(3)], model_of(3)
+    weights = {"language_model": prior, "lm_weight": 0.7, "length_bonus": 0.5}
+    hypotheses = beam_search(models[0], voters=models[1:], **weights, **EVERYTHING)
+    for n, lines in enumerate(zip(*models, strict=True)):
+        each = [text_probabilities(line) for line in lines]
+        means = {text: np.mean([np.log(probs[text]) for probs in each]) for text in each[0]}
+        candidates = candidates_of(hypotheses, n)
+        assert {text: ctc for text, ctc, _ in candidates} == pytest.approx(means)
+        scores = {text: mean + 0.7 * prior.log_prob(text) + 0.5 * len(text) for text, mean in means.items()}
+        assert [score for *_, score in candidates] == pytest.approx(sorted(scores.values(), reverse=True))
+
+
+def test_a_text_that_only_a_voter_proposes_can_win_and_no_model_has_a_veto():
+    doubtful, sure = line_of([0.0, 0.6, 0.4]), line_of([0.0, 0.01, 0.99])
+    assert candidates_of(beam_search(doubtful, num_best=1), 0)[0][0] == (1,)
+    (best, ctc, _), *_ = candidates_of(beam_search(doubtful, voters=[sure], num_best=1), 0)
+    assert (best, ctc) == ((2,), pytest.approx(np.log(0.4 * 0.99) / 2))
+    impossible = line_of([0.0, 0.0, 1.0])
+    (best, ctc, _), *_ = candidates_of(beam_search(line_of([0.0, 1.0, 0.0]), voters=[impossible] * 2), 0)
+    assert (best, ctc) == ((2,), pytest.approx(-100 / 3))

@@ -16,7 +16,7 @@ from pyarrow import fs
 from hwr_ray.errors import UserError
 from hwr_ray.images import reader
 from hwr_ray.images.decode import UndecodableImageError, decode
-from hwr_ray.images.lines import SAMPLED_EVERY, Canvas, encode_png, fit, fit_with_levels
+from hwr_ray.images.lines import SAMPLED_EVERY, Canvas, encode_png, fit, fit_with_levels, resized
 from hwr_ray.images.reader import lines_of, read_files
 
 
@@ -359,3 +359,19 @@ def test_few_files_are_in_memory_at_once(tmp_path, monkeypatch):
         assert next(files) == name.encode()
         assert len(started) <= number + 1 + reader.FILES_AT_ONCE
     assert len(started) == 600
+
+
+def test_resized_lines_keep_the_left_edge_the_middle_row_and_the_paper():
+    images = np.full((2, 48, 160), 200, np.uint8)
+    images[1] = 90
+    images[:, 20:28, 40:60] = 10
+    for factor in (0.5, 0.92, 1.08, 1.5):
+        for image, paper in zip(resized(images, factor), (200, 90), strict=True):
+            rows, columns = np.nonzero(image < (10 + paper) / 2)
+            assert columns.min() == pytest.approx(40 * factor, abs=1) and columns.max() == pytest.approx(
+                60 * factor, abs=1.5
+            )
+            assert (rows.min() + rows.max()) / 2 == pytest.approx(23.5, abs=1)
+            assert rows.max() - rows.min() + 1 == pytest.approx(8 * factor, abs=1)
+            assert image[0, 0] == image[-1, -1] == paper
+    assert np.array_equal(resized(images, 1.0), images)

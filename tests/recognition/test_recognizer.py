@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from hwr_ray.decoding.ctc import ctc_losses, greedy_texts
-from hwr_ray.images.lines import fit
-from hwr_ray.recognition.bundle import save_bundle
+from hwr_ray.errors import UserError
+from hwr_ray.images.lines import fit, resized
+from hwr_ray.recognition.bundle import load_bundle, save_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED
 from hwr_ray.recognition.recognizer import Recognizer, compare_log_probs, read_log_probs, text_log_probs
 from hwr_ray.synthetic.forms import draw_line
@@ -155,3 +156,41 @@ def test_a_warning_that_training_lines_often_had_is_not_given(tiny_bundle, tmp_p
     assert [reading.warning for reading in Recognizer(path, invert=False).read([line])] == ["light_on_dark"]
     stacked = np.stack([fit(line, tiny_bundle.canvas)])
     assert [reading.warning for reading in Recognizer(path).read_lines(stacked)] == [None]
+
+
+@pytest.fixture(scope="module")
+def two_bundles(tmp_path_factory):
+    """Returns the shipped bundle, and one with the same settings but noise on its weights."""
+    bundle, folder = load_bundle(SHIPPED), tmp_path_factory.mktemp("voters")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in bundle.model.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+    save_bundle(bundle, str(folder / "noisy"))
+    return SHIPPED, str(folder / "noisy")
+
+
+def test_bundles_and_resized_views_vote_with_the_log_probabilities_of_each(two_bundles):
+    rng = np.random.default_rng(4)
+    canvas = Recognizer().canvas
+    images = np.stack([fit(draw_line(name, rng), canvas) for name in ("MATHILDE", "DE AMORIM", "LOUIS")])
+    first, second = (Recognizer(path) for path in two_bundles)
+    for voters, augmentation in (((two_bundles[1],), False), ((), True), ((two_bundles[1],), True)):
+        joint = Recognizer(two_bundles[0], voters=voters, test_time_augmentation=augmentation)
+        networks = [first.network, *([second.network] if voters else [])]
+        views = [images, *((resized(images, 0.92), resized(images, 1.08)) if augmentation else ())]
+        own, *votes = [network(view).numpy() for view in views for network in networks]
+        expected = first.decoding.search(own, first.codec, voters=votes, num_best=3)
+        for reading, other in zip(joint.read_lines(images, num_best=3), expected, strict=True):
+            assert reading.text == other.text and reading.confidence == pytest.approx(other.confidence, rel=1e-4)
+            assert dict(reading.alternatives) == pytest.approx(dict(other.alternatives), rel=1e-4)
+    assert joint.model_id == f"{first.model_id}+{second.model_id}" != first.model_id
+    assert [r.confidence for r in first.read_lines(images)] != [r.confidence for r in joint.read_lines(images)]
+
+
+def test_what_cannot_vote_is_refused(two_bundles, bundle_path):
+    with pytest.raises(UserError, match=f"{bundle_path} can't vote: its canvas is .*, but that of the first bundle is"):
+        Recognizer(voters=[bundle_path])
+    for settings in ({"voters": [two_bundles[1]]}, {"test_time_augmentation": True}):
+        with pytest.raises(UserError, match=r"votes need a language model, but .* is decoded greedily"):
+            Recognizer(greedy=True, **settings)

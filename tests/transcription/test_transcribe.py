@@ -19,9 +19,10 @@ from hwr_ray.files.ownership import difference
 from hwr_ray.images.lines import Canvas, encode_png, fit
 from hwr_ray.recognition.bundle import load_bundle
 from hwr_ray.recognition.bundle_config import SHIPPED
-from hwr_ray.transcription.actors import LineReader, PartitionReader, ReadingSettings, partitions_at_once
+from hwr_ray.transcription.actors import LineReader, PartitionReader, partitions_at_once
 from hwr_ray.transcription.inputs import InputSettings, open_inputs
 from hwr_ray.transcription.partitions import Partitions, read_inputs
+from hwr_ray.transcription.settings import ReadingSettings
 from hwr_ray.transcription.transcribe import (
     TranscribeSettings,
     fingerprint_of,

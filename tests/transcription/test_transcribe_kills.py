@@ -24,9 +24,9 @@ from hwr_ray.images.lines import encode_png
 from hwr_ray.images.reader import lines_of, read_files
 from hwr_ray.recognition.bundle import save_bundle
 from hwr_ray.recognition.recognizer import Recognizer
-from hwr_ray.transcription.actors import ReadingSettings
 from hwr_ray.transcription.inputs import InputSettings
-from hwr_ray.transcription.transcribe import TranscribeSettings, transcribe
+from hwr_ray.transcription.settings import ReadingSettings, TranscribeSettings
+from hwr_ray.transcription.transcribe import transcribe
 
 NUM_PICTURES, NUM_FILES = 50, 600
 FIRST_PARTITION_ROWS = 32
