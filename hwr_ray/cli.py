@@ -49,8 +49,8 @@ JOBS = {
         "Cleans labels, fits their images to the canvas and writes both as Parquet.",
     ),
     "recombine": Job(
-        "training.recombine:recombine",
-        "training.recombine:RecombineSettings",
+        "transcription.recombine:recombine",
+        "transcription.recombine:RecombineSettings",
         "Composes training lines of new texts from the letters of prepared lines.",
     ),
     "train": Job(

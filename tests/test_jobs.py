@@ -21,9 +21,8 @@ from job_runs import mistake, run, run_apart, run_here, start
 from latches import Latch
 
 from hwr_ray.data.dataset import PreparedSets
-from hwr_ray.data.folds import fold_of
 from hwr_ray.data.labels import SPLITS, split_of
-from hwr_ray.data.selection import Selection
+from hwr_ray.data.selection import Selection, fold_of
 from hwr_ray.evaluation.comparison import verdict
 from hwr_ray.recognition.bundle import load_bundle
 from hwr_ray.recognition.recognizer import Recognizer

@@ -1,17 +1,26 @@
-"""Which training lines a run uses, and with which texts: all but a fold, with label errors corrected or left out."""
+"""Which training lines a run uses, and with which texts.
+
+A fold may be left out, label errors are corrected or left out, and a teacher may propose texts besides the labels.
+"""
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
+from itertools import accumulate
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from hwr_ray.data.folds import folds_of
+from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
+from hwr_ray.images.line_uniforms import line_uniforms
+from hwr_ray.model.architecture import num_frames
+from hwr_ray.text.codec import Codec, frames_needed
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +29,55 @@ THRESHOLD = math.log(TIMES_LIKELIER)
 """Score above which a label counts as an error: the prediction is TIMES_LIKELIER times likelier than the label."""
 SURE = 0.9
 """Confidence from which on a prediction replaces the label; below it, the line is left out."""
+Line = tuple[str, str]
+"""The id of a training line and its label. Lines of two data sets may have the same id."""
+Candidates = tuple[tuple[str, ...], tuple[float, ...]]
+"""Texts of a line, and the running sums of their probabilities."""
+COLUMNS = ["id", "text", "prediction", "alternatives"]
+"""Columns of an evaluation's predictions that a teacher takes."""
+
+
+def fold_of(line: str, num_folds: int) -> int:
+    """Returns the fold of a line, 0 to num_folds - 1, from the hash of its id.
+
+    The fold is the same in every run and does not depend on other lines. It is not the hash that assigns the lines of a
+    CSV to splits: the training lines cover only the lower four fifths of the range of that hash.
+    """
+    digest = blake2b(f"fold of {line}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % num_folds
+
+
+def folds_of(lines: Iterable[str], num_folds: int) -> np.ndarray:
+    """Returns the fold of each line, (N) int64."""
+    return np.array([fold_of(line, num_folds) for line in lines], np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Candidate texts of the training lines, from which a run draws.
+
+    This is sequence-level distillation with an n-best list (Kim & Rush 2016, arXiv 1606.07947; for CTC: Takashima, Li,
+    Kawai 2018). In expectation over epochs, the loss of a line is (1 - weight) times the CTC loss of its label, plus
+    weight times those of the candidates, each times its probability. Unlike a loss on the frames, it needs no agreement
+    on the frames of a letter, and the lines may be distorted.
+    """
+
+    candidates: Mapping[Line, Candidates]
+    """Texts and the running sums of their probabilities, which end with 1."""
+    weight: float
+    """Probability, 0 to 1, that a line's text in an epoch is a candidate instead of its label."""
+
+    def draw(self, ids: Sequence[str], labels: Sequence[str], *, seed: int, epoch: int) -> list[str]:
+        """Returns the texts of lines in an epoch; they depend on the seed, the epoch and the line alone."""
+        uniforms = line_uniforms([f"teacher {line}" for line in ids], 2, seed=seed, epoch=epoch).tolist()
+        texts = []
+        for line, (choice, position) in zip(zip(ids, labels, strict=True), uniforms, strict=True):
+            candidates = self.candidates.get(line) if choice < self.weight else None
+            if candidates is None:
+                texts.append(line[1])
+            else:
+                texts.append(next(text for text, total in zip(*candidates, strict=True) if position < total))
+        return texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +87,9 @@ class Selection:
     num_folds: int = 1
     fold: int | None = None
     """Fold to leave out, from 0 to num_folds minus 1."""
-    corrections: Mapping[tuple[str, str], str | None] | None = None
-    """Texts that replace the label, or None to leave the line out, by id and label."""
+    corrections: Mapping[Line, str | None] = field(default_factory=dict)
+    """Texts that replace the label, or None to leave the line out."""
+    teacher: Teacher | None = None
 
     @property
     def is_all(self) -> bool:
@@ -50,14 +109,47 @@ class Selection:
         corrected = table.set_column(table.column_names.index("text"), "text", pa.array(texts, pa.string()))
         return corrected.filter(corrected["text"].is_valid())
 
-    @property
-    def digest(self) -> str | None:
-        """SHA-256 of the corrections, which a run's recipe contains; None without any."""
-        rows = sorted((*line, text or "") for line, text in (self.corrections or {}).items())
-        return sha256(repr(rows).encode()).hexdigest() if rows else None
+    def digests(self) -> dict[str, str]:
+        """Returns the SHA-256 of the corrections and of the teacher's candidates, which a run's recipe contains."""
+        contents = {"label_errors": self.corrections, "teacher": self.teacher.candidates if self.teacher else {}}
+        return {
+            name: sha256(repr(sorted(content.items())).encode()).hexdigest()
+            for name, content in contents.items()
+            if content
+        }
 
 
-def read_corrections(path: str) -> dict[tuple[str, str], str | None]:
+def read_selection(
+    prepared: PreparedSets,
+    *,
+    num_folds: int = 1,
+    fold: int | None = None,
+    label_errors: str | None = None,
+    teacher: Sequence[str] = (),
+    teacher_weight: float = 0.0,
+) -> Selection:
+    """Returns the selection of training lines for the settings of a run.
+
+    Raises UserError if a file is not of the kind that it should be, or is of other lines.
+    """
+    selection = Selection(
+        num_folds=num_folds,
+        fold=fold,
+        corrections=read_corrections(label_errors) if label_errors else {},
+        teacher=read_teacher(teacher, prepared, weight=teacher_weight) if teacher else None,
+    )
+    if label_errors or selection.teacher:
+        prepared.require_lines("train")
+        table = prepared.table("train", ["id", "text"])
+        lines = set(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+        if selection.corrections and lines.isdisjoint(selection.corrections):
+            raise UserError(f"{label_errors} is of other lines than {', '.join(prepared.paths)}: omit --label-errors")
+        if selection.teacher and lines.isdisjoint(selection.teacher.candidates):
+            raise UserError(f"{', '.join(teacher)} are of other lines than {', '.join(prepared.paths)}: omit --teacher")
+    return selection
+
+
+def read_corrections(path: str) -> dict[Line, str | None]:
     """Returns the `corrections` of a Selection from a file label_errors.parquet of `evaluate --label-errors`.
 
     Lines with a score above THRESHOLD are label errors. Raises UserError if the file is not of this kind.
@@ -78,3 +170,38 @@ def read_corrections(path: str) -> dict[tuple[str, str], str | None]:
     replaced = sum(text is not None for text in corrections.values())
     log.info("%s: %s labels replaced, %s lines left out", path, replaced, len(corrections) - replaced)
     return corrections
+
+
+def read_teacher(paths: Sequence[str], prepared: PreparedSets, *, weight: float) -> Teacher:
+    """Returns the teacher whose candidates are in evaluations of training lines with several candidates a line.
+
+    It omits candidates with characters outside the charset of the lines, and those that need more frames than the
+    network has on their canvas.
+    Raises UserError if a folder is not such an evaluation.
+    """
+    codec, frames = Codec(prepared.charset), num_frames(prepared.canvas.height, prepared.canvas.width)
+    candidates: dict[Line, Candidates] = {}
+    for path in paths:
+        metrics = storage.join(path, "metrics.json")
+        if not storage.is_file(metrics) or storage.read_json(metrics)["split"] != "train":
+            raise UserError(
+                f"{path} is no evaluation of training lines: write one with jobs/evaluate.py --split train --num-best 8"
+            )
+        filesystem, folder = storage.locate(storage.join(path, "predictions"))
+        rows = ds.dataset(folder, filesystem=filesystem, format="parquet").to_table(columns=COLUMNS).to_pylist()
+        if not any(row["alternatives"] for row in rows):
+            raise UserError(f"{path} has one candidate a line: evaluate the lines again with --num-best 8")
+        for row in rows:
+            others = {one["text"]: one["share"] for one in row["alternatives"] or []}
+            shares = {row["prediction"]: max(0.0, 1 - sum(others.values())), **others}
+            known = {
+                text: share
+                for text, share in shares.items()
+                if share > 0 and not codec.unknown(text) and frames_needed(text) <= frames
+            }
+            if known:
+                total = sum(known.values())
+                sums = [share / total for share in accumulate(known.values())]
+                candidates[row["id"], row["text"]] = tuple(known), (*sums[:-1], 1.0)
+    log.info("the teacher has candidates for %s lines", len(candidates))
+    return Teacher(candidates=candidates, weight=weight)

@@ -50,11 +50,12 @@ class LanguageModel:
 
 
 def fit_language_model(
-    texts: Mapping[str, int] | Iterable[str], codec: Codec, *, order: int = 5, min_count: int = 10
+    texts: Mapping[str, int] | Iterable[str], codec: Codec, *, order: int = 7, min_count: int = 2
 ) -> LanguageModel:
     """Returns a model of the labels in `texts`: an iterable of labels, or a mapping from labels to counts.
 
-    The model omits n-grams that fewer than `min_count` labels contain, so that rare names can't be extracted from it.
+    The model omits n-grams that fewer than `min_count` labels contain, so that a text of a single label can't be
+    extracted from it. benchmarks/results/language_model.md compares orders and limits.
     The probability of all pruned followers of a context goes to the context's suffix. Texts with characters outside the
     charset are skipped; a warning gives their number.
 

@@ -5,12 +5,12 @@ runs on the tensor's own device.
 """
 
 from collections.abc import Sequence
-from hashlib import blake2b
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hwr_ray.images.line_uniforms import line_uniforms
 
 MAX_SCALE = 0.15
 """Maximum relative change of width and height."""
@@ -51,20 +51,6 @@ def augment(ink: Tensor, ids: Sequence[str], *, seed: int, epoch: int) -> Tensor
     low, high = INK_RANGE
     ink = (ink * _column(low + (high - low) * scalars[:, 8])).clamp(0, 1)
     return _erase(ink, scalars[:, 9:12])
-
-
-def line_uniforms(ids: Sequence[str], count: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Returns `count` uniform numbers in [0, 1) for each line, (N, count) float32, from (seed, epoch, id) alone.
-
-    The generator is SplitMix64 (Steele, Lea, Flood 2014), seeded with a hash of the three.
-    """
-    starts = [blake2b(f"{seed}/{epoch}/{line}".encode(), digest_size=8).digest() for line in ids]
-    state = np.frombuffer(b"".join(starts), np.uint64)[:, None]
-    z = state + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, count + 1, dtype=np.uint64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(40)) * 2.0**-24).astype(np.float32)
 
 
 def _sampling_grid(ink: Tensor, signed: Tensor, warps: Tensor) -> Tensor:

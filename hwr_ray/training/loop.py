@@ -190,11 +190,14 @@ def step_on(worker: WorkerState, batch: Batch, epoch: int) -> tuple[Tensor, Tens
     ink = to_ink(batch.images)
     if settings.augmentation:
         ink = augment(ink, batch.ids, seed=settings.seed, epoch=epoch)
+    texts = batch.texts
+    if worker.teacher:
+        texts = worker.teacher.draw(batch.ids, batch.texts, seed=settings.seed, epoch=epoch)
     loss, norm = train_step(
         state,
         worker.parallel,
         ink,
-        [worker.codec.encode(text) for text in batch.texts],
+        [worker.codec.encode(text) for text in texts],
         shortcut_weight=settings.shortcut_weight,
         line_weight=worker.shard.world_size / settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,

@@ -63,6 +63,11 @@ class TrainSettings:
     have its canvas height. Characters missing from its charset start with random weights."""
     freeze_convolutions: bool = False
     """Keep the weights and batch statistics of the convolution layers fixed."""
+    teacher: tuple[str, ...] = ()
+    """Evaluations of the training lines (`evaluate --split train --num-best 8`). In each epoch, some lines take their
+    text from the candidates of that model, or of several with --voters, instead of from the label."""
+    teacher_weight: float = 0.5
+    """Probability, 0 to 1, that a line takes its text from --teacher."""
     num_folds: int = 1
     """Number of folds to split the training lines into, by a hash of their ids."""
     fold: int | None = None
@@ -109,6 +114,8 @@ class TrainSettings:
         for name in ("weight_decay", "shortcut_weight", "seed", "max_failures"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.teacher_weight <= 1:
+            raise UserError(f"--teacher-weight must be from 0 to 1, not {self.teacher_weight}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema-decay must be at least 0 and below 1, not {self.ema_decay}")
         fewest, most = self.worker_range
@@ -136,6 +143,7 @@ class TrainSettings:
         """Returns the settings that determine the weights; a run resumes only if they are unchanged."""
         excluded = {"data", "out", "num_workers", "workers", "wandb_project"}
         excluded |= {"stream", "checkpoint_minutes", "keep", "max_failures"}
-        excluded |= {"init_from", "label_errors"}  # identified by their content, not by their path
+        excluded |= {"init_from", "label_errors", "teacher"}  # identified by their content, not by their path
         excluded |= {"label_list", "label_column"}  # only for the decoder, which every run fits again at its end
+        excluded |= set() if self.teacher else {"teacher_weight"}
         return {name: value for name, value in asdict(self).items() if name not in excluded}

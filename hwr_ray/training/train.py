@@ -17,7 +17,7 @@ from hwr_ray.cluster.tracking import check_key
 from hwr_ray.command import command
 from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.label_list import language_model_texts
-from hwr_ray.data.selection import Selection, read_corrections
+from hwr_ray.data.selection import Selection, read_selection
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import OwnershipToken, difference
@@ -39,9 +39,16 @@ REPORT_SECONDS = "0.5"
 def train(settings: TrainSettings) -> str:
     """Starts or resumes the run of the settings and returns the path of its best bundle."""
     prepared = PreparedSets(settings.data)
-    selection = select(prepared, settings)
+    selection = read_selection(
+        prepared,
+        num_folds=settings.num_folds,
+        fold=settings.fold,
+        label_errors=settings.label_errors,
+        teacher=settings.teacher,
+        teacher_weight=settings.teacher_weight,
+    )
     num_lines = count_train_lines(prepared, selection)
-    origin: dict[str, Any] = {"label_errors": selection.digest} if selection.digest else {}
+    origin: dict[str, Any] = selection.digests()
     if settings.init_from:
         settings = replace(settings, init_from=bundle_path(settings.init_from))
         bundle = read_config(str(settings.init_from))
@@ -127,19 +134,6 @@ def _fit_decoder(*args: Any, **settings: Any) -> str:
     )
 
     return fit_decoder(*args, **settings)
-
-
-def select(prepared: PreparedSets, settings: TrainSettings) -> Selection:
-    """Returns the selection of training lines. Raises UserError if none of the label errors is among them."""
-    corrections = read_corrections(settings.label_errors) if settings.label_errors else {}
-    if corrections:
-        prepared.require_lines("train")
-        table = prepared.table("train", ["id", "text"])
-        if corrections.keys().isdisjoint(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)):
-            raise UserError(
-                f"{settings.label_errors} is of other lines than {', '.join(prepared.paths)}: omit --label-errors"
-            )
-    return Selection(num_folds=settings.num_folds, fold=settings.fold, corrections=corrections)
 
 
 def count_train_lines(prepared: PreparedSets, selection: Selection) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 
 from hwr_ray.cluster.resources import per_node, threads_among
 from hwr_ray.data.dataset import PreparedSets
+from hwr_ray.data.selection import Teacher
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.ownership import OwnershipToken
@@ -43,6 +44,7 @@ class WorkerState:
     """The model, wrapped to average the gradients of all workers."""
     lines: Lines
     validation_lines: ValidationLines
+    teacher: Teacher | None
     trigger: CheckpointTrigger
     checkpoints: Checkpoints
     background: Background
@@ -112,6 +114,7 @@ def begin(config: dict[str, Any]) -> WorkerState:
             may_stream=config["may_stream"],
         ),
         validation_lines=ValidationLines(prepared, shard),
+        teacher=config["selection"].teacher,
         trigger=CheckpointTrigger(shard, device, config["channel"], minutes=settings.checkpoint_minutes),
         checkpoints=checkpoints,
         background=Background(),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from hwr_ray.data.folds import folds_of
+from hwr_ray.data.selection import folds_of
 from hwr_ray.decoding.decoder import Reading, placed_characters
 from hwr_ray.images.arrow import images_of
 from hwr_ray.images.decode import PAPER

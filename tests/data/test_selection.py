@@ -1,14 +1,65 @@
-"""Tests of the selection of training lines: label errors are corrected or left out, and nothing else changes."""
+"""Tests of the selection of training lines: folds by id alone, corrected labels, texts from a teacher."""
 
 import logging
 import math
+from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hwr_ray.data.selection import Selection, read_corrections
+from hwr_ray.data.dataset import PreparedSets
+from hwr_ray.data.labels import split_of
+from hwr_ray.data.selection import (
+    Selection,
+    Teacher,
+    fold_of,
+    folds_of,
+    read_corrections,
+    read_selection,
+    read_teacher,
+)
 from hwr_ray.errors import UserError
+from hwr_ray.files.storage import write_json
+
+NAMES = [f"TRAIN_{number:05}.jpg" for number in range(3000)]
+
+
+@pytest.mark.parametrize(
+    ("line", "of_2", "of_3", "of_5"), [("a.jpg", 0, 0, 1), ("TRAIN_00001.jpg", 1, 2, 1), ("é.png", 0, 0, 2)]
+)
+def test_a_line_stays_in_its_fold_from_version_to_version(line, of_2, of_3, of_5):
+    # printf 'fold of a.jpg' | b2sum -l 64, modulo the number of folds
+    assert [fold_of(line, num_folds) for num_folds in (2, 3, 5)] == [of_2, of_3, of_5]
+
+
+@pytest.mark.parametrize("num_folds", [2, 3, 7])
+def test_folds_are_about_equal_also_among_lines_that_were_dealt_out_to_training(num_folds):
+    for lines in (NAMES, [line for line in NAMES if split_of(line, None, 0.0) == "train"]):
+        sizes = np.bincount(folds_of(lines, num_folds), minlength=num_folds)
+        assert len(sizes) == num_folds
+        share = 1 / num_folds
+        assert abs(sizes / len(lines) - share).max() < 4 * (share * (1 - share) / len(lines)) ** 0.5
+
+
+def test_each_line_is_left_out_by_exactly_one_fold_whatever_lies_beside_it():
+    table = pa.table({"id": NAMES[:50], "text": [line[6:11] for line in NAMES[:50]]})
+    kept = [Selection(fold=fold, num_folds=3).of(table) for fold in range(3)]
+    assert sorted(row for part in kept for row in part["id"].to_pylist()) == sorted(NAMES[:50] * 2)
+    for fold, part in enumerate(kept):
+        assert fold not in folds_of(part["id"].to_pylist(), 3)
+        assert part["text"].to_pylist() == [line[6:11] for line in part["id"].to_pylist()]
+        halves = [Selection(fold=fold, num_folds=3).of(half) for half in (table.slice(0, 20), table.slice(20))]
+        assert pa.concat_tables(halves).equals(part)
+
+
+def test_no_lines_have_no_folds():
+    assert (
+        len(Selection(fold=0, num_folds=2).of(pa.table({name: pa.array([], pa.string()) for name in ("id", "text")})))
+        == 0
+    )
+
 
 LINES = pa.table(
     {"id": ["a", "b", "c", "d"], "text": ["ANNA", "BOB", "CLEO", "BOB"], "image": [b"1", b"2", b"3", b"4"]}
@@ -41,14 +92,15 @@ def test_a_sure_prediction_replaces_a_wrong_label_and_other_wrong_lines_are_left
 
 def test_without_a_fold_and_corrections_a_run_uses_all_lines_as_they_are():
     for selection in (Selection(), Selection(corrections={})):
-        assert selection.is_all and selection.digest is None
+        assert selection.is_all and selection.digests() == {}
         assert selection.of(LINES).equals(LINES)
 
 
 def test_a_recipe_tells_corrections_apart_but_not_their_order():
     one, other = {("a", "ANNA"): "ANNE", ("b", "BOB"): None}, {("b", "BOB"): None, ("a", "ANNA"): "ANNE"}
-    assert Selection(corrections=one).digest == Selection(corrections=other).digest
-    assert Selection(corrections=one).digest != Selection(corrections={**one, ("b", "BOB"): "ROB"}).digest
+    (digest,) = Selection(corrections=one).digests().values()
+    assert Selection(corrections=other).digests() == {"label_errors": digest}
+    assert Selection(corrections={**one, ("b", "BOB"): "ROB"}).digests() != {"label_errors": digest}
 
 
 @pytest.mark.parametrize("content", [b"no parquet", None])
@@ -62,3 +114,98 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
         read_corrections(str(path))
     with pytest.raises(UserError, match="there is no file"):
         read_corrections(str(tmp_path / "nothing.parquet"))
+
+
+def evaluation(folder, rows, split="train"):
+    """Writes an evaluation with rows of (id, text, prediction, {alternative: share}) and returns its path."""
+    (folder / "predictions").mkdir(parents=True)
+    alternatives = pa.list_(pa.struct({"text": pa.string(), "share": pa.float32()}))
+    columns = zip(*rows, strict=True)
+    *texts, others = (list(column) for column in columns)
+    others = [[{"text": text, "share": share} for text, share in other.items()] for other in others]
+    table = pa.table(
+        {
+            **dict(zip(["id", "text", "prediction"], texts, strict=True)),
+            "alternatives": pa.array(others, alternatives),
+        }
+    )
+    pq.write_table(table, folder / "predictions/0.parquet")
+    write_json(str(folder / "metrics.json"), {"split": split})
+    return str(folder)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A prepared data set of LINES on a canvas with 5 frames."""
+    folder = tmp_path / "prepared"
+    (folder / "train").mkdir(parents=True)
+    pq.write_table(LINES, folder / "train/0.parquet")
+    splits = {"train": {"prepared": len(LINES)}}
+    write_json(
+        str(folder / "dataset.json"),
+        {"canvas": [16, 20], "charset": "ABCELNO", "splits": splits, "content_hash": "0", "settings": {}},
+    )
+    return PreparedSets((str(folder),))
+
+
+READINGS = [
+    ("a", "ANNA", "ANNA", {"ANNE": 0.2, "ANN": 0.1}),
+    ("b", "BOB", "ROB", {"BOB": 0.25, "BOBO": 0.25}),  # R is not in the charset
+    ("c", "CLEO", "CLEOO", {"CLEO": 0.4, "CLLEE": 0.3}),  # they need 6 and 7 frames
+    ("d", "BOB", "", {}),
+]
+
+
+def test_a_teacher_proposes_what_the_network_can_write_in_the_proportions_of_its_candidates(tmp_path, prepared):
+    path = evaluation(tmp_path / "readings", READINGS)
+    teacher = read_teacher([path], prepared, weight=0.5)
+    assert teacher.candidates == {
+        ("a", "ANNA"): (("ANNA", "ANNE", "ANN"), (pytest.approx(0.7), pytest.approx(0.9), 1.0)),
+        ("b", "BOB"): (("BOB", "BOBO"), (0.5, 1.0)),
+        ("c", "CLEO"): (("CLEO",), (1.0,)),
+        ("d", "BOB"): (("",), (1.0,)),
+    }
+    lines = [("a", "ANNA"), ("b", "BOB"), ("c", "CLEO"), ("z", "ZOE")]
+    ids, labels = zip(*lines, strict=True)
+    drawn = [teacher.draw(ids, labels, seed=3, epoch=epoch) for epoch in range(2000)]
+    shares = [{text: n / 2000 for text, n in Counter(texts).items()} for texts in zip(*drawn, strict=True)]
+    sigma = 4 * (0.25 / 2000) ** 0.5  # four standard deviations of a share of one half
+    assert shares[0] == pytest.approx({"ANNA": 0.85, "ANNE": 0.1, "ANN": 0.05}, abs=sigma)
+    assert shares[1] == pytest.approx({"BOB": 0.75, "BOBO": 0.25}, abs=sigma)
+    assert shares[2:] == [{"CLEO": 1.0}, {"ZOE": 1.0}]
+
+
+def test_a_line_draws_the_same_text_beside_other_lines_and_another_in_other_epochs_and_runs():
+    candidates = {(str(n), "A"): (("B", "C", "D", "E"), (0.25, 0.5, 0.75, 1.0)) for n in range(40)}
+    teacher, ids = Teacher(candidates=candidates, weight=1.0), list(map(str, range(40)))
+    texts = teacher.draw(ids, ["A"] * 40, seed=1, epoch=2)
+    assert [teacher.draw([line], ["A"], seed=1, epoch=2)[0] for line in ids] == texts
+    assert teacher.draw(ids, ["A"] * 40, seed=1, epoch=3) != texts != teacher.draw(ids, ["A"] * 40, seed=2, epoch=2)
+    assert Teacher(candidates=candidates, weight=0.0).draw(ids, ["A"] * 40, seed=1, epoch=2) == ["A"] * 40
+
+
+def test_what_is_no_teacher_or_of_other_lines_is_refused(tmp_path, prepared, path):
+    with pytest.raises(UserError, match=r"prepared is no evaluation of training lines: .* --split train --num-best 8"):
+        read_teacher([prepared.paths[0]], prepared, weight=0.5)
+    with pytest.raises(UserError, match="is no evaluation of training lines"):
+        read_teacher([evaluation(tmp_path / "validation", READINGS, split="validation")], prepared, weight=0.5)
+    single = evaluation(tmp_path / "single", [("a", "ANNA", "ANNA", {})])
+    with pytest.raises(UserError, match=r"single has one candidate a line: .* --num-best 8"):
+        read_teacher([single], prepared, weight=0.5)
+    foreign = evaluation(tmp_path / "foreign", [("a", "ANNE", "ANNA", {"ANNE": 0.5})])
+    with pytest.raises(UserError, match=r"foreign are of other lines than .*prepared: omit --teacher"):
+        read_selection(prepared, teacher=[foreign], teacher_weight=0.5)
+    table = pq.read_table(path)
+    pq.write_table(table.filter(pa.array([False, False, False, True, True])), path)
+    with pytest.raises(UserError, match=r"e.parquet is of other lines than .*prepared: omit --label-errors"):
+        read_selection(prepared, label_errors=path)
+
+
+def test_corrections_and_a_teacher_are_in_the_recipe_by_their_content(tmp_path, prepared, path):
+    teacher = evaluation(tmp_path / "one", READINGS), evaluation(tmp_path / "same", READINGS)
+    first, second = (
+        read_selection(prepared, label_errors=path, teacher=[one], teacher_weight=0.5).digests() for one in teacher
+    )
+    assert first == second and first.keys() == {"label_errors", "teacher"}
+    other = evaluation(tmp_path / "other", [*READINGS[:3], ("d", "BOB", "BOB", {})])
+    assert read_selection(prepared, teacher=[other]).digests()["teacher"] != first["teacher"]

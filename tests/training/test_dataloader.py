@@ -15,8 +15,7 @@ import torch
 
 from hwr_ray.cluster.shared_file import SharedFile
 from hwr_ray.data.dataset import PreparedSets, schema
-from hwr_ray.data.folds import fold_of
-from hwr_ray.data.selection import Selection
+from hwr_ray.data.selection import Selection, fold_of
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import write_json
 from hwr_ray.images.arrow import column_of

@@ -12,9 +12,8 @@ import pytest
 
 from hwr_ray.data import dataset as prepared_module
 from hwr_ray.data.dataset import PreparedSets
-from hwr_ray.data.folds import folds_of
 from hwr_ray.data.label_list import language_model_texts
-from hwr_ray.data.selection import Selection
+from hwr_ray.data.selection import Selection, folds_of
 from hwr_ray.decoding.calibration import errors_before_and_after
 from hwr_ray.errors import UserError
 from hwr_ray.images.arrow import column_of
