@@ -26,6 +26,7 @@ from hwr_ray.recognition.demo import DemoSettings
 from hwr_ray.recognition.export import ExportSettings
 from hwr_ray.synthetic.synthesize import SynthesisSettings
 from hwr_ray.training.settings import TrainSettings
+from hwr_ray.transcription.recombine import RecombineSettings
 from hwr_ray.transcription.settings import TranscribeSettings
 from hwr_ray.transcription.transcripts import TRANSCRIPTS
 from hwr_ray.tuning.search_space import space_of
@@ -34,6 +35,7 @@ from hwr_ray.tuning.tune import TuneSettings
 SETTINGS = {
     "synthesize": SynthesisSettings,
     "prepare": PrepareSettings,
+    "recombine": RecombineSettings,
     "train": TrainSettings,
     "evaluate": EvaluateSettings,
     "transcribe": TranscribeSettings,

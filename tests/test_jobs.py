@@ -5,6 +5,7 @@ otherwise in this process.
 """
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -24,7 +25,9 @@ from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.labels import SPLITS, split_of
 from hwr_ray.data.selection import Selection, fold_of
 from hwr_ray.evaluation.comparison import verdict
+from hwr_ray.images.decode import decode
 from hwr_ray.recognition.bundle import load_bundle
+from hwr_ray.recognition.bundle_config import SHIPPED
 from hwr_ray.recognition.recognizer import Recognizer
 from hwr_ray.text.metrics import count
 from hwr_ray.training.train import read_train_lines
@@ -228,6 +231,18 @@ def test_known_names_are_read_more_often_and_a_manifest_gives_its_keys(folder, s
     assert sorted(named.index) == sorted(path for path in keyed.index if (folder / "scans" / path).exists())
     truth = scans[named.index]
     assert (named.text == truth).sum() > (keyed.text[named.index] == truth).sum()
+
+
+def test_a_vote_reads_what_the_recognizer_reads_with_the_same_settings(folder, scans):
+    command = "jobs/transcribe.py --images new_lines/ --out voted --test-time-augmentation"
+    run_here(*documented(command, **{"new_lines/": "scans"}), cwd=folder)
+    transcripts = pd.read_parquet(folder / "voted")
+    read = transcripts[transcripts.error.isna()]
+    paths = [folder / "scans" / path for path in read.path]
+    readings = Recognizer(test_time_augmentation=True).read_files(paths)
+    assert read.text.tolist() == [reading.text for reading in readings]
+    assert read.confidence.to_numpy() == pytest.approx([reading.confidence for reading in readings], abs=1e-3)
+    assert read.text.tolist() != [reading.text for reading in Recognizer().read_files(paths)]
 
 
 def test_two_evaluations_are_compared_line_by_line(folder, evaluated, browser):
@@ -493,3 +508,74 @@ def test_the_quick_start_ends_with_what_was_read_before_and_after_learning(folde
     assert metrics["fine-tuned"]["comparison"]["model_id"] == metrics["shipped"]["model_id"]
     named = re.findall(r"^  (\S+): ", shown.partition("Open:\n")[2], re.MULTILINE)
     assert len(named) == 3 and all((folder / path).stat().st_size for path in named)
+
+
+@pytest.fixture(scope="module")
+def names(folder, drawn, ray_cluster):
+    """Drawn names on the canvas of the shipped model, all of them training lines but for a tenth."""
+    labels = pd.read_csv(drawn / "written_name_train_v2.csv", keep_default_na=False).head(160)
+    labels.to_csv(folder / "names.csv", index=False)
+    images = drawn / "train_v2/train"
+    run_here("prepare", "--labels", folder / "names.csv", "--images", images, "--out", folder / "names")
+    return folder / "names"
+
+
+def test_composed_lines_spell_texts_of_the_labels_in_letters_that_a_model_reads(folder, names):
+    replaced = {"prepared": names, "run/best": "shipped"}
+    command = documented("jobs/recombine.py --data prepared --model run/best --out recombined", **replaced)
+    run_here(*command, "--lines", 60, "--spaces", "0.3", cwd=folder)
+    composed = pd.read_parquet(folder / "recombined/train.parquet")
+    assert set(composed.text) <= set(pd.read_parquet(names / "train").text)
+    assert 45 <= len(composed) <= 60
+    files = [image["bytes"] for image in composed.image]
+    readings = Recognizer(greedy=True).read([decode(data) for data in files])
+    right = np.mean([reading.text == text for reading, text in zip(readings, composed.text, strict=True)])
+    assert right > 0.6  # of the drawn lines themselves, it reads fewer
+    run_here(*command[:-1], "again", "--lines", 60, "--spaces", "0.3", cwd=folder)
+    assert pd.read_parquet(folder / "again/train.parquet").equals(composed)
+    taken = documented("jobs/prepare.py --labels recombined/train.parquet --split train --out composed")
+    run_here(*taken, cwd=folder)
+    lines = pd.read_parquet(folder / "composed/train")
+    assert sorted(lines.text) == sorted(composed.text) and len(set(lines.id)) == len(lines)
+    train = documented("jobs/train.py --data prepared composed --out joint", prepared=names, joint="both")
+    run_here(*train, *RECIPE[2:], "--epochs", 1, cwd=folder)
+    recipe = json.loads((folder / "both/recipe.json").read_text())
+    assert recipe["data"]["lines"]["train"] == len(composed) + len(pd.read_parquet(names / "train"))
+
+
+def test_a_student_learns_from_the_candidates_of_a_vote_and_from_corrected_labels(folder, names):
+    replaced = {"prepared": names, "run/best": "shipped"}
+    command = "jobs/evaluate.py --data prepared --split train --model run/best --num-best 8 --out readings"
+    run_here(*documented(command, **replaced), "--test-time-augmentation", "--voters", "shipped", cwd=folder)
+    readings = pd.read_parquet(folder / "readings/predictions").set_index("id")
+    metrics = json.loads((folder / "readings/metrics.json").read_text())
+    shipped = Recognizer(voters=["shipped"], test_time_augmentation=True)
+    assert metrics["model_id"] == shipped.model_id == "+".join([load_bundle(SHIPPED).model_id] * 2)
+    lines = pd.read_parquet(names / "train").head(20)
+    pixels = np.stack([np.frombuffer(image, np.uint8).reshape(48, 320) for image in lines.image])
+    for line, reading in zip(lines.id, shipped.read_lines(pixels), strict=True):
+        assert readings.prediction[line] == reading.text
+    command = "jobs/evaluate.py --data prepared --out label-errors --label-errors run/best"
+    _, log = run_here(*documented(command, **{**replaced, "label-errors": "errors"}), cwd=folder)
+    assert "was trained on these lines" not in log
+    ranked = pd.read_parquet(folder / "errors/label_errors.parquet")
+    assert sorted(ranked.id) == sorted(pd.read_parquet(names / "train").id)
+
+    recipe = ("--init-from", "shipped", "--epochs", 1, "--batch-size", 16)
+    train = documented("jobs/train.py --data prepared --out student --teacher readings", prepared=names)
+    correct = documented(
+        "jobs/train.py --data prepared --out cleaned --label-errors label-errors/label_errors.parquet",
+        **{"prepared": names, "label-errors/label_errors.parquet": "errors/label_errors.parquet"},
+    )
+    run_here(*train, *recipe, cwd=folder)
+    run_here(*correct, *recipe, cwd=folder)
+    student, cleaned = (json.loads((folder / name / "recipe.json").read_text()) for name in ("student", "cleaned"))
+    assert len(student["teacher"]) == len(cleaned["label_errors"]) == 64 and "teacher_weight" not in cleaned
+    errors = ranked[ranked.score > math.log(1000)]
+    left_out = sum(errors.confidence < 0.9)
+    assert cleaned["data"]["lines"]["train"] == len(ranked) - left_out and len(errors) > 0
+    assert student["data"]["lines"]["train"] == len(ranked)
+    losses = [json.loads((folder / name / "metrics.jsonl").read_text())["loss"] for name in ("student", "cleaned")]
+    assert losses[0] != losses[1]
+    told = mistake(*train, *recipe, "--teacher-weight", "0.2", cwd=folder)
+    assert "student is a run with teacher_weight = 0.5, not 0.2: choose another --out" in told

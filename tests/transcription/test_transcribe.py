@@ -133,8 +133,8 @@ def test_a_partition_is_read_the_same_whether_its_images_are_loaded_or_fetched_h
         return reader
 
     monkeypatch.setattr("hwr_ray.transcription.actors.LineReader", load_model)
-    monkeypatch.setattr("hwr_ray.transcription.actors.per_node", lambda number: number)
-    monkeypatch.setattr("hwr_ray.transcription.actors.threads_among", lambda _: torch.get_num_threads())
+    monkeypatch.setattr("hwr_ray.transcription.settings.per_node", lambda number: number)
+    monkeypatch.setattr("hwr_ray.transcription.settings.threads_among", lambda _: torch.get_num_threads())
     (tmp_path / "in").mkdir()
     for n in range(5):
         (tmp_path / f"in/{n}.png").write_bytes(encode_png(draw_text("ABC"[n % 3] * (n + 1), height=16, width=60)))
@@ -272,12 +272,12 @@ def settings(tmp_path, **changes) -> TranscribeSettings:
     return TranscribeSettings(**{"inputs": InputSettings(images=str(tmp_path)), "out": "out", **changes})
 
 
-def test_what_decides_the_rows_is_a_fact_and_what_does_not_is_none(tmp_path, tiny_bundle, monkeypatch):
+def test_what_decides_the_rows_is_a_fact_and_what_does_not_is_none(tmp_path, monkeypatch):
     (tmp_path / "names").write_text("ANNA\n")
     reading = ReadingSettings(lexicon=str(tmp_path / "names"))
 
-    def fingerprint(*, reading=reading, bundle=tiny_bundle, **changes):
-        return json.loads(json.dumps(fingerprint_of(settings(tmp_path, **changes), bundle, reading)))
+    def fingerprint(*, reading=reading, model_id="0123", **changes):
+        return json.loads(json.dumps(fingerprint_of(settings(tmp_path, **changes), model_id, reading)))
 
     known = fingerprint()
     monkeypatch.chdir(tmp_path)
@@ -290,8 +290,10 @@ def test_what_decides_the_rows_is_a_fact_and_what_does_not_is_none(tmp_path, tin
     assert difference(known, fingerprint(inputs=InputSettings(images=".."))) is not None
     assert difference(known, fingerprint(precision=0.9))[0] == "precision"
     assert difference(known, fingerprint(reading=replace(reading, num_best=3)))[0] == "num_best"
-    assert difference(known, fingerprint(bundle=replace(tiny_bundle, model_id="other")))[0] == "model_id"
+    assert difference(known, fingerprint(model_id="other"))[0] == "model_id"
     assert difference(known, fingerprint(reading=ReadingSettings(greedy=True)))[0] == "greedy"
+    augmented = replace(reading, test_time_augmentation=True)
+    assert difference(known, fingerprint(reading=augmented))[0] == "test_time_augmentation"
     (tmp_path / "names").write_text("BOB\n")
     assert difference(known, fingerprint())[0] == "lexicon"
 
