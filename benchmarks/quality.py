@@ -49,23 +49,32 @@ class Variant:
     canvas: str = CANVAS
     train: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ("--greedy",)
+    composed: bool = False
+    """Whether the run continues the default run with composed lines and without the label errors that it finds."""
 
 
-SHIPPED_ROW, SHORT_ROW = "default recipe, seed 1: the model that is shipped", "short, greedy"
+DEFAULT_ROW, DEFAULT_RUN, SHORT_ROW = "default recipe, seed 1", "default-seed-1", "short, greedy"
 SEED_1 = ("--seed", "1")
+COMPOSED = {
+    "run": "composed",
+    "short": False,
+    "composed": True,
+    "train": ("--epochs", "12", "--learning-rate", "1.5e-3", "--dropout", "0.3"),
+}
+COMPOSED_LINES = ("--lines", "9000", "--spaces", "0.4")
+"""Arguments of jobs/recombine.py."""
 PRECISIONS = (0.99, 0.95)
 """Values of --precision in jobs/transcribe.py at which to count the texts that need no review."""
 VARIANTS = (
     Variant(name="seed 0, patience 30", run="patience-30", short=False, train=("--patience", "30"), evaluate=()),
-    Variant(name=SHIPPED_ROW, run="default-seed-1", short=False, train=SEED_1, evaluate=()),
+    Variant(name=DEFAULT_ROW, run=DEFAULT_RUN, short=False, train=SEED_1, evaluate=()),
     Variant(
-        name="the same, names of the label list known",
-        run="default-seed-1",
-        short=False,
-        train=SEED_1,
-        evaluate=("names",),
+        name="the same, names of the label list known", run=DEFAULT_RUN, short=False, train=SEED_1, evaluate=("names",)
     ),
-    Variant(name="the same, read greedily", run="default-seed-1", short=False, train=SEED_1),
+    Variant(name="the same, read greedily", run=DEFAULT_RUN, short=False, train=SEED_1),
+    Variant(name="continued with composed lines: the model that is shipped", **COMPOSED, evaluate=()),
+    Variant(name="the same with votes of three sizes", **COMPOSED, evaluate=("--test-time-augmentation",)),
+    Variant(name="continued with composed lines, read greedily", **COMPOSED),
     Variant(name=SHORT_ROW, run="short"),
     Variant(name="short, greedy, seed 1", run="short-seed-1", train=SEED_1),
     Variant(name="short, greedy, no augmentation", run="no-augmentation", train=("--no-augmentation",)),
@@ -163,10 +172,16 @@ def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path, 
         return run(*command, note=work / f"notes/{name}.json", here=here, done=done)
 
     made = {"prepare": make(prepared.name, "jobs/prepare.py", *prepare, done=prepared.exists())}
-    epochs = settings.short_epochs if variant.short else settings.epochs
+    sets: tuple[str, ...] = (str(prepared),)
+    given: tuple[str, ...] = ()
+    if variant.composed:
+        steps, composed, given = composed_steps(work, prepared, labels)
+        made |= {name: make(name, *command, done=out.exists()) for name, (command, out) in steps.items()}
+        sets += (composed,)
+    epochs = None if "--epochs" in variant.train else settings.short_epochs if variant.short else settings.epochs
     length = () if epochs is None else ("--epochs", str(epochs))
     workers = ("--num-workers", str(settings.num_workers), "--label-list", str(labels))
-    train = ("--data", str(prepared), "--out", str(trained), *length, *variant.train, *workers)
+    train = ("--data", *sets, "--out", str(trained), *given, *length, *variant.train, *workers)
     made["train"] = make(variant.run, "jobs/train.py", *train, done=is_finished(trained))
     bundle = load_bundle(str(trained / "best"))
     trained_epochs = bundle.training["recipe"]["epochs"]
@@ -194,6 +209,26 @@ def row_of(variant: Variant, settings: QualitySettings, work: Path, data: Path, 
         "review": reviewed(evaluation, bundle, greedy="--greedy" in variant.evaluate),
         "against_short": against(evaluation, work / "evaluations" / folder_of(SHORT_ROW)) if variant.short else None,
     }
+
+
+def composed_steps(
+    work: Path, prepared: Path, labels: Path
+) -> tuple[dict[str, tuple[tuple[str, ...], Path]], str, tuple[str, ...]]:
+    """Returns what a run with composed lines needs: commands with their outputs by name, the composed data set, and the
+    arguments of jobs/train.py."""
+    start = str(work / "runs" / DEFAULT_RUN / "best")
+    lines, composed, errors = (work / name for name in ("recombined", "prepared-composed", "label-errors"))
+    model = ("--data", str(prepared), "--model", start)
+    recombine = ("jobs/recombine.py", *model, "--out", str(lines), "--label-list", str(labels), *COMPOSED_LINES)
+    prepare = ("jobs/prepare.py", "--labels", str(lines / "train.parquet"), "--split", "train", "--out", str(composed))
+    find = ("jobs/evaluate.py", "--data", str(prepared), "--out", str(errors), "--label-errors", start)
+    steps = {
+        "recombine": (recombine, lines),
+        "prepare-composed": (prepare, composed),
+        "label-errors": (find, errors),
+    }
+    given = ("--init-from", start, "--label-errors", str(errors / "label_errors.parquet"))
+    return steps, str(composed), given
 
 
 def folder_of(name: str) -> str:
