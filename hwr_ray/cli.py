@@ -36,7 +36,7 @@ JOBS = {
     "synthesize": Job(
         "synthetic.synthesize:synthesize",
         "synthetic.synthesize:SynthesisSettings",
-        "Generates a synthetic data set of names on school forms; needs no download.",
+        "Generates a synthetic data set of handwritten lines; needs no download.",
     ),
     "fetch_kaggle": Job(
         "data.kaggle:fetch",

@@ -1,4 +1,4 @@
-"""Generates a synthetic data set of names on school forms; needs no download."""
+"""Generates a synthetic data set of handwritten lines; needs no download."""
 
 from hwr_ray.cli import run_named
 

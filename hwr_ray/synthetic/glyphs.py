@@ -85,8 +85,10 @@ BORROWED = {
 """Probability that a writer of capitals uses the shape of the lowercase letter, highest for a dotted i."""
 MARKS = {"\u0301": "32 50", "\u0300": "20 42", "\u0302": "12 30 52", "\u0308": "11 12|51 52", "\u0327": "~38 49 3b 1b"}
 """Combining accents; all but the cedilla are drawn in the box above that of the letter."""
+CEDILLA = "\u0327"
 
 DRAWABLE = frozenset(CAPITALS) | frozenset(SMALL_LETTERS) | frozenset(MARKS) | {" "}
+"""Characters of the names on school forms."""
 POINTS_PER_SPAN = 4
 
 
@@ -205,15 +207,25 @@ def write(
             glyph, stretch = parse_glyph(MARKS[character]), 1.0
         else:
             glyph, stretch = writer.glyph(character)
-        noise = rng.standard_normal(6)
-        points = glyph.basis @ (glyph.control + writer.unevenness * rng.standard_normal(glyph.control.shape))
-        if character in MARKS and character != "\u0327":
-            points[:, 1] = points[:, 1] * 0.6 - 0.7
-        points *= (1 + 2 * writer.unevenness * noise[:2]) * (writer.width, stretch)
-        points[:, 0] += 0.8 * writer.unevenness * noise[2] * np.sin(np.pi * points[:, 1])  # bends vertical strokes
-        points[:, 0] -= (writer.slant + writer.unevenness * noise[3]) * (points[:, 1] + 0.5)
-        points *= writer.height
+        points = draw_glyph(glyph, writer, rng, stretch=stretch, is_above=character in MARKS and character != CEDILLA)
         centre = left + (position + 0.5) * pitch
-        points += (centre + 0.9 * noise[4], baseline - writer.tilt * (centre - left) + 0.8 * noise[5])
+        points += (centre, baseline - writer.tilt * (centre - left))
         strokes += np.split(points, glyph.ends[:-1])
     return strokes
+
+
+def draw_glyph(
+    glyph: Glyph, writer: Writer, rng: np.random.Generator, *, stretch: float = 1.0, is_above: bool = False
+) -> np.ndarray:
+    """Returns the points (points, 2) in pixels of a glyph as a writer draws it once, about (0, 0) on the baseline.
+
+    `stretch` is a factor on its height. A mark that `is_above` its letter is raised over a capital.
+    """
+    noise = rng.standard_normal(6)
+    points = glyph.basis @ (glyph.control + writer.unevenness * rng.standard_normal(glyph.control.shape))
+    if is_above:
+        points[:, 1] = points[:, 1] * 0.6 - 0.7
+    points *= (1 + 2 * writer.unevenness * noise[:2]) * (writer.width, stretch)
+    points[:, 0] += 0.8 * writer.unevenness * noise[2] * np.sin(np.pi * points[:, 1])  # bends vertical strokes
+    points[:, 0] -= (writer.slant + writer.unevenness * noise[3]) * (points[:, 1] + 0.5)
+    return points * writer.height + (0.9 * noise[4], 0.8 * noise[5])

@@ -1,4 +1,4 @@
-"""The `synthesize` job: draws a data set of names on school forms in the Kaggle layout, with known faulty rows."""
+"""The `synthesize` job: draws a data set of handwritten lines in the Kaggle layout, with known faulty rows."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import logging
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -20,6 +20,7 @@ from hwr_ray.files.staging import staged
 from hwr_ray.files.storage import absolute, join, write_bytes, write_json
 from hwr_ray.synthetic.forms import draw_line, draw_scribble
 from hwr_ray.synthetic.glyphs import DRAWABLE, MARKS
+from hwr_ray.synthetic.mixed_case import MixedTexts, draw_mixed_line
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ Fault = Literal[
     "missing_text", "unreadable", "empty_field", "lowercase", "too_long", "missing_image", "undecodable_image"
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
+NAME_FAULTS = {"lowercase", "too_long"}
+"""Faults of names only: mixed-case lines may have small letters and any length."""
 FAULT_SHARE = 0.006
 """Share of the rows of a split that have a given fault."""
 MIN_ROWS_WITH_FAULTS = 50
@@ -44,6 +47,9 @@ class SynthesisSettings:
     """Output folder of the data set."""
     lines: int = 5000
     """Total number of rows, split into 80 % training, 10 % validation and 10 % test."""
+    style: Literal["names", "mixed"] = "names"
+    """`names`: uppercase names on school forms. `mixed`: mixed-case names, addresses, dates, amounts and phrases in
+    twelve European languages on ruled or plain paper, with accents, digits and signs."""
     seed: int = 0
     """Random seed; the same seed produces identical files."""
     overwrite: bool = False
@@ -112,13 +118,15 @@ def without_accents(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
 
 
-def draw_row(names: Names, fault: Fault | None, rng: np.random.Generator) -> tuple[str, bytes | None]:
+def draw_row(texts: Names | MixedTexts, fault: Fault | None, rng: np.random.Generator) -> tuple[str, bytes | None]:
     """Returns the label of a row and the bytes of its JPEG file, or None if the image is to be missing."""
-    text = names.draw_one(rng)
+    text = texts.draw_one(rng)
+    if isinstance(texts, MixedTexts):
+        return _draw_mixed_row(text, fault, rng)
     if fault == "lowercase":
         text = text.title()
     while fault == "too_long" and not MAX_LENGTH < len(text) <= MAX_LENGTH + 10:
-        text = f"{names.draw_one(rng)} {names.draw_one(rng)}"
+        text = f"{texts.draw_one(rng)} {texts.draw_one(rng)}"
     label = without_accents(text)
     if fault == "unreadable":
         return "UNREADABLE", encode_jpeg(draw_scribble(rng), rng)
@@ -131,6 +139,19 @@ def draw_row(names: Names, fault: Fault | None, rng: np.random.Generator) -> tup
     if fault == "undecodable_image":
         picture = _cut(picture, rng)
     return "" if fault == "missing_text" else label, picture
+
+
+def _draw_mixed_row(text: str, fault: Fault | None, rng: np.random.Generator) -> tuple[str, bytes | None]:
+    if fault == "unreadable":
+        return "UNREADABLE", encode_jpeg(draw_scribble(rng), rng)
+    if fault == "empty_field":
+        return "EMPTY", encode_jpeg(draw_mixed_line("", rng), rng)
+    if fault == "missing_image":
+        return text, None
+    picture = encode_jpeg(draw_mixed_line(text, rng), rng)
+    if fault == "undecodable_image":
+        picture = _cut(picture, rng)
+    return "" if fault == "missing_text" else text, picture
 
 
 def encode_jpeg(picture: np.ndarray, rng: np.random.Generator) -> bytes:
@@ -147,28 +168,31 @@ def _cut(jpeg: bytes, rng: np.random.Generator) -> bytes:
     return jpeg[: scan + int((len(jpeg) - scan) * rng.uniform(0.2, 0.8))]
 
 
-def assign_faults(rows: int, rng: np.random.Generator) -> dict[int, Fault]:
+def assign_faults(rows: int, rng: np.random.Generator, faults: Sequence[Fault] = FAULTS) -> dict[int, Fault]:
     """Returns the fault of each faulty row, by row number from 1: all faults equally often, at most one per row."""
     if rows < MIN_ROWS_WITH_FAULTS:
         return {}
     each = max(1, round(rows * FAULT_SHARE))
-    numbers = rng.permutation(rows)[: each * len(FAULTS)] + 1
-    return {int(number): FAULTS[i % len(FAULTS)] for i, number in enumerate(numbers)}
+    numbers = rng.permutation(rows)[: each * len(faults)] + 1
+    return {int(number): faults[i % len(faults)] for i, number in enumerate(numbers)}
 
 
 def synthesize(settings: SynthesisSettings) -> str:
     """Writes label CSVs, images and synthesis.json, with settings and counts of faulty rows, and returns the folder."""
     start = time.monotonic()
     report = _progress(settings.lines)
-    names = Names.draw(settings.seed)
+    texts = (Names if settings.style == "names" else MixedTexts).draw(settings.seed)
     with staged(settings.out, mark="synthesis.json", overwrite=settings.overwrite) as folder:
         splits = {
-            split: _write_split(folder, split, rows, names, (settings.seed, index), report)
+            split: _write_split(folder, split, rows, texts, (settings.seed, index), report)
             for index, (split, rows) in enumerate(settings.rows().items())
         }
         write_json(
             join(folder, "synthesis.json"),
-            {"settings": {"lines": settings.lines, "seed": settings.seed}, "splits": splits},
+            {
+                "settings": {"lines": settings.lines, "seed": settings.seed, "style": settings.style},
+                "splits": splits,
+            },
         )
     faulty = sum(counts[fault] for counts in splits.values() for fault in FAULTS)
     seconds = time.monotonic() - start
@@ -177,16 +201,17 @@ def synthesize(settings: SynthesisSettings) -> str:
 
 
 def _write_split(
-    folder: str, split: str, rows: int, names: Names, seed: tuple[int, int], report: Callable[[], None]
+    folder: str, split: str, rows: int, texts: Names | MixedTexts, seed: tuple[int, int], report: Callable[[], None]
 ) -> dict[str, int]:
     """Writes one CSV and its images. Returns the number of rows and of each fault."""
-    faults = assign_faults(rows, np.random.default_rng((*seed, 0)))
+    possible = [fault for fault in FAULTS if isinstance(texts, Names) or fault not in NAME_FAULTS]
+    faults = assign_faults(rows, np.random.default_rng((*seed, 0)), possible)
     labels = io.StringIO(newline="")
     table = csv.writer(labels, lineterminator="\n")
     table.writerow(("FILENAME", "IDENTITY"))
     for number in range(1, rows + 1):
         file = f"{split.upper()}_{number:0{5 if split == 'train' else 4}d}.jpg"
-        label, picture = draw_row(names, faults.get(number), np.random.default_rng((*seed, number)))
+        label, picture = draw_row(texts, faults.get(number), np.random.default_rng((*seed, number)))
         table.writerow((file, label))
         if picture is not None:
             write_bytes(join(folder, f"{split}_v2", split, file), picture)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import pytest
 from hwr_ray.errors import UserError
 from hwr_ray.synthetic.forms import Form, draw_line
 from hwr_ray.synthetic.glyphs import BORROWED, CAPITALS, DRAWABLE, SMALL_LETTERS, parse_glyph
+from hwr_ray.synthetic.mixed_case import MixedTexts, draw_writer, write_freely
 from hwr_ray.synthetic.synthesize import Names, SynthesisSettings, draw_row, synthesize
 
 SPLITS = ("train", "validation", "test")
@@ -170,3 +172,61 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
 def test_settings_that_cannot_be_drawn_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         SynthesisSettings(out="names", **wrong)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "mixed"
+    synthesize(SynthesisSettings(out=str(folder), lines=300, style="mixed", seed=2))
+    return folder
+
+
+def test_mixed_lines_have_known_faults_and_as_much_room_as_their_text_needs(mixed):
+    reported = json.loads((mixed / "synthesis.json").read_text())
+    assert reported["settings"]["style"] == "mixed"
+    rows = rows_of(mixed, "train")
+    labels = [label for _, label, _ in rows]
+    assert reported["splits"]["train"] == {
+        "rows": len(rows),
+        "missing_text": labels.count(""),
+        "unreadable": labels.count("UNREADABLE"),
+        "empty_field": labels.count("EMPTY"),
+        "lowercase": 0,
+        "too_long": 0,
+        "missing_image": sum(not image.exists() for *_, image in rows),
+        "undecodable_image": sum(is_damaged(image) for *_, image in rows if image.exists()),
+    }
+    whole = [(label, image) for _, label, image in rows if len(label) > 2 and image.exists() and not is_damaged(image)]
+    widths = {label: cv2.imread(str(image)).shape[1] for label, image in whole if label not in ("UNREADABLE", "EMPTY")}
+    lengths = np.array([len(label) for label in widths])
+    assert np.corrcoef(lengths, list(widths.values()))[0, 1] > 0.7
+
+
+def test_mixed_texts_have_letters_of_both_cases_accents_digits_and_signs():
+    texts = MixedTexts.draw(0).texts
+    found = set("".join(texts))
+    expected = set("ABCDEFGHIJKLMNOPRSTUVWZabcdefghijklmnopqrstuvwyz0123456789 .,-/'()%€@+:!?äöüßéèçñåøłőČž")
+    assert expected <= found
+    assert max(map(len, texts)) <= 28
+    assert all(unicodedata.normalize("NFC", text) == text and text == " ".join(text.split()) for text in texts)
+
+
+@pytest.mark.parametrize(("marked", "plain"), [("é", "e"), ("Å", "A"), ("ñ", "n"), ("č", "c"), ("ü", "u"), ("ő", "o")])
+def test_a_mark_adds_ink_above_its_letter_and_leaves_the_letter_as_it_is(marked, plain):
+    strokes = {}
+    for text in (marked, plain):
+        rng = np.random.default_rng(5)
+        strokes[text] = write_freely(text, draw_writer(rng), rng, left=0, baseline=100)
+    number = len(strokes[marked]) - len(strokes[plain])
+    marks, letter = strokes[marked][:number], strokes[marked][number:]
+    for own, other in zip(letter, strokes[plain], strict=True):
+        assert np.allclose(own, other)
+    top = min(stroke[:, 1].min() for stroke in letter)
+    assert marks and all(stroke[:, 1].mean() < top for stroke in marks)
+
+
+@pytest.mark.parametrize("character", ["ж", "→", "\u0323"])
+def test_a_character_that_mixed_lines_lack_is_named(character):
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=f"no glyph for {character!r}"):
+        write_freely(f"a {character}", draw_writer(rng), rng, left=0, baseline=20)
