@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.machine import commit, hardware
+from benchmarks.quality_table import table, with_table
 from hwr_ray.cli import run_job
 from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.label_list import language_model_texts
@@ -30,7 +31,6 @@ from hwr_ray.tuning.cost import multiply_adds, num_parameters
 from hwr_ray.versions import versions
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- quality:begin -->\n", "<!-- quality:end -->\n"
 CANVAS = "48x320"
 ANCESTOR = {"ancestor": "last_average", "ancestor, best epoch": "best_raw_epoch"}
 """Names of the ancestor's rows, and the keys of their scores in its result."""
@@ -54,6 +54,7 @@ class Variant:
 
 
 DEFAULT_ROW, DEFAULT_RUN, SHORT_ROW = "default recipe, seed 1", "default-seed-1", "short, greedy"
+SHIPPED_ROW = "continued with composed lines: the model that is shipped"
 SEED_1 = ("--seed", "1")
 COMPOSED = {
     "run": "composed",
@@ -72,7 +73,7 @@ VARIANTS = (
         name="the same, names of the label list known", run=DEFAULT_RUN, short=False, train=SEED_1, evaluate=("names",)
     ),
     Variant(name="the same, read greedily", run=DEFAULT_RUN, short=False, train=SEED_1),
-    Variant(name="continued with composed lines: the model that is shipped", **COMPOSED, evaluate=()),
+    Variant(name=SHIPPED_ROW, **COMPOSED, evaluate=()),
     Variant(name="the same with votes of three sizes", **COMPOSED, evaluate=("--test-time-augmentation",)),
     Variant(name="continued with composed lines, read greedily", **COMPOSED),
     Variant(name=SHORT_ROW, run="short"),
@@ -84,6 +85,10 @@ VARIANTS = (
     Variant(name="short, greedy, no dropout", run="no-dropout", train=("--dropout", "0")),
     Variant(name="short, greedy, canvas 32x256", run="canvas-32x256", canvas="32x256"),
 )
+
+
+ROWS = [*ANCESTOR, *(variant.name for variant in VARIANTS)]
+"""Names of the rows in the order of the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +124,7 @@ def measure(settings: QualitySettings) -> None:
     for variant in VARIANTS:
         if not settings.only or variant.run in settings.only:
             write(out, {variant.name: row_of(variant, settings, work, data, here)})
-    page.write_text(with_table(page.read_text(), table(rows_of(out))))
+    page.write_text(with_table(page.read_text(), table(rows_of(out), ROWS)))
     print(settings.out)
 
 
@@ -298,42 +303,6 @@ def run(*command: str, note: Path, here: dict[str, Any], done: bool) -> dict[str
         note.write_text(json.dumps(made))
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
     return json.loads(note.read_text()) if note.is_file() else None
-
-
-def table(rows: dict[str, Any]) -> str:
-    """Returns the rows as a Markdown table."""
-    lines = [
-        "| model | epochs | minutes | parameters | multiply-adds per line | CER (95 % interval) "
-        "| exact match (95 % interval) | CER minus that of `short, greedy`, in points (95 % interval) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in (*ANCESTOR, *(variant.name for variant in VARIANTS)):
-        row = rows.get(name)
-        if row is None:  # not run yet
-            continue
-        (low, high), (least, most) = row["cer_ci"], row["exact_match_ci"]
-        lines.append(
-            f"| {name} | {row['epochs']} | {row['minutes']:.0f} | {row['parameters'] / 1e6:.2f} M "
-            f"| {row['multiply_adds'] / 1e6:.0f} M | {100 * row['cer']:.2f} % ({100 * low:.2f} to {100 * high:.2f}) "
-            f"| {100 * row['exact_match']:.1f} % ({100 * least:.1f} to {100 * most:.1f}) | {against_short(row)} |"
-        )
-    return "".join(line + "\n" for line in lines)
-
-
-def against_short(row: dict[str, Any]) -> str:
-    """Returns a row's CER minus that of the short row in percentage points, or an empty string."""
-    if not (row.get("against_short") or {}).get("cer_ci"):
-        return ""
-    difference, (low, high) = row["against_short"]["cer"], row["against_short"]["cer_ci"]
-    return f"{100 * difference:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
-
-
-def with_table(page: str, rows: str) -> str:
-    """Returns the page with the rows between its marks. Raises UserError if a mark is missing."""
-    if END not in page.partition(BEGIN)[2]:
-        raise UserError(f"docs/results.md lacks {BEGIN.strip()}, or {END.strip()} after it: restore both lines")
-    before, rest = page.split(BEGIN, 1)
-    return before + BEGIN + rows + END + rest.split(END, 1)[1]
 
 
 if __name__ == "__main__":

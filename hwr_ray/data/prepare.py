@@ -1,6 +1,7 @@
 """The `prepare` job: reads, cleans, decodes, fits and writes labelled line images in one pass of Ray Data."""
 
 import logging
+import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -165,3 +166,17 @@ def nothing_prepared(folder: str, out: str, statistics: DatasetStatistics) -> st
         f"all {statistics.rows.total()} rows were rejected ({told}), such as row {example['row']} with the label "
         f"{example['text']!r}: {what}; see {kept}"
     )
+
+
+def prepare_command(settings: dict[str, Any]) -> str:
+    """Returns the command line of `prepare` for the settings of a dataset.json."""
+    nested = [group for group in settings.values() if isinstance(group, dict)]
+    given = {name: value for group in (settings, *nested) for name, value in group.items()}
+    words = ["python", "jobs/prepare.py"]
+    for name, value in given.items():
+        flag = "--labels" if name == "csv" else f"--{name.replace('_', '-')}"  # as version 0.1 called it
+        if value is True:
+            words.append(flag)
+        elif value not in (None, False, [], ()) and value not in nested and name != "label_files":
+            words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
+    return shlex.join(words)

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from hwr_ray.data.dataset import PreparedSets
+from hwr_ray.decoding.decoder import NUM_CANDIDATES
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.line_uniforms import line_uniforms
@@ -29,12 +30,10 @@ THRESHOLD = math.log(TIMES_LIKELIER)
 """Score above which a label counts as an error: the prediction is TIMES_LIKELIER times likelier than the label."""
 SURE = 0.9
 """Confidence from which on a prediction replaces the label; below it, the line is left out."""
-Line = tuple[str, str]
+Labelled = tuple[str, str]
 """The id of a training line and its label. Lines of two data sets may have the same id."""
 Candidates = tuple[tuple[str, ...], tuple[float, ...]]
 """Texts of a line, and the running sums of their probabilities."""
-COLUMNS = ["id", "text", "prediction", "alternatives"]
-"""Columns of an evaluation's predictions that a teacher takes."""
 
 
 def fold_of(line: str, num_folds: int) -> int:
@@ -62,7 +61,7 @@ class Teacher:
     on the frames of a letter, and the lines may be distorted.
     """
 
-    candidates: Mapping[Line, Candidates]
+    candidates: Mapping[Labelled, Candidates]
     """Texts and the running sums of their probabilities, which end with 1."""
     weight: float
     """Probability, 0 to 1, that a line's text in an epoch is a candidate instead of its label."""
@@ -87,7 +86,7 @@ class Selection:
     num_folds: int = 1
     fold: int | None = None
     """Fold to leave out, from 0 to num_folds minus 1."""
-    corrections: Mapping[Line, str | None] = field(default_factory=dict)
+    corrections: Mapping[Labelled, str | None] = field(default_factory=dict)
     """Texts that replace the label, or None to leave the line out."""
     teacher: Teacher | None = None
 
@@ -119,6 +118,16 @@ class Selection:
         }
 
 
+class Writable:
+    """The texts that a network can output on the canvas and with the charset of data sets."""
+
+    def __init__(self, prepared: PreparedSets) -> None:
+        self.codec, self.frames = Codec(prepared.charset), num_frames(prepared.canvas.height, prepared.canvas.width)
+
+    def __contains__(self, text: str) -> bool:
+        return not self.codec.unknown(text) and frames_needed(text) <= self.frames
+
+
 def read_selection(
     prepared: PreparedSets,
     *,
@@ -132,76 +141,79 @@ def read_selection(
 
     Raises UserError if a file is not of the kind that it should be, or is of other lines.
     """
-    selection = Selection(
-        num_folds=num_folds,
-        fold=fold,
-        corrections=read_corrections(label_errors) if label_errors else {},
-        teacher=read_teacher(teacher, prepared, weight=teacher_weight) if teacher else None,
-    )
-    if label_errors or selection.teacher:
+    corrections = read_corrections(label_errors, prepared) if label_errors else {}
+    if corrections:
         prepared.require_lines("train")
         table = prepared.table("train", ["id", "text"])
-        lines = set(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
-        if selection.corrections and lines.isdisjoint(selection.corrections):
+        if corrections.keys().isdisjoint(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)):
             raise UserError(f"{label_errors} is of other lines than {', '.join(prepared.paths)}: omit --label-errors")
-        if selection.teacher and lines.isdisjoint(selection.teacher.candidates):
-            raise UserError(f"{', '.join(teacher)} are of other lines than {', '.join(prepared.paths)}: omit --teacher")
-    return selection
+    candidates = read_candidates(teacher, prepared)
+    for (line, label), text in corrections.items():
+        if text is not None and (line, label) in candidates:  # the run knows the line by its corrected text
+            candidates[line, text] = candidates.pop((line, label))
+    return Selection(
+        num_folds=num_folds,
+        fold=fold,
+        corrections=corrections,
+        teacher=Teacher(candidates=candidates, weight=teacher_weight) if teacher else None,
+    )
 
 
-def read_corrections(path: str) -> dict[Line, str | None]:
+def read_corrections(path: str, prepared: PreparedSets) -> dict[Labelled, str | None]:
     """Returns the `corrections` of a Selection from a file label_errors.parquet of `evaluate --label-errors`.
 
-    Lines with a score above THRESHOLD are label errors. Raises UserError if the file is not of this kind.
+    Lines with a score above THRESHOLD are label errors, except those whose label the bundle can't output, about which
+    it knows nothing. Raises UserError if the file is not of this kind.
     """
     if not storage.is_file(path):
         raise UserError(f"there is no file {path}: write it with jobs/evaluate.py --label-errors")
     filesystem, inner = storage.locate(path)
     try:
         table = pq.read_table(inner, filesystem=filesystem, columns=["id", "text", "prediction", "score", "confidence"])
-        rows = table.to_pylist()
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise UserError(f"{path} is not a label_errors.parquet of jobs/evaluate.py --label-errors: {error}") from error
-    errors = [row for row in rows if row["score"] > THRESHOLD]
-    corrections = {
-        (row["id"], row["text"]): row["prediction"] if row["confidence"] >= SURE and row["prediction"] else None
-        for row in errors
-    }
+    writable, corrections = Writable(prepared), dict[Labelled, str | None]()
+    for row in table.to_pylist():
+        if THRESHOLD < row["score"] < math.inf:
+            is_sure = row["confidence"] >= SURE and row["prediction"] and row["prediction"] in writable
+            corrections[row["id"], row["text"]] = row["prediction"] if is_sure else None
     replaced = sum(text is not None for text in corrections.values())
     log.info("%s: %s labels replaced, %s lines left out", path, replaced, len(corrections) - replaced)
     return corrections
 
 
-def read_teacher(paths: Sequence[str], prepared: PreparedSets, *, weight: float) -> Teacher:
-    """Returns the teacher whose candidates are in evaluations of training lines with several candidates a line.
+def read_candidates(paths: Sequence[str], prepared: PreparedSets) -> dict[Labelled, Candidates]:
+    """Returns the candidates of a teacher from evaluations of training lines with NUM_CANDIDATES candidates a line.
 
     It omits candidates with characters outside the charset of the lines, and those that need more frames than the
-    network has on their canvas.
-    Raises UserError if a folder is not such an evaluation.
+    network has on their canvas. Raises UserError if a folder is not such an evaluation, is of other lines than the
+    data sets, or of the same lines as another one.
     """
-    codec, frames = Codec(prepared.charset), num_frames(prepared.canvas.height, prepared.canvas.width)
-    candidates: dict[Line, Candidates] = {}
+    writable, candidates = Writable(prepared), dict[Labelled, Candidates]()
+    contents = {one.metadata["content_hash"]: one.path for one in prepared.with_lines("train")}
     for path in paths:
         metrics = storage.join(path, "metrics.json")
-        if not storage.is_file(metrics) or storage.read_json(metrics)["split"] != "train":
+        known = storage.read_json(metrics) if storage.is_file(metrics) else {}
+        if known.get("split") != "train" or known["settings"]["reading"]["num_best"] != NUM_CANDIDATES:
             raise UserError(
-                f"{path} is no evaluation of training lines: write one with jobs/evaluate.py --split train --num-best 8"
+                f"{path} is no evaluation of training lines with {NUM_CANDIDATES} candidates: write one with "
+                f"jobs/evaluate.py --split train --num-best {NUM_CANDIDATES}"
             )
+        if known["content_hash"] not in contents:
+            raise UserError(f"{path} is of other lines than {', '.join(prepared.paths)}, or another one is of the same")
+        del contents[known["content_hash"]]
         filesystem, folder = storage.locate(storage.join(path, "predictions"))
-        rows = ds.dataset(folder, filesystem=filesystem, format="parquet").to_table(columns=COLUMNS).to_pylist()
-        if not any(row["alternatives"] for row in rows):
-            raise UserError(f"{path} has one candidate a line: evaluate the lines again with --num-best 8")
-        for row in rows:
-            others = {one["text"]: one["share"] for one in row["alternatives"] or []}
+        table = ds.dataset(folder, filesystem=filesystem, format="parquet").to_table(
+            columns=["id", "text", "prediction", "alternatives"]
+        )
+        for row in table.to_pylist():
+            others = {one["text"]: one["share"] for one in row["alternatives"]}
             shares = {row["prediction"]: max(0.0, 1 - sum(others.values())), **others}
-            known = {
-                text: share
-                for text, share in shares.items()
-                if share > 0 and not codec.unknown(text) and frames_needed(text) <= frames
-            }
-            if known:
-                total = sum(known.values())
-                sums = [share / total for share in accumulate(known.values())]
-                candidates[row["id"], row["text"]] = tuple(known), (*sums[:-1], 1.0)
-    log.info("the teacher has candidates for %s lines", len(candidates))
-    return Teacher(candidates=candidates, weight=weight)
+            shares = {text: share for text, share in shares.items() if share > 0 and text in writable}
+            if shares:
+                total = sum(shares.values())
+                sums = [share / total for share in accumulate(shares.values())]
+                candidates[row["id"], row["text"]] = tuple(shares), (*sums[:-1], 1.0)
+    if paths:
+        log.info("the teacher has candidates for %s lines", len(candidates))
+    return candidates

@@ -1,7 +1,6 @@
 """The `evaluate` job: recognizes a prepared split with a bundle and writes predictions, metrics and a report."""
 
 import logging
-import shlex
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow.dataset
 from hwr_ray.cluster.connection import check_shared, connect
 from hwr_ray.data.dataset import Prepared
 from hwr_ray.data.labels import Split
+from hwr_ray.data.prepare import prepare_command
 from hwr_ray.decoding.calibration import calibration_error, fit_calibration
 from hwr_ray.errors import UserError
 from hwr_ray.evaluation.comparison import compare, verdict
@@ -26,7 +26,6 @@ from hwr_ray.recognition.bundle_config import (
     SHIPPED_WORD,
     BundleConfig,
     bundle_path,
-    joint_model_id,
     read_config,
 )
 from hwr_ray.text.metrics import confusion_table, edit_distances, figures
@@ -105,7 +104,7 @@ def evaluate(settings: EvaluateSettings) -> str:
             "split": settings.split,
             "prepared": prepared.path,
             "content_hash": prepared.metadata["content_hash"],
-            "model_id": joint_model_id(bundle, reading.voter_configs().values()),
+            "model_id": reading.model_id(bundle),
             "settings": asdict(settings),
             "versions": versions(),
         }
@@ -122,6 +121,7 @@ def evaluate(settings: EvaluateSettings) -> str:
         log.info("compared with %s: %s", settings.compare, verdict(comparison))
     if settings.recalibrate:
         origin = {"data": prepared.metadata["content_hash"], "split": settings.split, "num_lines": num_lines}
+        origin |= {"votes": reading.votes()}
         greedy = settings.reading.greedy
         save_recalibrated(model_path, settings.recalibrate, predictions, lines=origin, greedy=greedy)
     return storage.absolute(settings.out)
@@ -199,22 +199,8 @@ def check_canvas(prepared: Prepared, bundle: BundleConfig, model_path: str) -> N
         stretch = {"stretch": canvas.stretch if canvas.stretch != 1 else None}
         raise UserError(
             f"{prepared.path} has the canvas {prepared.canvas}, but {model_path} needs {bundle.canvas}; prepare with: "
-            f"{command({**prepared.metadata['settings'], **overrides, **stretch})}"
+            f"{prepare_command({**prepared.metadata['settings'], **overrides, **stretch})}"
         )
-
-
-def command(settings: dict[str, Any]) -> str:
-    """Returns the command line of `prepare` for the settings of a dataset.json."""
-    nested = [group for group in settings.values() if isinstance(group, dict)]
-    given = {name: value for group in (settings, *nested) for name, value in group.items()}
-    words = ["python", "jobs/prepare.py"]
-    for name, value in given.items():
-        flag = "--labels" if name == "csv" else f"--{name.replace('_', '-')}"  # as version 0.1 called it
-        if value is True:
-            words.append(flag)
-        elif value not in (None, False, [], ()) and value not in nested and name != "label_files":
-            words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
-    return shlex.join(words)
 
 
 def add_edits(table: pa.Table) -> pa.Table:

@@ -48,13 +48,12 @@ NUM_SHOWN = 200
 def in_fold_order(bundles: Sequence[tuple[str, dict[str, Any]]], prepared: Prepared) -> list[str]:
     """Returns the paths of bundles, given as (path, `training` of the bundle), sorted by fold.
 
-    A single bundle that was trained without folds is accepted, too; a warning says if it was trained on these lines.
+    A single bundle that was trained without folds is accepted, too, with a warning.
     Raises UserError otherwise, unless there is exactly one bundle for each fold of the prepared training lines.
     """
     (path, training), *others = bundles
     if not others and training.get("recipe", {}).get("fold") is None:
-        if training.get("data") == prepared.metadata["content_hash"]:
-            log.warning("%s was trained on these lines: it may have learned some of their label errors", path)
+        log.warning("if %s was trained on these lines, it may have learned some of their label errors", path)
         return [path]
     by_fold: dict[int, str] = {}
     first, num_folds = bundles[0][0], 0

@@ -94,6 +94,12 @@ def fit_with_levels(image: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, Leve
     return fitted, levels
 
 
+def squeezed(image: np.ndarray, stretch: float) -> np.ndarray:
+    """Returns a line image (H, W) uint8 narrower by the factor of a canvas, which widens it again."""
+    height, width = image.shape
+    return cv2.resize(image, (round(width / stretch), height), interpolation=cv2.INTER_AREA)
+
+
 def resized(images: np.ndarray, factor: float) -> np.ndarray:
     """Returns line images (N, H, W) uint8 with their content resized about the middle of their left edge.
 

@@ -122,9 +122,9 @@ def check_voters(bundle: BundleConfig, voters: Mapping[str, BundleConfig]) -> No
                 raise UserError(f"{path} can't vote: its {name} is {other}, but that of the first bundle is {own}")
 
 
-def joint_model_id(bundle: BundleConfig, voters: Iterable[BundleConfig]) -> str:
-    """Returns the id of a bundle with its voters: their ids, joined by `+`."""
-    return "+".join(one.model_id for one in (bundle, *voters))
+def votes_of(voters: Iterable[BundleConfig], *, test_time_augmentation: bool) -> list[str]:
+    """Returns what votes beside a bundle: the ids of the voters, and `views` for test-time augmentation."""
+    return [voter.model_id for voter in voters] + ["views"] * test_time_augmentation
 
 
 def architecture_from(bundle: BundleConfig, settings: ModelSettings, canvas: Canvas) -> ModelSettings:

@@ -20,7 +20,7 @@ from hwr_ray.images.decode import UndecodableImageError, decode, grey
 from hwr_ray.images.lines import resized
 from hwr_ray.images.reader import Line, line_of
 from hwr_ray.recognition.bundle import load_bundle
-from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path, check_voters, joint_model_id
+from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path, check_voters, votes_of
 from hwr_ray.recognition.runtime import Network
 from hwr_ray.text.codec import Codec
 
@@ -75,7 +75,8 @@ class Recognizer:
         path = bundle_path(bundle)
         loaded, others = load_bundle(path), [load_bundle(bundle_path(voter)) for voter in voters]
         self.codec, self.canvas = loaded.codec, loaded.canvas
-        self.model_id = joint_model_id(loaded, others)
+        votes = votes_of(others, test_time_augmentation=test_time_augmentation)
+        self.model_id = "+".join([loaded.model_id, *votes])
         self.usual_warnings, self.invert = loaded.usual_warnings, loaded.invert if invert is None else invert
         self.decoding, self.is_greedy = loaded.decoding, greedy or loaded.decoding.language_model is None
         self.lexicon = lexicon_for(path, lexicon, self.codec, is_greedy=self.is_greedy)

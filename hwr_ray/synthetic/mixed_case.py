@@ -61,6 +61,8 @@ DROP = 0.36
 """Heights of a capital by which a mark over a small letter is lower than over a capital."""
 TALL = frozenset("bdfhklt")
 """Small letters as tall as capitals, over which marks are not lower."""
+CROSSED = frozenset("fijtx")
+"""Small letters whose first stroke leads to the next letter; the others are a dot or a bar."""
 
 MAX_LENGTH = 28
 LOCALES = ("de_DE", "fr_FR", "es_ES", "it_IT", "pt_PT", "pl_PL", "cs_CZ", "sv_SE", "da_DK", "nl_NL", "hu_HU", "en_GB")
@@ -169,7 +171,7 @@ def write_freely(
     spacing = writer.height * rng.uniform(0.10, 0.24)
     is_joined, space = rng.random() < 0.35, writer.height * rng.uniform(0.35, 0.7)
     strokes: list[np.ndarray] = []
-    x, before = left, ""
+    x, before, end_of_letter = left, "", np.zeros(2)
     for letter, marks in _clusters(text):
         if letter == " ":
             x, before = x + space, " "
@@ -177,15 +179,16 @@ def write_freely(
         points = draw_glyph(glyph := _glyph_of(letter, marks, writer), writer, rng)
         points += (x - points[:, 0].min(), baseline - writer.tilt * (x - left))
         if is_joined and letter in SMALL_LETTERS and before in SMALL_LETTERS:
-            strokes.append(np.stack([strokes[-1][-1], points[0]]))
+            strokes.append(np.stack([end_of_letter, points[0]]))
         drawn, centre = np.split(points, glyph.ends[:-1]), (points[:, 0].min() + points[:, 0].max()) / 2
+        end_of_letter = drawn[0 if letter in CROSSED else -1][-1]
         end = points[:, 0].max()
         for mark in marks:
             shape = parse_glyph(ALL_MARKS[mark])
             accent = draw_glyph(shape, writer, rng, is_above=mark not in BELOW)
             is_low = mark not in BELOW and letter in SMALL_LETTERS and letter not in TALL
             accent += (centre, baseline + (DROP * writer.height if is_low else 0.0))
-            drawn = [*np.split(accent, shape.ends[:-1]), *drawn]  # the letter's last stroke stays last
+            drawn = [*np.split(accent, shape.ends[:-1]), *drawn]
         strokes += drawn
         x, before = end + spacing * rng.uniform(0.6, 1.4), letter
     return strokes

@@ -1,9 +1,8 @@
 """New lines from the letters of real ones: cut where a model sees them, and set side by side."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import cv2
 import numpy as np
@@ -19,51 +18,59 @@ MOST_SQUEEZED = 0.8
 """Least factor on the width of a composed line that is wider than the canvas; a wider one is not composed."""
 FEW_LETTERS = 2
 """Minimum number of letters of a line that is cut: one letter has no pitch."""
+NARROWEST = 3
+"""Minimum width of a letter in pixels."""
 
 
 @dataclass(frozen=True)
-class CutLine:
-    """A line image with the columns at which its letters can be cut apart."""
+class CutWord:
+    """A word in a line image, with the columns at which its letters can be cut apart."""
 
     image: np.ndarray
-    """(H, W) uint8 on the canvas, 255 paper."""
+    """Line (H, W) uint8 on the canvas, 255 paper."""
     letters: str
-    """Its label without spaces."""
     cuts: np.ndarray
     """(len(letters) + 1) int: letter i is in the columns cuts[i] to cuts[i + 1]."""
-
-    @cached_property
-    def pitch(self) -> float:
-        """Mean distance in pixels from one letter to the next."""
-        return float(self.cuts[-1] - self.cuts[0]) / len(self.letters)
+    pitch: float
+    """Distance in pixels from one letter of the line to the next."""
+    margin: int
+    """Number of columns left of the first letter of the line."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Adjacent letters of a line."""
+    """Adjacent letters of a word."""
 
-    line: CutLine
+    word: CutWord
     start: int
     stop: int
 
 
-def cut(image: np.ndarray, text: str, shortcut: np.ndarray, labels: Sequence[int]) -> CutLine | None:
-    """Returns the image (H, W) of a text with its cuts, or None if it has fewer than FEW_LETTERS letters.
+def cut(image: np.ndarray, text: str, shortcut: np.ndarray, labels: Sequence[int]) -> list[CutWord]:
+    """Returns the words of a line image (H, W) with its text, except those whose letters can't be told apart.
 
     `shortcut` (T, C) are the log-probabilities of the head whose frames show where a letter is, and `labels` are the
-    classes of the text.
+    classes of the text. A line with fewer than FEW_LETTERS letters has no words.
     """
-    spans = align(shortcut, np.asarray(labels, np.int32)).mean(1) * WIDTH_STRIDE
+    centres = align(shortcut, np.asarray(labels, np.int32)).mean(1) * WIDTH_STRIDE
     is_letter = np.array([character != " " for character in text])
-    centres = spans[is_letter]
-    if len(centres) < FEW_LETTERS:
-        return None
-    pitch = float(np.median(np.diff(centres)))
-    middles = np.concatenate([[centres[0] - pitch / 2], (centres[1:] + centres[:-1]) / 2, [centres[-1] + pitch / 2]])
-    ink = 255.0 - image.mean(0)
-    reach = SEARCHED * pitch
-    cuts = [_least(ink, middle - reach, middle + reach) for middle in middles]
-    return CutLine(image, text.replace(" ", ""), np.array(cuts))
+    is_adjacent = is_letter[1:] & is_letter[:-1]
+    if is_letter.sum() < FEW_LETTERS or not is_adjacent.any():
+        return []
+    pitch = float(np.median(np.diff(centres)[is_adjacent]))
+    ink, reach = 255.0 - image.mean(0), SEARCHED * pitch
+    words, start = list[CutWord](), 0
+    margin = _least(ink, centres[is_letter][0] - pitch / 2 - reach, centres[is_letter][0] - pitch / 2 + reach)
+    for letters in text.split(" "):
+        inside = centres[start : start + len(letters)]
+        start += len(letters) + 1
+        if not letters:
+            continue
+        middles = [inside[0] - pitch / 2, *(inside[1:] + inside[:-1]) / 2, inside[-1] + pitch / 2]
+        cuts = np.array([_least(ink, middle - reach, middle + reach) for middle in middles])
+        if (np.diff(cuts) >= NARROWEST).all():
+            words.append(CutWord(image, letters, cuts, pitch, margin))
+    return words
 
 
 def _least(ink: np.ndarray, low: float, high: float) -> int:
@@ -74,27 +81,27 @@ def _least(ink: np.ndarray, low: float, high: float) -> int:
 
 
 class Pieces:
-    """All pieces of a number of lines, by their letters."""
+    """All pieces of a number of words, by their letters."""
 
-    def __init__(self, lines: Sequence[CutLine]) -> None:
+    def __init__(self, words: Sequence[CutWord]) -> None:
         self.places: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        self.lines = lines
-        for number, line in enumerate(lines):
-            for start in range(len(line.letters)):
-                for stop in range(start + 1, len(line.letters) + 1):
-                    self.places[line.letters[start:stop]].append((number, start))
+        self.words = words
+        for number, word in enumerate(words):
+            for start in range(len(word.letters)):
+                for stop in range(start + 1, len(word.letters) + 1):
+                    self.places[word.letters[start:stop]].append((number, start))
 
     def cover(self, letters: str, rng: np.random.Generator) -> list[Piece] | None:
-        """Returns pieces that spell the letters, from left to right each as long as possible and drawn from all lines
-        that have it; None if no line has one of the letters."""
+        """Returns pieces that spell the letters, from left to right each as long as possible and drawn from all words
+        that have it; None if no word has one of the letters."""
         found, start = list[Piece](), 0
         while start < len(letters):
             stop = next((n for n in range(len(letters), start, -1) if letters[start:n] in self.places), None)
             if stop is None:
                 return None
             places = self.places[letters[start:stop]]
-            line, first = places[rng.integers(len(places))]
-            found.append(Piece(self.lines[line], first, first + stop - start))
+            number, first = places[rng.integers(len(places))]
+            found.append(Piece(self.words[number], first, first + stop - start))
             start = stop
         return found
 
@@ -104,26 +111,20 @@ def compose(text: str, pieces: Sequence[Piece], rng: np.random.Generator) -> np.
 
     What stands left of the first letter, such as a printed word, comes from the line of the first piece.
     """
-    first = pieces[0].line
+    first = pieces[0].word
     height, width = first.image.shape
     paper = int(np.median(first.image))
-    parts = [first.image[:, : first.cuts[0]]]
-    letters = [(piece.line, n) for piece in pieces for n in range(piece.start, piece.stop)]
-    for column in _with_spaces(text, letters):
-        if column is None:
+    letters = iter([(piece.word, n) for piece in pieces for n in range(piece.start, piece.stop)])
+    parts = [first.image[:, : first.margin]]
+    for character in text:
+        if character == " ":
             parts.append(np.full((height, round(rng.uniform(*GAP_RANGE) * first.pitch)), paper, np.uint8))
         else:
-            line, n = column
-            parts.append(line.image[:, line.cuts[n] : line.cuts[n + 1]])
+            word, n = next(letters)
+            parts.append(word.image[:, word.cuts[n] : word.cuts[n + 1]])
     image = np.hstack(parts)
     if image.shape[1] > width:
         if image.shape[1] * MOST_SQUEEZED > width:
             return None
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     return np.pad(image, ((0, 0), (0, width - image.shape[1])), constant_values=paper)
-
-
-def _with_spaces(text: str, letters: Sequence[tuple[CutLine, int]]) -> Iterator[tuple[CutLine, int] | None]:
-    """Yields the letters of a text, with None for each space."""
-    following = iter(letters)
-    return (None if character == " " else next(following) for character in text)

@@ -29,7 +29,7 @@ Fault = Literal[
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 NAME_FAULTS = {"lowercase", "too_long"}
-"""Faults of names only: mixed-case lines may have small letters and any length."""
+"""Faults of names only: mixed-case lines have small letters and up to 28 characters."""
 FAULT_SHARE = 0.006
 """Share of the rows of a split that have a given fault."""
 MIN_ROWS_WITH_FAULTS = 50

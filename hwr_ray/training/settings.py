@@ -64,8 +64,8 @@ class TrainSettings:
     freeze_convolutions: bool = False
     """Keep the weights and batch statistics of the convolution layers fixed."""
     teacher: tuple[str, ...] = ()
-    """Evaluations of the training lines (`evaluate --split train --num-best 8`). In each epoch, some lines take their
-    text from the candidates of that model, or of several with --voters, instead of from the label."""
+    """Evaluations of the training lines (`evaluate --split train --num-best 8`), one for each data set. In each epoch,
+    some lines take their text from the candidates of that model, or of a vote, instead of from the label."""
     teacher_weight: float = 0.5
     """Probability, 0 to 1, that a line takes its text from --teacher."""
     num_folds: int = 1

@@ -289,4 +289,6 @@ def read_train_lines(prepared: PreparedSets, selection: Selection, *, seed: int)
     lines = prepared.read_shuffled("train", seed=seed)
     if selection.is_all:
         return lines
-    return lines.map_batches(selection.of, batch_format="pyarrow", batch_size=None, num_cpus=0.25)
+    return lines.map_batches(
+        replace(selection, teacher=None).of, batch_format="pyarrow", batch_size=None, num_cpus=0.25
+    )

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,6 @@ from hwr_ray.images.arrow import images_of
 from hwr_ray.images.decode import PAPER
 from hwr_ray.transcription.settings import ReadingSettings
 from hwr_ray.transcription.transcripts import ALTERNATIVES, CHARACTERS, store_partition
-
-if TYPE_CHECKING:
-    pass
 
 ROWS_PER_BLOCK = 512
 """Rows per block. Smaller blocks cost Ray more time per row; larger ones leave models idle at the end."""
@@ -112,13 +109,13 @@ class PartitionReader:
 
 
 class FoldReader:
-    """Actor that loads the bundle of each fold once, then compares labels with out-of-fold predictions."""
+    """Actor that loads the bundle of each fold once, or a single bundle, then compares labels with its predictions."""
 
     def __init__(self, bundle_paths: list[str], settings: ReadingSettings) -> None:
         self.recognizers = [settings.recognizer(path) for path in bundle_paths]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Returns the table without `image`, sorted by fold; the model that did not train on a row predicts it.
+        """Returns the table without `image`, sorted by fold; the model of its fold predicts a row.
 
         Adds `prediction`, `confidence`, `text_log_prob`, `prediction_log_prob` and `fold`.
         """

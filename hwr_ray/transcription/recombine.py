@@ -18,21 +18,25 @@ from hwr_ray.cluster.progress import Progress
 from hwr_ray.cluster.resources import WorkerSettings, per_node, preflight, threads_among
 from hwr_ray.data.dataset import Prepared, PreparedSets
 from hwr_ray.data.label_list import language_model_texts
+from hwr_ray.data.prepare import prepare_command
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.files.staging import staged
 from hwr_ray.images.arrow import images_of
-from hwr_ray.images.lines import encode_png
+from hwr_ray.images.lines import encode_png, squeezed
 from hwr_ray.recognition.bundle_config import SHIPPED_WORD, bundle_path, read_config
-from hwr_ray.synthetic.splicing import CutLine, Pieces, compose, cut
+from hwr_ray.synthetic.splicing import CutWord, Pieces, compose, cut
+from hwr_ray.transcription.settings import FEED_CPUS
 
 log = logging.getLogger(__name__)
 
 LABELS, MARK = "train.parquet", "recombine.json"
-FEED_CPUS = 1
-"""Logical CPUs reserved for reading the prepared lines: Ray Data needs a whole one to list Parquet files."""
 ROWS_AT_ONCE = 4096
 """Maximum number of lines whose letters are recombined with one another."""
+ENOUGH = 0.9
+"""Share of --lines below which a warning says that fewer were composed."""
+NEW = {"out": "NEW_FOLDER", "delimiter": None, "no_header": False, "encoding": None, "invert": None}
+"""Settings of `prepare` that differ from those of the lines that were cut."""
 MOST_ATTEMPTS = 20
 """Texts to try for each line to compose. A text fails if no line has one of its letters, or if it is too wide."""
 COMPOSED = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "text": pa.string()})
@@ -48,7 +52,7 @@ class RecombineSettings:
     model: str = SHIPPED_WORD
     """Bundle that finds the letters, such as RUN/best, or `shipped`. Only lines that it reads as labelled are used."""
     lines: int = 10_000
-    """Number of lines to compose."""
+    """Number of lines to compose; a little fewer if some texts can't be composed."""
     spaces: float = 0.5
     """Share of the composed lines whose text contains a space, 0 to 1, if there are such texts."""
     label_list: str | None = None
@@ -106,9 +110,9 @@ class Recombiner:
         they are of one form and stand at the same height."""
         first = blake2b(table["id"][0].as_py().encode(), digest_size=8).digest()
         rng = np.random.default_rng((self.seed, int.from_bytes(first, "big")))
-        by_size = defaultdict(list)
-        for size, line in self.cut(table):
-            by_size[size].append(line)
+        by_size = defaultdict[tuple[int, int], list[CutWord]](list)
+        for size, words in self.cut(table):
+            by_size[size] += words
         sizes = sorted(by_size)
         weights = np.array([len(by_size[size]) for size in sizes], float)
         pieces = [Pieces(by_size[size]) for size in sizes]
@@ -121,14 +125,18 @@ class Recombiner:
                 is_copy = found is not None and len(found) == 1 and " " not in text
                 image = compose(text, found, rng) if found and not is_copy else None
                 if image is not None:
-                    rows.append({"image": {"bytes": encode_png(image), "path": None}, "text": text})
+                    rows.append({"image": {"bytes": encode_png(self.file(image)), "path": None}, "text": text})
                     break
         for number, row in enumerate(rows):
             row["image"]["path"] = f"{first.hex()}-{number:06d}.png"
         return pa.Table.from_pylist(rows, schema=COMPOSED)
 
-    def cut(self, table: pa.Table) -> Iterator[tuple[tuple[int, int], CutLine]]:
-        """Yields the size of the image file, and the line with its cuts, of each line that is read as labelled."""
+    def file(self, image: np.ndarray) -> np.ndarray:
+        """Returns the image as a file that fits the canvas: `prepare` stretches it again."""
+        return squeezed(image, self.canvas.stretch) if self.canvas.stretch != 1 else image
+
+    def cut(self, table: pa.Table) -> Iterator[tuple[tuple[int, int], list[CutWord]]]:
+        """Yields the size of the image file, and the words with their cuts, of each line that is read as labelled."""
         from hwr_ray.decoding.ctc import greedy_texts
 
         images, texts = images_of(table, self.canvas), table["text"].to_pylist()
@@ -140,8 +148,7 @@ class Recombiner:
         frames = iter(self.shortcut(images[is_right]).cpu().numpy())
         sizes = list(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
         for n in np.flatnonzero(is_right):
-            if line := cut(images[n], texts[n], next(frames), self.codec.encode(texts[n])):
-                yield sizes[n], line
+            yield sizes[n], cut(images[n], texts[n], next(frames), self.codec.encode(texts[n]))
 
 
 def recombine(settings: RecombineSettings) -> str:
@@ -175,10 +182,19 @@ def recombine(settings: RecombineSettings) -> str:
         )
         number = write(composed, storage.join(out, LABELS), settings.lines)
         if not number:
-            raise UserError(f"{path} reads none of the lines of {prepared.path} as labelled: pass another --model")
+            raise UserError(
+                f"no line of {prepared.path} could be composed: {path} must read some lines as labelled, and the texts "
+                "must consist of letters of these lines; pass another --model or --label-list"
+            )
         storage.write_json(storage.join(out, MARK), {"settings": asdict(settings), "lines": number})
     log.info("composed %s lines of %s", number, prepared.path)
-    log.info("to train on them: prepare --labels %s --split train", storage.join(settings.out, LABELS))
+    if number < ENOUGH * settings.lines:
+        log.warning(
+            "%s of %s lines were composed: the other texts have other letters or are too long", number, settings.lines
+        )
+    labels = storage.join(storage.absolute(settings.out), LABELS)
+    taken = {"data": None, "labels": labels, "images": None, "split": "train", "columns": None, "overwrite": None}
+    log.info("to train on them: %s", prepare_command({**prepared.metadata["settings"], **NEW, **taken}))
     return storage.absolute(settings.out)
 
 
@@ -187,6 +203,7 @@ def write(composed: ray.data.Dataset, path: str, total: int) -> int:
     filesystem, inner = storage.locate(path)
     written = 0
     composed.context.enable_progress_bars = False
+    composed.context.execution_options.preserve_order = True  # the same lines for the same seed
     with (
         pq.ParquetWriter(inner, COMPOSED, filesystem=filesystem) as writer,
         Progress("lines", lambda: total) as progress,

@@ -1,5 +1,6 @@
 """The settings of a transcription, and those of reading lines with a bundle, which an evaluation shares."""
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from hwr_ray.transcription.inputs import InputSettings
 
 if TYPE_CHECKING:
     from hwr_ray.recognition.recognizer import Recognizer
+
+log = logging.getLogger(__name__)
 
 WORKER_CPUS = 0.45
 """Default number of Ray's logical CPUs per model. A node full of models keeps some for the tasks that feed them."""
@@ -96,11 +99,24 @@ class ReadingSettings:
         if is_greedy and self.num_best > 1:
             raise UserError(f"{bundle_path} has no language model and returns one candidate: omit --num-best")
         lexicon_for(bundle_path, settings.lexicon, config.codec, is_greedy=is_greedy)
+        if settings.votes() != config.training.get("recalibration", {}).get("votes", []):
+            log.warning(
+                "the confidences of %s are calibrated for other votes: calibrate it with evaluate --recalibrate",
+                bundle_path,
+            )
         return settings
 
     def voter_configs(self) -> dict[str, BundleConfig]:
         """Returns the configurations of the voters by path. Raises UserError if one is not a bundle."""
         return {voter: bundle_config.read_config(voter) for voter in self.voters}
+
+    def votes(self) -> list[str]:
+        """Returns what votes beside the bundle, as `votes_of` does."""
+        return bundle_config.votes_of(self.voter_configs().values(), test_time_augmentation=self.test_time_augmentation)
+
+    def model_id(self, config: BundleConfig) -> str:
+        """Returns the id of a bundle with what votes beside it, joined by `+`."""
+        return "+".join([config.model_id, *self.votes()])
 
     def admitted(self, feed_cpus: float = FEED_CPUS) -> "ReadingSettings":
         """Returns these settings with `num_workers` set, by default to what the cluster holds beside `feed_cpus`.

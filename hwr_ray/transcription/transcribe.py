@@ -22,7 +22,7 @@ from hwr_ray.cluster.progress import Progress
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.line_warnings import warning_messages
-from hwr_ray.recognition.bundle_config import BundleConfig, bundle_path, joint_model_id, read_config
+from hwr_ray.recognition.bundle_config import BundleConfig, bundle_path, read_config
 from hwr_ray.transcription.actors import Loader, partitions_at_once, read_partitions_with
 from hwr_ray.transcription.inputs import ImageTables, Inputs, open_inputs
 from hwr_ray.transcription.partitions import STATE, WORK, WRITTEN, Partitions, check_out, read_inputs, repeated_key
@@ -73,7 +73,7 @@ def transcribe(settings: TranscribeSettings) -> str:
     if settings.inputs.has_keys and (repeated := repeated_key(inputs)):
         raise UserError(f"{settings.inputs.images} has {repeated} more than once: choose a unique --id-column")
     threshold, share = bundle.decoding.review_threshold(settings.precision, greedy=reading.greedy)
-    model_id = joint_model_id(bundle, reading.voter_configs().values())
+    model_id = reading.model_id(bundle)
     fingerprint = fingerprint_of(settings, model_id, reading)
     check_out(out, fingerprint, overwrite=settings.overwrite)
     connect()
@@ -274,7 +274,6 @@ def fingerprint_of(settings: TranscribeSettings, model_id: str, reading: Reading
         "inputs": asdict(settings.inputs.absolute()),
         "model_id": model_id,
         "greedy": reading.greedy,
-        **({"test_time_augmentation": True} if reading.test_time_augmentation else {}),
         "lexicon": lexicon,
         "num_best": reading.num_best,
         "characters": reading.characters,

@@ -37,7 +37,17 @@ DEFAULT_SPACE: Space = {
 MODEL_FIELDS = {field.name for field in fields(ModelSettings)} - {"conv_widths"}
 # Settings that are flags of the sweep itself or equal in all trials.
 _NOT_VARIED = {"data", "out", "model", "epochs", "num_workers", "workers", "wandb_project"}
-_NOT_VARIED |= {"num_folds", "fold", "label_errors", "label_list", "label_column", "checkpoint_minutes", "keep"}
+_NOT_VARIED |= {
+    "num_folds",
+    "fold",
+    "label_errors",
+    "teacher",
+    "teacher_weight",
+    "label_list",
+    "label_column",
+    "checkpoint_minutes",
+    "keep",
+}
 _NOT_VARIED |= {"init_from", "freeze_convolutions", "stream", "max_failures"}
 TYPES: dict[str, Any] = {
     "shape": str,

@@ -18,7 +18,6 @@ from hwr_ray.data.selection import (
     folds_of,
     read_corrections,
     read_selection,
-    read_teacher,
 )
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import write_json
@@ -69,7 +68,9 @@ ERRORS = [  # id, label, prediction, score, confidence
     ("b", "BOB", "ROB", 6.89, 0.99),
     ("c", "CLEO", "OLEO", 9.0, 0.89),
     ("d", "BOBO", "BOBA", 20.0, 1.0),  # of a line with another label than in LINES
-    ("e", "EVE", "", math.inf, 0.95),
+    ("e", "EVE", "", 8.0, 0.95),
+    ("f", "ÉVA", "EVA", math.inf, 0.99),  # the bundle can't output É
+    ("g", "OLGA", "OLGR", 12.0, 0.99),  # R is not in the charset of the data set
 ]
 
 
@@ -80,11 +81,17 @@ def path(tmp_path):
     return str(tmp_path / "e.parquet")
 
 
-def test_a_sure_prediction_replaces_a_wrong_label_and_other_wrong_lines_are_left_out(path, caplog):
+def test_a_sure_prediction_replaces_a_wrong_label_and_other_wrong_lines_are_left_out(path, prepared, caplog):
     caplog.set_level(logging.INFO)
-    corrections = read_corrections(path)
-    assert corrections == {("a", "ANNA"): "ANNE", ("c", "CLEO"): None, ("d", "BOBO"): "BOBA", ("e", "EVE"): None}
-    assert f"{path}: 2 labels replaced, 2 lines left out" in caplog.text
+    corrections = read_corrections(path, prepared)
+    assert corrections == {
+        ("a", "ANNA"): "ANNE",
+        ("c", "CLEO"): None,
+        ("d", "BOBO"): "BOBA",
+        ("e", "EVE"): None,
+        ("g", "OLGA"): None,
+    }
+    assert f"{path}: 2 labels replaced, 3 lines left out" in caplog.text
     selected = Selection(corrections=corrections).of(LINES)
     assert selected.to_pydict() == {"id": ["a", "b", "d"], "text": ["ANNE", "BOB", "BOB"], "image": [b"1", b"2", b"4"]}
     assert selected.schema.equals(LINES.schema)
@@ -104,19 +111,19 @@ def test_a_recipe_tells_corrections_apart_but_not_their_order():
 
 
 @pytest.mark.parametrize("content", [b"no parquet", None])
-def test_a_file_of_another_kind_is_refused(tmp_path, content):
+def test_a_file_of_another_kind_is_refused(tmp_path, prepared, content):
     path = tmp_path / "file.parquet"
     if content:
         path.write_bytes(content)
     else:
         pq.write_table(pa.table({"id": ["a"]}), path)
     with pytest.raises(UserError, match=f"{path} is not a label_errors.parquet"):
-        read_corrections(str(path))
+        read_corrections(str(path), prepared)
     with pytest.raises(UserError, match="there is no file"):
-        read_corrections(str(tmp_path / "nothing.parquet"))
+        read_corrections(str(tmp_path / "nothing.parquet"), prepared)
 
 
-def evaluation(folder, rows, split="train"):
+def evaluation(folder, rows, split="train", num_best=8, content_hash="c0ffee"):
     """Writes an evaluation with rows of (id, text, prediction, {alternative: share}) and returns its path."""
     (folder / "predictions").mkdir(parents=True)
     alternatives = pa.list_(pa.struct({"text": pa.string(), "share": pa.float32()}))
@@ -130,7 +137,9 @@ def evaluation(folder, rows, split="train"):
         }
     )
     pq.write_table(table, folder / "predictions/0.parquet")
-    write_json(str(folder / "metrics.json"), {"split": split})
+    settings = {"reading": {"num_best": num_best}}
+    metrics = {"split": split, "content_hash": content_hash, "settings": settings}
+    write_json(str(folder / "metrics.json"), metrics)
     return str(folder)
 
 
@@ -143,7 +152,7 @@ def prepared(tmp_path):
     splits = {"train": {"prepared": len(LINES)}}
     write_json(
         str(folder / "dataset.json"),
-        {"canvas": [16, 20], "charset": "ABCELNO", "splits": splits, "content_hash": "0", "settings": {}},
+        {"canvas": [16, 20], "charset": "ABCELNO", "splits": splits, "content_hash": "c0ffee"},
     )
     return PreparedSets((str(folder),))
 
@@ -158,7 +167,7 @@ READINGS = [
 
 def test_a_teacher_proposes_what_the_network_can_write_in_the_proportions_of_its_candidates(tmp_path, prepared):
     path = evaluation(tmp_path / "readings", READINGS)
-    teacher = read_teacher([path], prepared, weight=0.5)
+    teacher = read_selection(prepared, teacher=[path], teacher_weight=0.5).teacher
     assert teacher.candidates == {
         ("a", "ANNA"): (("ANNA", "ANNE", "ANN"), (pytest.approx(0.7), pytest.approx(0.9), 1.0)),
         ("b", "BOB"): (("BOB", "BOBO"), (0.5, 1.0)),
@@ -185,20 +194,30 @@ def test_a_line_draws_the_same_text_beside_other_lines_and_another_in_other_epoc
 
 
 def test_what_is_no_teacher_or_of_other_lines_is_refused(tmp_path, prepared, path):
-    with pytest.raises(UserError, match=r"prepared is no evaluation of training lines: .* --split train --num-best 8"):
-        read_teacher([prepared.paths[0]], prepared, weight=0.5)
-    with pytest.raises(UserError, match="is no evaluation of training lines"):
-        read_teacher([evaluation(tmp_path / "validation", READINGS, split="validation")], prepared, weight=0.5)
-    single = evaluation(tmp_path / "single", [("a", "ANNA", "ANNA", {})])
-    with pytest.raises(UserError, match=r"single has one candidate a line: .* --num-best 8"):
-        read_teacher([single], prepared, weight=0.5)
-    foreign = evaluation(tmp_path / "foreign", [("a", "ANNE", "ANNA", {"ANNE": 0.5})])
-    with pytest.raises(UserError, match=r"foreign are of other lines than .*prepared: omit --teacher"):
-        read_selection(prepared, teacher=[foreign], teacher_weight=0.5)
+    sentence = r"is no evaluation of training lines with 8 candidates: .* --split train --num-best 8"
+    others = {"validation": {"split": "validation"}, "two": {"num_best": 2}}
+    for other in [prepared.paths[0], *(evaluation(tmp_path / name, READINGS, **told) for name, told in others.items())]:
+        with pytest.raises(UserError, match=sentence):
+            read_selection(prepared, teacher=[other])
+    foreign = evaluation(tmp_path / "foreign", READINGS, content_hash="decade")
+    with pytest.raises(UserError, match=r"foreign is of other lines than .*prepared"):
+        read_selection(prepared, teacher=[foreign])
+    twice = [evaluation(tmp_path / name, READINGS) for name in ("one", "same")]
+    with pytest.raises(UserError, match=r"same is of other lines than .*, or another one is of the same"):
+        read_selection(prepared, teacher=twice)
     table = pq.read_table(path)
-    pq.write_table(table.filter(pa.array([False, False, False, True, True])), path)
-    with pytest.raises(UserError, match=r"e.parquet is of other lines than .*prepared: omit --label-errors"):
+    pq.write_table(table.filter(pa.array([False, False, False, True, True, True, True])), path)
+    with pytest.raises(UserError, match=r"e\.parquet is of other lines than .*prepared: omit --label-errors"):
         read_selection(prepared, label_errors=path)
+
+
+def test_a_corrected_line_keeps_its_candidates(tmp_path, prepared, path):
+    teacher = evaluation(tmp_path / "readings", READINGS)
+    selection = read_selection(prepared, label_errors=path, teacher=[teacher], teacher_weight=1.0)
+    assert ("a", "ANNA") not in selection.teacher.candidates
+    assert selection.teacher.candidates["a", "ANNE"][0] == ("ANNA", "ANNE", "ANN")
+    (corrected, *_) = selection.of(LINES).to_pylist()
+    assert (corrected["id"], corrected["text"]) == ("a", "ANNE")
 
 
 def test_corrections_and_a_teacher_are_in_the_recipe_by_their_content(tmp_path, prepared, path):

@@ -184,7 +184,7 @@ def test_bundles_and_resized_views_vote_with_the_log_probabilities_of_each(two_b
         for reading, other in zip(joint.read_lines(images, num_best=3), expected, strict=True):
             assert reading.text == other.text and reading.confidence == pytest.approx(other.confidence, rel=1e-4)
             assert dict(reading.alternatives) == pytest.approx(dict(other.alternatives), rel=1e-4)
-    assert joint.model_id == f"{first.model_id}+{second.model_id}" != first.model_id
+    assert joint.model_id == f"{first.model_id}+{second.model_id}+views"
     assert [r.confidence for r in first.read_lines(images)] != [r.confidence for r in joint.read_lines(images)]
 
 

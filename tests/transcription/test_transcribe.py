@@ -292,8 +292,6 @@ def test_what_decides_the_rows_is_a_fact_and_what_does_not_is_none(tmp_path, mon
     assert difference(known, fingerprint(reading=replace(reading, num_best=3)))[0] == "num_best"
     assert difference(known, fingerprint(model_id="other"))[0] == "model_id"
     assert difference(known, fingerprint(reading=ReadingSettings(greedy=True)))[0] == "greedy"
-    augmented = replace(reading, test_time_augmentation=True)
-    assert difference(known, fingerprint(reading=augmented))[0] == "test_time_augmentation"
     (tmp_path / "names").write_text("BOB\n")
     assert difference(known, fingerprint())[0] == "lexicon"
 
