@@ -64,7 +64,7 @@ def job_commands(text):
     [
         (PAGES["README.md"], {"prepare", "train", "evaluate", "transcribe"}),
         (quickstart_recipe(), {"synthesize", "prepare", "train", "evaluate", "transcribe"}),
-        ("\n".join(PAGES.values()), SETTINGS.keys() - {"synthesize", "demo"}),
+        ("\n".join(PAGES.values()), SETTINGS.keys() - {"demo"}),
     ],
     ids=["README", "make quickstart", "all pages"],
 )

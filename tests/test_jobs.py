@@ -367,6 +367,19 @@ def test_another_alphabet_takes_settings_only(folder, draw_text, ray_cluster):
     assert len(transcripts) == len(texts) and transcripts.error.isna().all()
 
 
+def test_drawn_lines_of_mixed_case_keep_their_letters(folder, ray_cluster):
+    command = documented("jobs/synthesize.py --style mixed --lines 20000 --out drawn", drawn="mixed", **{"20000": 150})
+    run_here(*command, cwd=folder)
+    command = "jobs/prepare.py --data drawn --out prepared-drawn --keep lowercase --max-length 28"
+    run_here(*documented(command, drawn="mixed"), cwd=folder)
+    splits = json.loads((folder / "prepared-drawn/dataset.json").read_text())["splits"]
+    faults = json.loads((folder / "mixed/synthesis.json").read_text())["splits"]
+    for split, figures in splits.items():
+        assert figures["rejected"] == {name: n for name, n in faults[split].items() if n and name != "rows"}
+    texts = "".join(pd.read_parquet(folder / "prepared-drawn/train").text)
+    assert any(c.islower() for c in texts) and any(c.isdigit() for c in texts) and not texts.isascii()
+
+
 def test_data_sets_are_trained_on_together_and_validated_each_and_all(folder, prepared, draw_text):
     texts = ["straße", "12.30", "Ärger", "übel"] * 12
     csv, images = draw_lines(folder / "others", draw_text, texts)  # 0.png, 1.png, ... are ids of both sets
