@@ -16,7 +16,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from hwr_ray.data.dataset import PreparedSets
-from hwr_ray.decoding.decoder import NUM_CANDIDATES
 from hwr_ray.errors import UserError
 from hwr_ray.files import storage
 from hwr_ray.images.line_uniforms import line_uniforms
@@ -30,6 +29,8 @@ THRESHOLD = math.log(TIMES_LIKELIER)
 """Score above which a label counts as an error: the prediction is TIMES_LIKELIER times likelier than the label."""
 SURE = 0.9
 """Confidence from which on a prediction replaces the label; below it, the line is left out."""
+MOST_CANDIDATES = 8
+"""Maximum number of candidates that an evaluation can have for a line; only then their shares sum to 1."""
 Labelled = tuple[str, str]
 """The id of a training line and its label. Lines of two data sets may have the same id."""
 Candidates = tuple[tuple[str, ...], tuple[float, ...]]
@@ -183,7 +184,7 @@ def read_corrections(path: str, prepared: PreparedSets) -> dict[Labelled, str | 
 
 
 def read_candidates(paths: Sequence[str], prepared: PreparedSets) -> dict[Labelled, Candidates]:
-    """Returns the candidates of a teacher from evaluations of training lines with NUM_CANDIDATES candidates a line.
+    """Returns the candidates of a teacher from evaluations of training lines with MOST_CANDIDATES candidates a line.
 
     It omits candidates with characters outside the charset of the lines, and those that need more frames than the
     network has on their canvas. Raises UserError if a folder is not such an evaluation, is of other lines than the
@@ -194,10 +195,10 @@ def read_candidates(paths: Sequence[str], prepared: PreparedSets) -> dict[Labell
     for path in paths:
         metrics = storage.join(path, "metrics.json")
         known = storage.read_json(metrics) if storage.is_file(metrics) else {}
-        if known.get("split") != "train" or known["settings"]["reading"]["num_best"] != NUM_CANDIDATES:
+        if known.get("split") != "train" or known["settings"]["reading"]["num_best"] != MOST_CANDIDATES:
             raise UserError(
-                f"{path} is no evaluation of training lines with {NUM_CANDIDATES} candidates: write one with "
-                f"jobs/evaluate.py --split train --num-best {NUM_CANDIDATES}"
+                f"{path} is no evaluation of training lines with {MOST_CANDIDATES} candidates: write one with "
+                f"jobs/evaluate.py --split train --num-best {MOST_CANDIDATES}"
             )
         if known["content_hash"] not in contents:
             raise UserError(f"{path} is of other lines than {', '.join(prepared.paths)}, or another one is of the same")

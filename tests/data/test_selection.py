@@ -12,6 +12,7 @@ import pytest
 from hwr_ray.data.dataset import PreparedSets
 from hwr_ray.data.labels import split_of
 from hwr_ray.data.selection import (
+    MOST_CANDIDATES,
     Selection,
     Teacher,
     fold_of,
@@ -19,6 +20,7 @@ from hwr_ray.data.selection import (
     read_corrections,
     read_selection,
 )
+from hwr_ray.decoding.decoder import NUM_CANDIDATES
 from hwr_ray.errors import UserError
 from hwr_ray.files.storage import write_json
 
@@ -191,6 +193,10 @@ def test_a_line_draws_the_same_text_beside_other_lines_and_another_in_other_epoc
     assert [teacher.draw([line], ["A"], seed=1, epoch=2)[0] for line in ids] == texts
     assert teacher.draw(ids, ["A"] * 40, seed=1, epoch=3) != texts != teacher.draw(ids, ["A"] * 40, seed=2, epoch=2)
     assert Teacher(candidates=candidates, weight=0.0).draw(ids, ["A"] * 40, seed=1, epoch=2) == ["A"] * 40
+
+
+def test_an_evaluation_with_all_candidates_has_as_many_as_a_teacher_needs():
+    assert MOST_CANDIDATES == NUM_CANDIDATES
 
 
 def test_what_is_no_teacher_or_of_other_lines_is_refused(tmp_path, prepared, path):
