@@ -276,9 +276,9 @@ def is_finished(trained: Path) -> bool:
 
 
 def read_by(evaluation: Path, model_id: str) -> bool:
-    """Returns whether an evaluation exists and is of this very bundle."""
+    """Returns whether an evaluation exists and is of this very bundle, whatever votes beside it."""
     file = evaluation / "metrics.json"
-    return file.is_file() and json.loads(file.read_text())["model_id"] == model_id
+    return file.is_file() and json.loads(file.read_text())["model_id"].partition("+")[0] == model_id
 
 
 def known_names(word: str, work: Path, prepared: Path, labels: Path) -> list[str]:
