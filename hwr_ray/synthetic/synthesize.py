@@ -120,38 +120,25 @@ def without_accents(text: str) -> str:
 
 def draw_row(texts: Names | MixedTexts, fault: Fault | None, rng: np.random.Generator) -> tuple[str, bytes | None]:
     """Returns the label of a row and the bytes of its JPEG file, or None if the image is to be missing."""
-    text = texts.draw_one(rng)
-    if isinstance(texts, MixedTexts):
-        return _draw_mixed_row(text, fault, rng)
+    text, is_mixed = texts.draw_one(rng), isinstance(texts, MixedTexts)
+    draw = draw_mixed_line if is_mixed else draw_line
     if fault == "lowercase":
         text = text.title()
     while fault == "too_long" and not MAX_LENGTH < len(text) <= MAX_LENGTH + 10:
         text = f"{texts.draw_one(rng)} {texts.draw_one(rng)}"
-    label = without_accents(text)
+    label = text if is_mixed else without_accents(text)
     if fault == "unreadable":
         return "UNREADABLE", encode_jpeg(draw_scribble(rng), rng)
     if fault == "empty_field":
-        return "EMPTY", encode_jpeg(draw_line("", rng), rng)
+        return "EMPTY", encode_jpeg(draw("", rng), rng)
     if fault == "missing_image":
         return label, None
     # The labels of the Kaggle data set omit the accents that pupils wrote.
-    picture = encode_jpeg(draw_line(text if rng.random() < 0.5 else label, rng), rng)
+    written = text if is_mixed or rng.random() < 0.5 else label
+    picture = encode_jpeg(draw(written, rng), rng)
     if fault == "undecodable_image":
         picture = _cut(picture, rng)
     return "" if fault == "missing_text" else label, picture
-
-
-def _draw_mixed_row(text: str, fault: Fault | None, rng: np.random.Generator) -> tuple[str, bytes | None]:
-    if fault == "unreadable":
-        return "UNREADABLE", encode_jpeg(draw_scribble(rng), rng)
-    if fault == "empty_field":
-        return "EMPTY", encode_jpeg(draw_mixed_line("", rng), rng)
-    if fault == "missing_image":
-        return text, None
-    picture = encode_jpeg(draw_mixed_line(text, rng), rng)
-    if fault == "undecodable_image":
-        picture = _cut(picture, rng)
-    return "" if fault == "missing_text" else text, picture
 
 
 def encode_jpeg(picture: np.ndarray, rng: np.random.Generator) -> bytes:

@@ -108,6 +108,8 @@ class Recombiner:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Returns composed lines with the columns COMPOSED. Letters of a line come from images of one size, so that
         they are of one form and stand at the same height."""
+        if not len(table):
+            return COMPOSED.empty_table()
         first = blake2b(table["id"][0].as_py().encode(), digest_size=8).digest()
         rng = np.random.default_rng((self.seed, int.from_bytes(first, "big")))
         by_size = defaultdict[tuple[int, int], list[CutWord]](list)
